@@ -1,0 +1,14 @@
+//! Identity, tenancy, policy, budgets and metering in front of an LLM proxy.
+
+pub mod clock;
+pub mod credits;
+pub mod id;
+pub mod problem;
+
+pub mod context;
+pub mod model;
+pub mod policy;
+
+pub mod identity;
+pub mod metering;
+pub mod proxy;

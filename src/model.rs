@@ -1,0 +1,5 @@
+//! Nouns and their rules, without I/O. A resource has the same name here, in
+//! [`store`](crate::store) and in [`v1`](crate::v1).
+
+pub mod accounts;
+pub mod usage;
