@@ -380,3 +380,12 @@ impl Granted<Platform> {
         Self::new(Id::nobody(), by)
     }
 }
+
+/// The request as logs and audit know it; in the extensions of every request.
+#[derive(Debug, Clone)]
+pub struct RequestInfo {
+    /// Our id of it, also the answer's `x-request-id`.
+    pub id: Arc<str>,
+    /// The client's address, behind trusted proxies the one they report.
+    pub client_ip: Option<std::net::IpAddr>,
+}

@@ -114,8 +114,11 @@ impl<'de, T> Deserialize<'de> for Id<T> {
         text.parse().map_err(serde::de::Error::custom)
     }
 }
-impl<T> utoipa::PartialSchema for Id<T> {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+// utoipa asks this hidden trait of types with parameters; it brings `PartialSchema` along.
+impl<T> utoipa::__dev::ComposeSchema for Id<T> {
+    fn compose(
+        _: Vec<utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>>,
+    ) -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
             .min_length(Some(1))
@@ -163,4 +166,14 @@ impl IdSource for CountingIds {
         let n = self.0.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         uuid::Uuid::from_u128(0x7000_8000_0000_0000_0000_u128.saturating_add(u128::from(n)))
     }
+}
+
+/// Bytes as lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing into a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

@@ -8,7 +8,9 @@ pub mod problem;
 pub mod context;
 pub mod model;
 pub mod policy;
+pub mod store;
 
 pub mod identity;
 pub mod metering;
 pub mod proxy;
+pub mod v1;

@@ -2,4 +2,11 @@
 //! [`store`](crate::store) and in [`v1`](crate::v1).
 
 pub mod accounts;
+pub mod audit;
+pub mod budgets;
+pub mod directory;
+pub mod field;
+pub mod models;
+pub mod scope;
+pub mod text;
 pub mod usage;

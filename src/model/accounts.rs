@@ -1,5 +1,206 @@
-//! Accounts: the tenants.
+//! Accounts: the tenants, their admins, and the settings that only an operator changes.
 
-/// A tenant. Used as the mark of [`Id`](crate::id::Id).
-#[derive(Debug, Clone)]
-pub struct Account;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::clock::Timestamp;
+use crate::credits::Usd;
+use crate::id::Id;
+
+/// Whether an account may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccountStatus {
+    /// In use.
+    Active,
+    /// Refused everywhere until restored.
+    Suspended,
+}
+
+impl AccountStatus {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Active, Self::Suspended];
+
+    /// The name in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+        }
+    }
+
+    /// Reads a status, whatever its case.
+    ///
+    /// # Errors
+    /// 400 with the reference's text.
+    pub fn parse(text: &str) -> Result<Self, crate::problem::Problem> {
+        let text = text.trim().to_lowercase();
+        Self::ALL
+            .into_iter()
+            .find(|s| s.as_str() == text)
+            .ok_or_else(|| crate::problem::Problem::bad_request("invalid_status", "status must be active or suspended"))
+    }
+}
+
+/// A tenant.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Account {
+    /// Its id.
+    pub account_id: Id<Account>,
+    /// Its name, unique in the installation.
+    #[schema(example = "Acme")]
+    pub account_name: String,
+    /// A shorter name.
+    pub account_alias: Option<String>,
+    /// The e-mail domain that belongs to it, unique in the installation.
+    #[schema(example = "acme.com")]
+    pub domain: Option<String>,
+    /// Whether it may be used.
+    pub status: AccountStatus,
+    /// The caller's own notes, a JSON object; `timezone` in it is read by budgets.
+    #[schema(value_type = Object)]
+    pub metadata: JsonText,
+    /// A figure for the operator's own planning, in US dollars; budgets are in credits.
+    pub max_budget: Option<Usd>,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+impl Account {
+    /// A new account, active and at its first version.
+    pub fn new(account_id: Id<Account>, account_name: String, created_by: Option<String>, now: Timestamp) -> Self {
+        Self {
+            account_id,
+            account_name,
+            account_alias: None,
+            domain: None,
+            status: AccountStatus::Active,
+            metadata: JsonText::empty_object(),
+            max_budget: None,
+            created_by,
+            created_at: now,
+            updated_at: now,
+            version: 1,
+        }
+    }
+}
+
+/// JSON kept as the text it came in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JsonText(pub Box<RawValue>);
+
+impl JsonText {
+    /// The JSON of `value`.
+    pub fn of(value: &impl Serialize) -> Self {
+        Self(serde_json::value::to_raw_value(value).unwrap_or_default())
+    }
+
+    /// The text.
+    pub fn get(&self) -> &str {
+        self.0.get()
+    }
+
+    /// An empty object.
+    pub fn empty_object() -> Self {
+        Self::of(&serde_json::Map::new())
+    }
+
+    /// Reads the text as a `T`.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn read<T: serde::de::DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.get())
+    }
+}
+
+impl utoipa::PartialSchema for JsonText {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::schema::Type::Object).into()
+    }
+}
+impl utoipa::ToSchema for JsonText {}
+
+/// Someone who may administer an account; the role is granted in Zitadel.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct AccountAdmin {
+    /// Its id.
+    pub id: Id<AccountAdmin>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// Their e-mail address.
+    #[schema(example = "ada@example.com")]
+    pub user_email: String,
+    /// A role of [`ADMIN_ROLES`].
+    #[schema(example = "account_admin")]
+    pub role: String,
+    /// Who added them.
+    pub created_by: Option<String>,
+    /// When.
+    pub created_at: Timestamp,
+    /// When last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+/// The roles of the product, by their canonical names.
+pub const ADMIN_ROLES: [&str; 6] =
+    ["account_admin", "console_org_admin", "console_team_admin", "copilot_org_admin", "copilot_team_admin", "end_user"];
+
+/// What the operator has switched on for an account.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FeaturePack {
+    /// Codes of features.
+    #[schema(example = json!(["create_agents"]))]
+    pub features: Vec<String>,
+    /// Settings of features, by code.
+    #[schema(value_type = Object)]
+    pub config: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Which models an account's console may use before any grant is asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleModelPolicy {
+    /// When not empty, only these; a name may end in `*`.
+    #[serde(default)]
+    pub allow_models: Vec<super::text::ModelPattern>,
+    /// Never these; a name may end in `*`.
+    #[serde(default)]
+    pub deny_models: Vec<super::text::ModelPattern>,
+}
+
+/// How an account is bound to Zitadel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct ZitadelConfig {
+    /// Whether the binding is in use.
+    pub enabled: bool,
+    /// The issuer, for reference.
+    pub issuer: Option<String>,
+    /// The audience, for reference.
+    pub audience: Option<String>,
+    /// The project whose roles are provisioned.
+    pub project_id: Option<String>,
+    /// The organisation that the account is: only roles that it granted count.
+    pub organization_id: Option<String>,
+    /// What stands before the canonical role in the project's role keys.
+    pub role_prefix: Option<String>,
+    /// Canonical role to the project's role key.
+    pub role_mappings: BTreeMap<String, String>,
+    /// The claim that names the account.
+    pub account_id_claim: Option<String>,
+    /// The claim that names the product domains.
+    pub product_domains_claim: Option<String>,
+}

@@ -1,0 +1,352 @@
+//! Budgets: an account's credits, plans with their calendar windows, allocations
+//! and overrides.
+
+use jiff::civil::{self, Weekday};
+use jiff::tz::TimeZone;
+use jiff::{ToSpan, Zoned};
+use serde::{Deserialize, Serialize};
+
+use super::accounts::Account;
+use super::scope::{Scope, ScopeType};
+use crate::clock::Timestamp;
+use crate::credits::{Credits, Factor};
+use crate::id::Id;
+
+/// What an account may spend in a calendar month of its time zone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct AccountAllocation {
+    /// The account.
+    pub account_id: Id<Account>,
+    /// Credits for each month.
+    pub monthly_credits: Credits,
+    /// Credits that may be spent beyond them.
+    pub overflow_limit: Credits,
+    /// Credits for each US dollar.
+    pub credit_factor: Factor,
+    /// Since when these figures hold.
+    pub effective_from: Timestamp,
+    /// Who set them.
+    pub updated_by: Option<String>,
+    /// When they were first set.
+    pub created_at: Timestamp,
+    /// When they were last set.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+impl AccountAllocation {
+    /// Monthly credits and what may be spent beyond them.
+    pub fn cap(&self) -> Credits {
+        self.monthly_credits.saturating_add(self.overflow_limit)
+    }
+}
+
+/// How long a plan's window is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Cycle {
+    /// A day.
+    Daily,
+    /// A week from Monday.
+    Weekly,
+    /// A calendar month.
+    Monthly,
+    /// Three calendar months from January, April, July or October.
+    Quarterly,
+    /// A calendar year.
+    Yearly,
+    /// One window that never ends.
+    None,
+}
+
+impl Cycle {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Daily, Self::Weekly, Self::Monthly, Self::Quarterly, Self::Yearly, Self::None];
+
+    /// The name in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Daily => "daily",
+            Self::Weekly => "weekly",
+            Self::Monthly => "monthly",
+            Self::Quarterly => "quarterly",
+            Self::Yearly => "yearly",
+            Self::None => "none",
+        }
+    }
+
+    /// The calendar window around `now` in `zone`, starting no earlier than `from`.
+    ///
+    /// Days begin at their first moment in the zone, whatever its clocks do then.
+    ///
+    /// ```
+    /// use alchemi::model::budgets::Cycle;
+    ///
+    /// let zone = jiff::tz::TimeZone::get("Europe/Berlin")?;
+    /// let window = Cycle::Monthly.window("2026-03-31T22:30:00Z".parse()?, &zone, "2020-01-01T00:00:00Z".parse()?);
+    /// assert_eq!(window.start.to_string(), "2026-03-31T22:00:00Z"); // midnight of 1 April in Berlin
+    /// assert_eq!(window.end.map(|e| e.to_string()).as_deref(), Some("2026-04-30T22:00:00Z"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn window(self, now: Timestamp, zone: &TimeZone, from: Timestamp) -> Window {
+        let calendar = self.calendar(now, zone);
+        let (start, end) = match calendar {
+            Some((start, end)) => (start.max(from), Some(end)),
+            None => (from, None),
+        };
+        Window { start, end }
+    }
+
+    fn calendar(self, now: Timestamp, zone: &TimeZone) -> Option<(Timestamp, Timestamp)> {
+        let now = jiff::Timestamp::from_microsecond(now.as_micros()).ok()?.to_zoned(zone.clone());
+        let today = now.date();
+        let month = |months: i8| civil::Date::new(today.year(), today.month() - (today.month() - 1) % months, 1).ok();
+        let (first, length) = match self {
+            Self::Daily => (today, 1.day()),
+            Self::Weekly => {
+                let behind = i64::from(today.weekday().since(Weekday::Monday));
+                (today.checked_sub(behind.days()).ok()?, 1.week())
+            }
+            Self::Monthly => (month(1)?, 1.month()),
+            Self::Quarterly => (month(3)?, 3.months()),
+            Self::Yearly => (month(12)?, 1.year()),
+            Self::None => return None,
+        };
+        let last = first.checked_add(length).ok()?;
+        Some((midnight(first, zone)?, midnight(last, zone)?))
+    }
+}
+
+fn midnight(date: civil::Date, zone: &TimeZone) -> Option<Timestamp> {
+    let start: Zoned = date.to_zoned(zone.clone()).ok()?.start_of_day().ok()?;
+    Some(Timestamp::from_micros(start.timestamp().as_microsecond()))
+}
+
+/// The day of `at` in `zone`, as `YYYY-MM-DD`.
+pub fn day_of(at: Timestamp, zone: &TimeZone) -> String {
+    jiff::Timestamp::from_microsecond(at.as_micros())
+        .map(|at| at.to_zoned(zone.clone()).date().to_string())
+        .unwrap_or_default()
+}
+
+/// The time zone that `metadata.timezone` of an account names; UTC without one.
+pub fn zone_of(account: &Account) -> TimeZone {
+    #[derive(Deserialize)]
+    struct Notes {
+        timezone: Option<String>,
+    }
+    account
+        .metadata
+        .read::<Notes>()
+        .ok()
+        .and_then(|notes| notes.timezone)
+        .and_then(|name| TimeZone::get(&name).ok())
+        .unwrap_or(TimeZone::UTC)
+}
+
+/// A stretch of time that credits are counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
+pub struct Window {
+    /// Its first moment.
+    pub start: Timestamp,
+    /// The first moment behind it; none when it never ends.
+    pub end: Option<Timestamp>,
+}
+
+/// Whether a plan is the one in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanStatus {
+    /// In force; one at most for each account.
+    Active,
+    /// Kept.
+    Inactive,
+}
+
+impl PlanStatus {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Active, Self::Inactive];
+
+    /// The name in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+        }
+    }
+}
+
+/// Whether allocations may add up to more than there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OverCommit {
+    /// They may; the answer tells the ratio.
+    #[default]
+    Allow,
+    /// A write that would is refused.
+    Forbid,
+}
+
+impl OverCommit {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Allow, Self::Forbid];
+
+    /// The name in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Forbid => "forbid",
+        }
+    }
+}
+
+/// A plan: how the copilot domain's credits are divided, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Plan {
+    /// Its id.
+    pub id: Id<Plan>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// Its name.
+    #[schema(example = "2026")]
+    pub name: String,
+    /// How long its windows are.
+    pub cycle: Cycle,
+    /// Whether it is in force.
+    pub status: PlanStatus,
+    /// Whether allocations may add up to more than there is.
+    pub over_commit: OverCommit,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was made; its first window starts then.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+impl Plan {
+    /// The window around `now`.
+    pub fn window(&self, now: Timestamp, zone: &TimeZone) -> Window {
+        self.cycle.window(now, zone, self.created_at)
+    }
+}
+
+/// A scope's share of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Allocation {
+    /// Its id.
+    pub id: Id<Allocation>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// The plan.
+    pub plan_id: Id<Plan>,
+    /// The kind of scope.
+    pub scope_type: ScopeType,
+    /// The scope; `pool` for the pool.
+    pub scope_id: String,
+    /// Credits for each window.
+    pub allocated_credits: Credits,
+    /// Credits that may be spent beyond them; none: no overflow.
+    pub overflow_cap: Option<Credits>,
+    /// `manual`, `equal` or `cycle_rollover`.
+    #[schema(example = "manual")]
+    pub source: String,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+impl Allocation {
+    /// Whose share it is.
+    pub fn scope(&self) -> Scope {
+        Scope::new(self.scope_type, self.scope_id.clone())
+    }
+}
+
+/// Credits that a scope has instead of its allocation, until it expires; the
+/// newest that has not expired wins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Override {
+    /// Its id.
+    pub id: Id<Override>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// The plan.
+    pub plan_id: Id<Plan>,
+    /// The kind of scope.
+    pub scope_type: ScopeType,
+    /// The scope.
+    pub scope_id: String,
+    /// Credits for each window.
+    pub override_credits: Credits,
+    /// Why.
+    pub reason: Option<String>,
+    /// Until when; none: for good.
+    pub expires_at: Option<Timestamp>,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// What a scope has in force: its allocation with the override that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EffectiveAllocation {
+    /// Whose.
+    pub scope: Scope,
+    /// The allocation's credits.
+    pub base: Credits,
+    /// The override's credits, else the allocation's.
+    pub effective: Credits,
+    /// Whether an override counts.
+    pub overridden: bool,
+    /// Credits that may be spent beyond.
+    pub overflow_cap: Option<Credits>,
+}
+
+impl EffectiveAllocation {
+    /// The most that may be used and held together in a window.
+    pub fn cap(&self) -> Credits {
+        self.effective.saturating_add(self.overflow_cap.unwrap_or_default())
+    }
+}
+
+/// Puts the overrides that count at `now` over the allocations.
+pub fn effective_allocations(
+    allocations: &[Allocation],
+    overrides: &[Override],
+    now: Timestamp,
+) -> Vec<EffectiveAllocation> {
+    let winner = |scope: &Scope| {
+        overrides
+            .iter()
+            .filter(|o| o.scope_type == scope.scope_type && o.scope_id == scope.scope_id)
+            .filter(|o| o.expires_at.is_none_or(|at| now < at))
+            .max_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)))
+    };
+    allocations
+        .iter()
+        .map(|allocation| {
+            let scope = allocation.scope();
+            let over = winner(&scope);
+            EffectiveAllocation {
+                base: allocation.allocated_credits,
+                effective: over.map_or(allocation.allocated_credits, |o| o.override_credits),
+                overridden: over.is_some(),
+                overflow_cap: allocation.overflow_cap,
+                scope,
+            }
+        })
+        .collect()
+}

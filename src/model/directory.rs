@@ -1,0 +1,127 @@
+//! The directory: in each product domain, orgs hold teams, and users are members of teams.
+
+use serde::{Deserialize, Serialize};
+
+use super::accounts::Account;
+use crate::clock::Timestamp;
+use crate::context::Domain;
+use crate::id::Id;
+
+/// An org of one domain.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Org {
+    /// Its id.
+    pub id: Id<Org>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// The product domain.
+    pub domain: Domain,
+    /// Its name, unique in the domain.
+    #[schema(example = "Research")]
+    pub name: String,
+    /// What it is for.
+    pub description: Option<String>,
+    /// Whether it is the org that every account has from its start.
+    pub is_default_global: bool,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+/// A team of an org.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Team {
+    /// Its id.
+    pub id: Id<Team>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// The product domain.
+    pub domain: Domain,
+    /// The org it belongs to.
+    pub org_id: Id<Org>,
+    /// Its name, unique in the org.
+    #[schema(example = "Language")]
+    pub name: String,
+    /// What it is for.
+    pub description: Option<String>,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+/// Whether a user may use the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UserStatus {
+    /// In use.
+    Active,
+    /// Refused on the data plane.
+    Suspended,
+}
+
+impl UserStatus {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Active, Self::Suspended];
+
+    /// The name in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+        }
+    }
+}
+
+/// A user of one domain; found by identity id, else by e-mail.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct User {
+    /// Their id.
+    pub id: Id<User>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// The product domain.
+    pub domain: Domain,
+    /// Zitadel's user id, the `sub` of their tokens.
+    pub identity_user_id: Option<String>,
+    /// Their e-mail address.
+    pub email: Option<String>,
+    /// Their name.
+    pub display_name: Option<String>,
+    /// Whether they may use the product.
+    pub status: UserStatus,
+    /// Who made it.
+    pub created_by: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; the `ETag`.
+    #[serde(skip)]
+    pub version: i64,
+}
+
+/// A user in a team.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Membership {
+    /// The team.
+    pub team_id: Id<Team>,
+    /// The user.
+    pub user_id: Id<User>,
+    /// The role in the team, free text; `member` unless said.
+    #[schema(example = "member")]
+    pub role: String,
+    /// Since when.
+    pub created_at: Timestamp,
+}

@@ -1,0 +1,149 @@
+//! The change feed: what a commit changed, for caches in every process.
+//!
+//! On SQLite there is one process, so an in-process broadcast is the whole feed.
+//! On PostgreSQL the same rides on `NOTIFY`, and a lost connection is reported as
+//! [`ChangeKind::Everything`]: whoever listens must then assume the worst. A
+//! cache keeps a time limit beside the feed all the same.
+
+use tokio::sync::broadcast;
+
+use super::{Pools, Result};
+use crate::id::Id;
+use crate::model::accounts::Account;
+
+#[cfg(feature = "postgres")]
+pub(super) const CHANNEL: &str = "alchemi_changes";
+
+/// How many changes a slow listener may lag behind before it is told `Everything`.
+const BACKLOG: usize = 4_096;
+
+/// What kind of rows changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChangeKind {
+    /// The account itself: status, names, Zitadel binding, policies.
+    Account,
+    /// Orgs, teams, users, memberships.
+    Directory,
+    /// Account allocation, plans, allocations, overrides.
+    Budget,
+    /// Model grants.
+    Models,
+    /// Cut-off tokens.
+    Revocations,
+    /// Unknown: the feed was interrupted.
+    Everything,
+}
+
+impl ChangeKind {
+    const ALL: [Self; 6] =
+        [Self::Account, Self::Directory, Self::Budget, Self::Models, Self::Revocations, Self::Everything];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Account => "account",
+            Self::Directory => "directory",
+            Self::Budget => "budget",
+            Self::Models => "models",
+            Self::Revocations => "revocations",
+            Self::Everything => "everything",
+        }
+    }
+}
+
+/// One line of the feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Whose rows.
+    pub account: Id<Account>,
+    /// Which rows.
+    pub kind: ChangeKind,
+}
+
+impl Change {
+    /// What a listener assumes when it may have missed something.
+    pub fn everything() -> Self {
+        Self { account: Id::nobody(), kind: ChangeKind::Everything }
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(super) fn encode(&self) -> String {
+        format!("{} {}", self.kind.as_str(), self.account)
+    }
+
+    #[cfg(feature = "postgres")]
+    fn decode(text: &str) -> Self {
+        let (kind, account) = text.split_once(' ').unwrap_or((text, ""));
+        match ChangeKind::ALL.into_iter().find(|k| k.as_str() == kind) {
+            Some(kind) => Self { account: Id::stored(account), kind },
+            None => Self::everything(),
+        }
+    }
+}
+
+pub(super) struct ChangeFeed {
+    sender: broadcast::Sender<Change>,
+    #[cfg(feature = "postgres")]
+    _listener: Option<AbortOnDrop>,
+}
+
+#[cfg(feature = "postgres")]
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+#[cfg(feature = "postgres")]
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl ChangeFeed {
+    pub(super) async fn start(pools: &Pools) -> Result<Self> {
+        let (sender, _) = broadcast::channel(BACKLOG);
+        Ok(match pools {
+            #[cfg(feature = "sqlite")]
+            Pools::Sqlite { .. } => Self {
+                sender,
+                #[cfg(feature = "postgres")]
+                _listener: None,
+            },
+            #[cfg(feature = "postgres")]
+            Pools::Postgres(pool) => {
+                let mut listener = sqlx::postgres::PgListener::connect_with(pool).await?;
+                listener.listen(CHANNEL).await?;
+                let listening = tokio::spawn(listen(listener, sender.clone()));
+                Self { sender, _listener: Some(AbortOnDrop(listening)) }
+            }
+        })
+    }
+
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Change> {
+        self.sender.subscribe()
+    }
+
+    /// Tells this process at once; on PostgreSQL the notification follows and says
+    /// the same again, which costs a cache one more look.
+    pub(super) fn publish(&self, changes: &[Change]) {
+        for change in changes {
+            // An error only says that nobody listens.
+            let _ = self.sender.send(change.clone());
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+async fn listen(mut listener: sqlx::postgres::PgListener, sender: broadcast::Sender<Change>) {
+    loop {
+        let change = match listener.try_recv().await {
+            Ok(Some(notification)) => Change::decode(notification.payload()),
+            // The connection was lost and is made again: what passed meanwhile is unknown.
+            Ok(None) => Change::everything(),
+            Err(sqlx::Error::PoolClosed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the change feed is interrupted");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                Change::everything()
+            }
+        };
+        let _ = sender.send(change);
+    }
+}

@@ -1,0 +1,346 @@
+//! Where the two databases differ: connecting, beginning, notifying, and how a
+//! value of ours becomes a column.
+
+use std::time::Duration;
+
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::{Database, Decode, Encode, Type};
+
+use super::changes::Change;
+use super::{DatabaseConfig, Inner, Pools, Result, StoreError};
+use crate::clock::Timestamp;
+use crate::credits::{Credits, Factor, Usd};
+use crate::id::Id;
+use crate::model::accounts::JsonText;
+
+/// Runs one statement on whichever database the transaction is on.
+///
+/// `on!(tx, |c| sqlx::query("…").bind(x).execute(c).await)` gives
+/// `Result<_, StoreError>`; the body is expanded once for each driver.
+macro_rules! on {
+    ($tx:expr, |$c:ident| $body:expr) => {{
+        $tx.count_statement();
+        let outcome: std::result::Result<_, sqlx::Error> = match &mut $tx.inner {
+            #[cfg(feature = "sqlite")]
+            $crate::store::Inner::Sqlite(transaction) => {
+                let $c = &mut **transaction;
+                $body
+            }
+            #[cfg(feature = "postgres")]
+            $crate::store::Inner::Postgres(transaction) => {
+                let $c = &mut **transaction;
+                $body
+            }
+        };
+        outcome.map_err($crate::store::StoreError::from)
+    }};
+}
+pub(crate) use on;
+
+/// Runs one writing statement: `run!(tx, "…", bound, …)` gives the rows affected.
+macro_rules! run {
+    ($tx:expr, $sql:expr $(, $bound:expr)* $(,)?) => {
+        $crate::store::on!($tx, |c| sqlx::query($sql)$(.bind($bound))*.execute(c).await.map(|done| done.rows_affected()))
+    };
+}
+pub(crate) use run;
+
+pub(super) async fn connect(config: &DatabaseConfig) -> Result<Pools> {
+    let url = config.url.as_str();
+    #[cfg(feature = "sqlite")]
+    if url.starts_with("sqlite:") {
+        return sqlite(config).await;
+    }
+    #[cfg(feature = "postgres")]
+    if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        return postgres(config).await;
+    }
+    let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+    Err(StoreError::Setup(format!(
+        "database.url (DATABASE_URL) starts with {scheme:?}: expected sqlite:path/to/file.db or postgres://user@host/name, \
+         and a build with that feature"
+    )))
+}
+
+fn acquire_timeout(config: &DatabaseConfig) -> Duration {
+    Duration::from_millis(config.acquire_timeout_ms)
+}
+
+#[cfg(feature = "sqlite")]
+async fn sqlite(config: &DatabaseConfig) -> Result<Pools> {
+    use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+    let setup =
+        |e: &dyn std::fmt::Display| StoreError::Setup(format!("database.url (DATABASE_URL) cannot be opened: {e}"));
+    let options: SqliteConnectOptions = config.url.parse().map_err(|e: sqlx::Error| setup(&e))?;
+    if config.url.contains(":memory:") || config.url.contains("mode=memory") {
+        return Err(StoreError::Setup(
+            "database.url (DATABASE_URL) names a database in memory, which cannot be shared by a writer and readers: name a file".to_owned(),
+        ));
+    }
+    if let Some(folder) = options.get_filename().parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| setup(&e))?;
+    }
+    let options = options
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(acquire_timeout(config))
+        .foreign_keys(true)
+        .statement_cache_capacity(256);
+    let writer = SqlitePoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(acquire_timeout(config))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .connect_with(options.clone())
+        .await
+        .map_err(|e| setup(&e))?;
+    let readers = SqlitePoolOptions::new()
+        .max_connections(config.max_connections.max(1))
+        .acquire_timeout(acquire_timeout(config))
+        .test_before_acquire(false)
+        .connect_lazy_with(options.read_only(true));
+    Ok(Pools::Sqlite { writer, readers })
+}
+
+#[cfg(feature = "postgres")]
+async fn postgres(config: &DatabaseConfig) -> Result<Pools> {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    let options: PgConnectOptions = config
+        .url
+        .parse()
+        .map_err(|_| StoreError::Setup("database.url (DATABASE_URL) is not a postgres:// URL".to_owned()))?;
+    let pool = PgPoolOptions::new()
+        .max_connections(config.max_connections.max(2))
+        .acquire_timeout(acquire_timeout(config))
+        .connect_with(options.application_name("alchemi").statement_cache_capacity(256))
+        .await?;
+    Ok(Pools::Postgres(pool))
+}
+
+pub(super) async fn begin(pools: &Pools) -> Result<Inner> {
+    Ok(match pools {
+        // IMMEDIATE: a transaction that upgrades from read to write later could fail then.
+        #[cfg(feature = "sqlite")]
+        Pools::Sqlite { writer, .. } => Inner::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
+        #[cfg(feature = "postgres")]
+        Pools::Postgres(pool) => Inner::Postgres(pool.begin().await?),
+    })
+}
+
+pub(super) async fn begin_read(pools: &Pools) -> Result<Inner> {
+    Ok(match pools {
+        #[cfg(feature = "sqlite")]
+        Pools::Sqlite { readers, .. } => Inner::Sqlite(readers.begin().await?),
+        #[cfg(feature = "postgres")]
+        Pools::Postgres(pool) => {
+            Inner::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?)
+        }
+    })
+}
+
+pub(super) async fn commit(inner: Inner) -> Result<()> {
+    match inner {
+        #[cfg(feature = "sqlite")]
+        Inner::Sqlite(transaction) => transaction.commit().await?,
+        #[cfg(feature = "postgres")]
+        Inner::Postgres(transaction) => transaction.commit().await?,
+    }
+    Ok(())
+}
+
+/// PostgreSQL sends notifications when, and only when, the transaction commits.
+pub(super) async fn notify(inner: &mut Inner, changes: &[Change]) -> Result<()> {
+    match inner {
+        #[cfg(feature = "sqlite")]
+        Inner::Sqlite(_) => {}
+        #[cfg(feature = "postgres")]
+        Inner::Postgres(transaction) => {
+            for change in changes {
+                sqlx::query("SELECT pg_notify($1, $2)")
+                    .bind(super::changes::CHANNEL)
+                    .bind(change.encode())
+                    .execute(&mut **transaction)
+                    .await?;
+            }
+        }
+    }
+    #[cfg(not(feature = "postgres"))]
+    let _ = changes;
+    Ok(())
+}
+
+pub(super) async fn close(pools: &Pools) {
+    match pools {
+        #[cfg(feature = "sqlite")]
+        Pools::Sqlite { writer, readers } => {
+            readers.close().await;
+            writer.close().await;
+        }
+        #[cfg(feature = "postgres")]
+        Pools::Postgres(pool) => pool.close().await,
+    }
+}
+
+/// Whether the same statement may succeed when tried again: SQLite is busy, or
+/// PostgreSQL is starting, stopping, out of connections, or broke a deadlock.
+pub(super) fn is_transient(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let Some(code) = error.code() else { return false };
+    matches!(&*code, "5" | "6" | "261" | "517" | "10" | "13")
+        || code.starts_with("08")
+        || code.starts_with("53")
+        || code.starts_with("57P")
+        || matches!(&*code, "40001" | "40P01" | "55P03")
+}
+
+macro_rules! stored_as_integer {
+    ($($type:ty, $get:ident, $make:ident;)*) => {$(
+        impl<DB: Database> Type<DB> for $type where i64: Type<DB> {
+            fn type_info() -> DB::TypeInfo {
+                i64::type_info()
+            }
+            fn compatible(ty: &DB::TypeInfo) -> bool {
+                i64::compatible(ty)
+            }
+        }
+        impl<'q, DB: Database> Encode<'q, DB> for $type where i64: Encode<'q, DB> {
+            fn encode_by_ref(&self, buf: &mut DB::ArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                self.$get().encode_by_ref(buf)
+            }
+        }
+        impl<'r, DB: Database> Decode<'r, DB> for $type where i64: Decode<'r, DB> {
+            fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
+                i64::decode(value).map(Self::$make)
+            }
+        }
+    )*};
+}
+
+stored_as_integer! {
+    Timestamp, as_micros, from_micros;
+    Credits, nanos, from_nanos;
+    Usd, nanos, from_nanos;
+    Factor, nanos, from_nanos;
+}
+
+impl<T, DB: Database> Type<DB> for Id<T>
+where
+    String: Type<DB>,
+{
+    fn type_info() -> DB::TypeInfo {
+        String::type_info()
+    }
+    fn compatible(ty: &DB::TypeInfo) -> bool {
+        String::compatible(ty)
+    }
+}
+impl<'q, T, DB: Database> Encode<'q, DB> for Id<T>
+where
+    String: Encode<'q, DB>,
+{
+    fn encode_by_ref(&self, buf: &mut DB::ArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        self.as_str().to_owned().encode(buf)
+    }
+}
+impl<'r, T, DB: Database> Decode<'r, DB> for Id<T>
+where
+    &'r str: Decode<'r, DB>,
+{
+    fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
+        <&str>::decode(value).map(Self::stored)
+    }
+}
+
+/// Implements the column form of an enum that has `as_str` and `ALL`.
+macro_rules! stored_as_name {
+    ($($type:ty),* $(,)?) => {$(
+        impl<DB: sqlx::Database> sqlx::Type<DB> for $type where String: sqlx::Type<DB> {
+            fn type_info() -> DB::TypeInfo {
+                <String as sqlx::Type<DB>>::type_info()
+            }
+            fn compatible(ty: &DB::TypeInfo) -> bool {
+                <String as sqlx::Type<DB>>::compatible(ty)
+            }
+        }
+        impl<'q, DB: sqlx::Database> sqlx::Encode<'q, DB> for $type where String: sqlx::Encode<'q, DB> {
+            fn encode_by_ref(
+                &self,
+                buf: &mut DB::ArgumentBuffer,
+            ) -> std::result::Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+                sqlx::Encode::<DB>::encode(self.as_str().to_owned(), buf)
+            }
+        }
+        impl<'r, DB: sqlx::Database> sqlx::Decode<'r, DB> for $type where &'r str: sqlx::Decode<'r, DB> {
+            fn decode(value: DB::ValueRef<'r>) -> std::result::Result<Self, sqlx::error::BoxDynError> {
+                let name = <&str as sqlx::Decode<'r, DB>>::decode(value)?;
+                <$type>::ALL
+                    .into_iter()
+                    .find(|known| known.as_str() == name)
+                    .ok_or_else(|| format!("{name:?} is not a {}", stringify!($type)).into())
+            }
+        }
+    )*};
+}
+pub(crate) use stored_as_name;
+
+stored_as_name!(
+    crate::context::Domain,
+    crate::model::usage::RouteKind,
+    crate::model::usage::CostSource,
+    crate::model::scope::ScopeType,
+    crate::model::accounts::AccountStatus,
+    crate::model::directory::UserStatus,
+);
+
+/// Reads a struct of the model from columns of the same names, on each driver.
+macro_rules! from_columns {
+    ($($type:ty { $($column:ident),* $(,)? })*) => {$(
+        #[cfg(feature = "sqlite")]
+        impl sqlx::FromRow<'_, sqlx::sqlite::SqliteRow> for $type {
+            fn from_row(row: &sqlx::sqlite::SqliteRow) -> sqlx::Result<Self> {
+                use sqlx::Row;
+                Ok(Self { $($column: row.try_get(stringify!($column))?),* })
+            }
+        }
+        #[cfg(feature = "postgres")]
+        impl sqlx::FromRow<'_, sqlx::postgres::PgRow> for $type {
+            fn from_row(row: &sqlx::postgres::PgRow) -> sqlx::Result<Self> {
+                use sqlx::Row;
+                Ok(Self { $($column: row.try_get(stringify!($column))?),* })
+            }
+        }
+    )*};
+}
+pub(crate) use from_columns;
+
+impl<DB: Database> Type<DB> for JsonText
+where
+    String: Type<DB>,
+{
+    fn type_info() -> DB::TypeInfo {
+        String::type_info()
+    }
+    fn compatible(ty: &DB::TypeInfo) -> bool {
+        String::compatible(ty)
+    }
+}
+impl<'q, DB: Database> Encode<'q, DB> for JsonText
+where
+    String: Encode<'q, DB>,
+{
+    fn encode_by_ref(&self, buf: &mut DB::ArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        self.get().to_owned().encode(buf)
+    }
+}
+impl<'r, DB: Database> Decode<'r, DB> for JsonText
+where
+    String: Decode<'r, DB>,
+{
+    fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
+        Ok(Self(serde_json::value::RawValue::from_string(String::decode(value)?)?))
+    }
+}

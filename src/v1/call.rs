@@ -1,0 +1,316 @@
+//! What a handler is called with: proof that the guard let the caller through, the
+//! way to a transaction, and the conventions of every answer.
+//!
+//! A guard is a type, so that a route says in its signature who may call it, and
+//! the refusal comes before the body is read.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::FromRequestParts;
+use http::header;
+use http::request::Parts;
+use serde::Serialize;
+
+use super::App;
+use super::answer::{Answer, Halt};
+use crate::context::{Context, Domain, Granted, Platform, RequestInfo, Tenant};
+use crate::id::Id;
+use crate::problem::Problem;
+use crate::store::idempotency::{GivenAnswer, RequestKey};
+use crate::store::{Reach, Tx};
+
+/// Who may call a route.
+pub trait Guard: Sized + Send + Sync {
+    /// Whether the grant reaches one account or all.
+    type Reach: 'static;
+
+    /// The grant, or the refusal.
+    ///
+    /// # Errors
+    /// 403 with the reason.
+    fn admit(context: &Context, parts: &Parts) -> Result<(Self, Granted<Self::Reach>), Problem>;
+}
+
+/// Guard SUPER: an operator.
+#[derive(Debug, Clone, Copy)]
+pub struct SuperAdmin;
+/// Guard ACCOUNT: an admin of the whole account.
+#[derive(Debug, Clone, Copy)]
+pub struct AccountAdmin;
+/// Guard DOMAIN of the path's first segment.
+#[derive(Debug, Clone, Copy)]
+pub struct DomainAdmin(pub Domain);
+/// Guard DOMAIN(copilot).
+#[derive(Debug, Clone, Copy)]
+pub struct CopilotAdmin;
+/// Any signed-in subject of the account.
+#[derive(Debug, Clone, Copy)]
+pub struct Member;
+
+impl Guard for SuperAdmin {
+    type Reach = Platform;
+    fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Platform>), Problem> {
+        Ok((Self, context.super_admin()?))
+    }
+}
+impl Guard for AccountAdmin {
+    type Reach = Tenant;
+    fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
+        Ok((Self, context.account_admin()?))
+    }
+}
+impl Guard for DomainAdmin {
+    type Reach = Tenant;
+    fn admit(context: &Context, parts: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
+        let path = parts.uri.path();
+        let segment = path.strip_prefix("/v1/").unwrap_or(path).trim_start_matches('/').split('/').next();
+        let domain = segment
+            .and_then(|s| s.parse().ok())
+            .ok_or_else(|| Problem::not_found("There is no such product domain: expected console or copilot"))?;
+        Ok((Self(domain), context.domain_admin(domain)?))
+    }
+}
+impl Guard for CopilotAdmin {
+    type Reach = Tenant;
+    fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
+        Ok((Self, context.domain_admin(Domain::Copilot)?))
+    }
+}
+impl Guard for Member {
+    type Reach = Tenant;
+    fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
+        Ok((Self, context.member()?))
+    }
+}
+
+/// A call that `G` let through.
+#[derive(Debug)]
+pub struct Call<G: Guard> {
+    /// What the routes share.
+    pub app: App,
+    /// Who calls.
+    pub context: Context,
+    /// The guard, where it found something out.
+    pub guard: G,
+    granted: Granted<G::Reach>,
+    idempotency: Option<RequestKey>,
+    in_flight: Option<InFlight>,
+    if_match: Option<String>,
+}
+
+/// The digest of the query and body of a POST that carries an `Idempotency-Key`,
+/// put there by the layer that buffers it.
+#[derive(Debug, Clone)]
+pub(super) struct BodyDigest(pub(super) String);
+
+impl<G: Guard> FromRequestParts<App> for Call<G> {
+    type Rejection = Halt;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Halt> {
+        let context = caller(parts).ok_or_else(token_missing)?;
+        let (guard, granted) = G::admit(&context, parts)?;
+        let granted = match parts.extensions.get::<RequestInfo>() {
+            Some(info) => granted.for_request(Arc::clone(&info.id), info.client_ip),
+            None => granted,
+        };
+        let idempotency = request_key(parts, &context)?;
+        let in_flight = idempotency.clone().map(|key| app.in_flight.enter(key)).transpose()?;
+        let if_match = parts.headers.get(header::IF_MATCH).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        Ok(Self { app: app.clone(), context, guard, granted, idempotency, in_flight, if_match })
+    }
+}
+
+/// Who calls, if anybody is signed in.
+fn caller(parts: &Parts) -> Option<Context> {
+    parts.extensions.get::<Context>().cloned()
+}
+
+fn token_missing() -> Problem {
+    Problem::unauthenticated("token_missing", "Send a Zitadel access token as Authorization: Bearer …")
+}
+
+/// A caller who need not be signed in.
+#[derive(Debug)]
+pub struct Anyone(pub Option<Context>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Anyone {
+    type Rejection = std::convert::Infallible;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(caller(parts)))
+    }
+}
+
+/// A caller whose guard depends on the request's body or query.
+#[derive(Debug)]
+pub struct SignedIn;
+
+impl Guard for SignedIn {
+    type Reach = Tenant;
+    fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
+        Ok((Self, context.member()?))
+    }
+}
+
+impl Call<SignedIn> {
+    /// Narrows the call to admins of `domain`.
+    ///
+    /// # Errors
+    /// 403 as [`Context::domain_admin`].
+    pub fn domain_admin(self, domain: Domain) -> Result<Call<DomainAdmin>, Problem> {
+        let by = self.granted.by().clone();
+        let granted = self.context.domain_admin(domain)?;
+        let granted = match by.request_id {
+            Some(id) => granted.for_request(id, by.source_ip),
+            None => granted,
+        };
+        let Self { app, context, idempotency, in_flight, if_match, .. } = self;
+        Ok(Call { app, context, guard: DomainAdmin(domain), granted, idempotency, in_flight, if_match })
+    }
+}
+
+impl<G: Guard> Call<G>
+where
+    Granted<G::Reach>: Reach,
+{
+    /// The grant.
+    pub fn granted(&self) -> &Granted<G::Reach> {
+        &self.granted
+    }
+
+    /// A transaction that may write; or the answer that was given to the same
+    /// `Idempotency-Key` before.
+    ///
+    /// # Errors
+    /// [`Halt::Replay`] with the earlier answer, 422 `idempotency_key_reused`, 503.
+    pub async fn begin(&self) -> Result<Tx<G::Reach>, Halt> {
+        let mut tx = self.app.store.begin(&self.granted).await?;
+        let Some(key) = &self.idempotency else { return Ok(tx) };
+        match tx.given_answer(key).await? {
+            None => Ok(tx),
+            Some(given) if given.body_hash == key.body_hash => Err(Halt::Replay(Answer::replayed(given))),
+            Some(_) => Err(Problem::new(
+                http::StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "This Idempotency-Key was used with another body within the last 24 hours: send a new key",
+            )
+            .into()),
+        }
+    }
+
+    /// A transaction that only reads.
+    ///
+    /// # Errors
+    /// 503 when the database cannot be reached.
+    pub async fn read(&self) -> Result<Tx<G::Reach>, Halt> {
+        Ok(self.app.store.read(&self.granted).await?)
+    }
+
+    /// Commits and answers with `body`.
+    ///
+    /// # Errors
+    /// 409 when the same `Idempotency-Key` was answered by another gateway meanwhile.
+    pub async fn done<R>(&self, tx: Tx<R>, body: &impl Serialize) -> Result<Answer, Halt>
+    where
+        Granted<R>: Reach,
+    {
+        self.finish(tx, Answer::of(body)).await
+    }
+
+    /// Commits and answers with `body`, whose `ETag` is `version`.
+    ///
+    /// # Errors
+    /// As [`Call::done`].
+    pub async fn done_tagged<R>(&self, tx: Tx<R>, body: &impl Serialize, version: i64) -> Result<Answer, Halt>
+    where
+        Granted<R>: Reach,
+    {
+        self.finish(tx, Answer::of(body).tagged(version)).await
+    }
+
+    async fn finish<R>(&self, mut tx: Tx<R>, answer: Answer) -> Result<Answer, Halt>
+    where
+        Granted<R>: Reach,
+    {
+        if let Some(key) = &self.idempotency {
+            let given = GivenAnswer {
+                body_hash: key.body_hash.clone(),
+                status: 200,
+                etag: answer.etag().map(str::to_owned),
+                answer: answer.text().to_owned(),
+            };
+            tx.keep_answer(key, &given).await.map_err(|e| match e {
+                crate::store::StoreError::Unique(_) => in_progress().into(),
+                other => Halt::from(other),
+            })?;
+        }
+        tx.commit().await?;
+        Ok(answer)
+    }
+
+    /// Holds a write to the version that the caller has seen, when they sent `If-Match`.
+    ///
+    /// # Errors
+    /// 412 `version_mismatch`.
+    pub fn expects(&self, version: i64) -> Result<(), Problem> {
+        let Some(wanted) = &self.if_match else { return Ok(()) };
+        let tag = format!("\"{version}\"");
+        let fits = wanted.split(',').map(str::trim).any(|t| t == "*" || t.trim_start_matches("W/") == tag);
+        if fits {
+            return Ok(());
+        }
+        Err(Problem::new(
+            http::StatusCode::PRECONDITION_FAILED,
+            "version_mismatch",
+            "The resource has changed since you read it: read it again and repeat the change",
+        ))
+    }
+}
+
+/// The `Idempotency-Key` of a POST with what it belongs to.
+fn request_key(parts: &Parts, context: &Context) -> Result<Option<RequestKey>, Problem> {
+    let (Some(value), Some(BodyDigest(body_hash))) =
+        (parts.headers.get("idempotency-key"), parts.extensions.get::<BodyDigest>())
+    else {
+        return Ok(None);
+    };
+    let key = value.to_str().ok().filter(|k| (1..=255).contains(&k.len())).ok_or_else(|| {
+        Problem::bad_request("invalid_idempotency_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
+    })?;
+    let actor = context.actor();
+    Ok(Some(RequestKey {
+        account: context.account().cloned().unwrap_or_else(Id::nobody),
+        caller: format!("{} {}", actor.issuer, actor.subject),
+        route: format!("{} {}", parts.method, parts.uri.path()),
+        key: key.to_owned(),
+        body_hash: body_hash.clone(),
+    }))
+}
+
+fn in_progress() -> Problem {
+    Problem::conflict("request_in_progress", "A request with this Idempotency-Key is being answered: wait for it")
+}
+
+/// Requests with an `Idempotency-Key` that this process is answering.
+#[derive(Debug, Clone, Default)]
+pub(super) struct InFlightSet(Arc<Mutex<HashSet<RequestKey>>>);
+
+#[derive(Debug)]
+struct InFlight {
+    set: InFlightSet,
+    key: RequestKey,
+}
+
+impl InFlightSet {
+    fn enter(&self, mut key: RequestKey) -> Result<InFlight, Problem> {
+        key.body_hash.clear();
+        let fresh = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        if fresh { Ok(InFlight { set: self.clone(), key }) } else { Err(in_progress()) }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.set.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}

@@ -1,0 +1,181 @@
+//! What handlers read: bodies, queries, paths and pages, each with its own refusal.
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use crate::problem::{FieldError, Problem};
+use crate::store::page::{Cursor, Slice};
+
+/// Largest body of a control-plane request, in bytes.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// A JSON body; unknown fields, wrong types and bad values are a 422 that names the field.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let json = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_json);
+        if !json {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "Send the body as Content-Type: application/json",
+            ));
+        }
+        let bytes = read_body(request.into_body()).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The whole body, under the limit.
+///
+/// # Errors
+/// 413 `body_too_large`, 400 when the client ended early.
+pub(super) async fn read_body(body: axum::body::Body) -> Result<axum::body::Bytes, Problem> {
+    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
+        let too_large = std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+        if too_large {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is larger than 1 MiB")
+        } else {
+            Problem::bad_request("incomplete_body", "The body ended early")
+        }
+    })
+}
+
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default();
+    let utf8 = parts.all(|p| match p.split_once('=') {
+        Some((name, value)) if name.eq_ignore_ascii_case("charset") => {
+            value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+        }
+        _ => true,
+    });
+    let essence = essence.to_ascii_lowercase();
+    utf8 && (essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let pointer = pointer(error.path());
+        let inner = error.into_inner();
+        if inner.is_data() {
+            Problem::invalid_fields(vec![FieldError { pointer: field_of(pointer, &inner), detail: reason(&inner) }])
+        } else {
+            Problem::bad_request("invalid_json", format!("The body is not JSON: {inner}"))
+        }
+    })?;
+    json.end().map_err(|e| Problem::bad_request("invalid_json", format!("The body is not JSON: {e}")))?;
+    Ok(value)
+}
+
+/// RFC 6901.
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(format!("/{index}")),
+            Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
+            Segment::Enum { variant } => Some(format!("/{variant}")),
+            Segment::Unknown => None,
+        })
+        .collect()
+}
+
+/// A missing field is reported at its parent; the message names it between backquotes.
+fn field_of(pointer: String, error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')) {
+        Some((field, _)) => format!("{pointer}/{field}"),
+        None => pointer,
+    }
+}
+
+/// serde's message without the position, which the pointer replaces.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text.get(..end).unwrap_or(&text).to_owned(),
+        None => text,
+    }
+}
+
+/// A query string.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        axum::extract::Query::try_from_uri(&parts.uri).map(|axum::extract::Query(value)| Self(value)).map_err(|e| {
+            let text = e.body_text();
+            let text = text.split_once(": ").map_or(text.as_str(), |(_, rest)| rest);
+            match text.split_once(": ") {
+                Some((name, reason)) => Problem::invalid(name, reason),
+                None => match text.strip_prefix("missing field `").and_then(|r| r.split_once('`')) {
+                    Some((name, _)) => Problem::invalid(name, "is required"),
+                    None => Problem::invalid("", text),
+                },
+            }
+        })
+    }
+}
+
+/// The path's parameters; what cannot be an id is as absent as an unknown one.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        axum::extract::Path::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(value)| Self(value))
+            .map_err(|_| Problem::not_found("Not found").into_response())
+    }
+}
+
+/// Which page of a list; `DEFAULT` items unless `limit` says otherwise.
+#[derive(Debug)]
+pub struct Paging<const DEFAULT: u32>(pub Slice);
+
+/// The parameters of a list.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct PageParams {
+    /// How many items at most.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Items to skip; `cursor` is the better way.
+    offset: Option<u32>,
+}
+
+impl<const DEFAULT: u32, S: Send + Sync> FromRequestParts<S> for Paging<DEFAULT> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(params) = Query::<PageParams>::from_request_parts(parts, state).await?;
+        let limit = params.limit.unwrap_or(DEFAULT);
+        if !(1..=1000).contains(&limit) {
+            return Err(Problem::invalid("limit", "must be 1 to 1000"));
+        }
+        let after = params
+            .cursor
+            .map(|text| {
+                Cursor::decode(&text).ok_or_else(|| Problem::invalid("cursor", "is not a next_cursor of this list"))
+            })
+            .transpose()?;
+        Ok(Self(Slice { limit, after, offset: u64::from(params.offset.unwrap_or(0)) }))
+    }
+}
