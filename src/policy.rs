@@ -2,6 +2,8 @@
 
 use crate::model::usage::RouteKind;
 
+pub mod budget;
+
 /// What a governed request asks for, read from its route and body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {

@@ -31,6 +31,7 @@ pub mod audit;
 pub mod changes;
 pub mod directory;
 pub mod idempotency;
+pub mod ledger;
 pub mod migrate;
 pub mod page;
 

@@ -2,6 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::accounts::Account;
+use super::scope::Scope;
+use crate::clock::Timestamp;
+use crate::context::Domain;
+use crate::credits::{Credits, Factor, Usd};
+use crate::id::Id;
+
 /// The kind of a governed route. Every kind goes through the same pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -144,4 +151,108 @@ impl CostSource {
             Self::Free => "free",
         }
     }
+}
+
+/// Whether a ledger row is a request's own, or corrects one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// A request, or usage recorded through the API.
+    Usage,
+    /// A later correction.
+    Adjustment,
+    /// The undoing of a row.
+    Reversal,
+}
+
+impl EntryKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Usage, Self::Adjustment, Self::Reversal];
+
+    /// The name in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::Adjustment => "adjustment",
+            Self::Reversal => "reversal",
+        }
+    }
+}
+
+/// Whom and what usage is counted for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Dimensions {
+    /// The org.
+    pub org_id: Option<String>,
+    /// The team.
+    pub team_id: Option<String>,
+    /// The user.
+    pub user_id: Option<String>,
+    /// The token's subject.
+    pub subject: Option<String>,
+    /// The agent.
+    pub agent_id: Option<String>,
+    /// The model, by its public name.
+    #[schema(example = "gpt-4o-mini")]
+    pub model_name: Option<String>,
+    /// The connection.
+    pub connection_id: Option<String>,
+    /// The guardrail that acted.
+    pub guardrail_code: Option<String>,
+}
+
+/// A counter that usage was added to: a scope in one of its windows.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CounterKey {
+    /// The scope.
+    #[serde(flatten)]
+    pub scope: Scope,
+    /// The window's first moment, in microseconds.
+    pub window_start: i64,
+}
+
+/// One row of the ledger. Sums of the ledger are sums of rows: every amount was
+/// rounded once, when its row was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerRow {
+    /// The request's id; a second row with it changes nothing.
+    pub request_id: String,
+    /// The account that pays.
+    pub account_id: Id<Account>,
+    /// What kind of request it was.
+    pub kind: RouteKind,
+    /// Usage, or a correction.
+    pub entry: EntryKind,
+    /// The product domain.
+    pub domain: Domain,
+    /// Whom and what it is counted for.
+    pub dimensions: Dimensions,
+    /// Tokens by kind.
+    pub tokens: Tokens,
+    /// What the upstream charges.
+    pub raw_cost: Usd,
+    /// Credits for each dollar, frozen.
+    pub credit_factor: Factor,
+    /// What the account pays.
+    pub credits: Credits,
+    /// How the cost is known.
+    pub cost_source: CostSource,
+    /// Comma-separated remarks: `over_cap`, `cut`, ….
+    pub marks: String,
+    /// The upstream's id of the call.
+    pub upstream_call_id: Option<String>,
+    /// The upstream's status; 0 when it never answered.
+    pub status: u16,
+    /// From admission to the last byte, in microseconds.
+    pub duration_us: i64,
+    /// The plan in force at admission.
+    pub plan_id: Option<String>,
+    /// The plan's window at admission, in microseconds.
+    pub cycle_start: Option<i64>,
+    /// The caller's notes on recorded usage, a JSON object's text.
+    pub metadata: String,
+    /// The day it counts for, in the account's time zone.
+    pub day: String,
+    /// When it settled.
+    pub created_at: Timestamp,
 }

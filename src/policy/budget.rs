@@ -1,0 +1,98 @@
+//! Which caps a request must hold (spec: allocations, section 1).
+
+use jiff::tz::TimeZone;
+
+use crate::clock::Timestamp;
+use crate::context::Domain;
+use crate::credits::Credits;
+use crate::id::Id;
+use crate::model::accounts::Account;
+use crate::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, Plan, Window};
+use crate::model::directory::Placement;
+use crate::model::scope::{Scope, ScopeType};
+use crate::model::usage::CounterKey;
+
+/// The scope id of the pool.
+pub const POOL: &str = "pool";
+
+/// What a subject's budget follows from.
+#[derive(Debug, Clone)]
+pub struct BudgetRules {
+    /// The account's time zone.
+    pub zone: TimeZone,
+    /// The account's own allocation; none: uncapped.
+    pub account: Option<AccountAllocation>,
+    /// The active plan.
+    pub plan: Option<Plan>,
+    /// What scopes have in the plan.
+    pub allocations: Vec<EffectiveAllocation>,
+}
+
+/// One scope that a request is counted under, with the cap that it must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The scope.
+    pub scope: Scope,
+    /// The most that may be used and held in the window; none: only counted.
+    pub cap: Option<Credits>,
+    /// The window that holds the moment of admission.
+    pub window: Window,
+}
+
+impl Link {
+    /// The counter behind the link.
+    pub fn counter(&self) -> CounterKey {
+        CounterKey { scope: self.scope.clone(), window_start: self.window.start.as_micros() }
+    }
+}
+
+impl BudgetRules {
+    /// The account's calendar month around `now`.
+    pub fn account_window(&self, now: Timestamp) -> Window {
+        Cycle::Monthly.window(now, &self.zone, Timestamp::from_micros(i64::MIN))
+    }
+
+    /// The scopes that a request of `place` is counted under, in the order in
+    /// which locks are taken.
+    ///
+    /// The account is always one of them. In the copilot domain the org, team and
+    /// user of the active plan are too, capped where they have an allocation; a
+    /// caller none of whose scopes has one draws on the pool, if there is one.
+    pub fn chain(&self, account: &Id<Account>, domain: Domain, place: &Placement, now: Timestamp) -> Vec<Link> {
+        let mut links = vec![Link {
+            scope: Scope::new(ScopeType::Account, account.as_str()),
+            cap: self.account.as_ref().map(AccountAllocation::cap),
+            window: self.account_window(now),
+        }];
+        if let (Domain::Copilot, Some(plan)) = (domain, &self.plan) {
+            self.add_plan(&mut links, plan, place, now);
+        }
+        links.sort_by(|a, b| a.scope.cmp(&b.scope));
+        links
+    }
+
+    fn add_plan(&self, links: &mut Vec<Link>, plan: &Plan, place: &Placement, now: Timestamp) {
+        let window = plan.window(now, &self.zone);
+        let own = [
+            (ScopeType::Org, place.org.as_ref().map(Id::as_str)),
+            (ScopeType::Team, place.team.as_ref().map(Id::as_str)),
+            (ScopeType::User, place.user.as_ref().map(Id::as_str)),
+        ];
+        let mut has_own = false;
+        for (kind, id) in own {
+            let Some(id) = id else { continue };
+            let scope = Scope::new(kind, id);
+            let cap = self.cap_of(&scope);
+            has_own |= cap.is_some();
+            links.push(Link { scope, cap, window });
+        }
+        let pool = Scope::new(ScopeType::Pool, POOL);
+        if let (false, Some(cap)) = (has_own, self.cap_of(&pool)) {
+            links.push(Link { scope: pool, cap: Some(cap), window });
+        }
+    }
+
+    fn cap_of(&self, scope: &Scope) -> Option<Credits> {
+        self.allocations.iter().find(|a| a.scope == *scope).map(EffectiveAllocation::cap)
+    }
+}

@@ -1,0 +1,451 @@
+//! The ledger: reservations that hold credits, rows that spend them, counters and
+//! roll-ups that add the rows up.
+//!
+//! A counter's row is locked by every transaction that touches it, always in the
+//! order of [`CounterKey`], so that two requests with overlapping chains cannot
+//! wait for each other in a circle.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::changes::ChangeKind;
+use super::{Result, StoreError, Tx, from_columns, on, run};
+use crate::clock::Timestamp;
+use crate::context::{Domain, Platform, Tenant};
+use crate::credits::{Credits, Usd};
+use crate::id::Id;
+use crate::model::accounts::Account;
+use crate::model::scope::{Scope, ScopeType};
+use crate::model::usage::{CounterKey, LedgerRow};
+use crate::policy::budget::Link;
+
+super::dialect::stored_as_name!(crate::model::usage::EntryKind);
+
+/// A counter as the database holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counter {
+    /// The kind of scope.
+    pub scope_type: ScopeType,
+    /// The scope.
+    pub scope_id: String,
+    /// The window's first moment.
+    pub window_start: Timestamp,
+    /// Credits of settled requests.
+    pub used: Credits,
+    /// Credits that admitted requests hold.
+    pub leased: Credits,
+}
+
+from_columns! { Counter { scope_type, scope_id, window_start, used, leased } }
+
+impl Counter {
+    /// Which counter it is.
+    pub fn key(&self) -> CounterKey {
+        let scope = Scope::new(self.scope_type, self.scope_id.clone());
+        CounterKey { scope, window_start: self.window_start.as_micros() }
+    }
+}
+
+/// A hold on every capped scope of a chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Hold<'a> {
+    /// The request's id.
+    pub request_id: &'a str,
+    /// The scopes, in lock order; those without a cap are left alone.
+    pub links: &'a [Link],
+    /// How much is held on each.
+    pub amount: Credits,
+    /// Whether a scope may go over its cap (`soft` enforcement).
+    pub over_cap: bool,
+    /// What a later process needs to settle it: JSON.
+    pub detail: &'a str,
+    /// When it counts as abandoned.
+    pub expires_at: Timestamp,
+}
+
+/// A request that is over, with what it held.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The row to be written.
+    pub row: LedgerRow,
+    /// Counters that it is added to.
+    pub counters: Vec<CounterKey>,
+    /// Of those, the ones that hold its reservation.
+    pub held: Vec<CounterKey>,
+    /// How much each of them holds.
+    pub hold: Credits,
+}
+
+/// A reservation that nobody settled.
+#[derive(Debug, Clone)]
+pub struct Abandoned {
+    /// The request's id.
+    pub request_id: String,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// What it holds on each capped scope.
+    pub amount: Credits,
+    /// [`Hold::detail`].
+    pub detail: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+from_columns! { Abandoned { request_id, account_id, amount, detail, created_at } }
+
+/// What a batch adds to one counter.
+#[derive(Debug, Clone, Copy, Default)]
+struct Delta {
+    used: Credits,
+    leased: Credits,
+}
+
+impl Tx<Tenant> {
+    /// Holds `hold.amount` on every capped link, all or none, and notes the
+    /// reservation. `false`: some scope would go over its cap; the transaction must
+    /// then be dropped, not committed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn reserve(&mut self, hold: &Hold<'_>) -> Result<bool> {
+        let (account, now) = (self.account.clone(), self.now);
+        let capped: Vec<(&Link, Credits)> = hold.links.iter().filter_map(|l| Some((l, l.cap?))).collect();
+        if !capped.is_empty() {
+            let moved = on!(self, |c| {
+                let mut q = sqlx::QueryBuilder::new(
+                    r#"INSERT INTO "Alchemi_AllocationCounterTable" AS c
+                       (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at)
+                       SELECT column1, column2, column3, column4, 0, column5, column6, column7 FROM ("#,
+                );
+                q.push_values(&capped, |mut row, (link, cap)| {
+                    let limit = if hold.over_cap { Credits::MAX } else { *cap };
+                    row.push_bind(&account)
+                        .push_bind(link.scope.scope_type)
+                        .push_bind(&link.scope.scope_id)
+                        .push_bind(link.window.start)
+                        .push_bind(hold.amount)
+                        .push_bind(limit)
+                        .push_bind(now);
+                });
+                q.push(
+                    r#") AS v WHERE column5 <= column6
+                       ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
+                       SET leased = c.leased + excluded.leased, cap = excluded.cap, updated_at = excluded.updated_at
+                       WHERE excluded.leased <= excluded.cap - c.used - c.leased"#,
+                );
+                q.build().execute(c).await.map(|done| done.rows_affected())
+            })?;
+            if usize::try_from(moved).unwrap_or_default() < capped.len() {
+                return Ok(false);
+            }
+        }
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_AllocationReservationTable" (request_id, account_id, amount, detail, created_at, expires_at)
+               VALUES ($1, $2, $3, $4, $5, $6)"#,
+            hold.request_id,
+            &account,
+            hold.amount,
+            hold.detail,
+            now,
+            hold.expires_at
+        )?;
+        Ok(true)
+    }
+
+    /// The counters behind `links`; those that were never touched are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn counters(&mut self, links: &[Link]) -> Result<Vec<Counter>> {
+        if links.is_empty() {
+            return Ok(Vec::new());
+        }
+        let account = self.account.clone();
+        on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT scope_type, scope_id, window_start, used, leased FROM "Alchemi_AllocationCounterTable"
+                   WHERE account_id = "#,
+            );
+            q.push_bind(&account).push(" AND (scope_type, scope_id, window_start) IN (");
+            q.push_values(links, |mut row, link| {
+                row.push_bind(link.scope.scope_type).push_bind(&link.scope.scope_id).push_bind(link.window.start);
+            });
+            q.push(")").build_query_as().fetch_all(c).await
+        })
+    }
+
+    /// Adds usage that was not reserved before, such as what the API records.
+    /// `false`: a row with this request id exists, and nothing was changed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn record(&mut self, row: &LedgerRow, links: &[Link]) -> Result<bool> {
+        let settlement = Settlement {
+            row: row.clone(),
+            counters: links.iter().map(Link::counter).collect(),
+            held: Vec::new(),
+            hold: Credits::ZERO,
+        };
+        let written = self.write_rows(std::slice::from_ref(&settlement)).await?;
+        if written.is_empty() {
+            return Ok(false);
+        }
+        self.add_up(&[&settlement]).await?;
+        self.changed(ChangeKind::Budget);
+        Ok(true)
+    }
+}
+
+impl Tx<Platform> {
+    /// Settles a batch: ledger rows, counters, roll-ups and the end of each
+    /// reservation. A request that was settled before is passed over. Gives how many
+    /// were new.
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignKey`] when an account of the batch is gone.
+    pub async fn settle(&mut self, batch: &[Settlement]) -> Result<usize> {
+        let written = self.write_rows(batch).await?;
+        let fresh: Vec<&Settlement> = batch.iter().filter(|s| written.contains(&s.row.request_id)).collect();
+        self.add_up(&fresh).await?;
+        self.end_reservations(batch).await?;
+        Ok(fresh.len())
+    }
+
+    /// Writes the row of a request whose account is gone: there is nothing left to
+    /// count it on, but the ledger keeps it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn settle_orphan(&mut self, settlement: &Settlement) -> Result<()> {
+        self.write_rows(std::slice::from_ref(settlement)).await?;
+        self.end_reservations(std::slice::from_ref(settlement)).await
+    }
+
+    /// Reservations that expired before `now`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn abandoned(&mut self, limit: u32) -> Result<Vec<Abandoned>> {
+        let now = self.now;
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT request_id, account_id, amount, detail, created_at FROM "Alchemi_AllocationReservationTable"
+               WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2"#
+        )
+        .bind(now)
+        .bind(i64::from(limit))
+        .fetch_all(c)
+        .await)
+    }
+
+    /// How many requests hold a reservation.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open_reservations(&mut self) -> Result<i64> {
+        on!(self, |c| sqlx::query_scalar(
+            r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_AllocationReservationTable""#
+        )
+        .fetch_one(c)
+        .await)
+    }
+
+    async fn end_reservations(&mut self, batch: &[Settlement]) -> Result<()> {
+        for chunk in batch.chunks(500) {
+            on!(self, |c| {
+                let mut q = sqlx::QueryBuilder::new(
+                    r#"DELETE FROM "Alchemi_AllocationReservationTable" WHERE request_id IN ("#,
+                );
+                let mut ids = q.separated(", ");
+                for settlement in chunk {
+                    ids.push_bind(&settlement.row.request_id);
+                }
+                q.push(")").build().execute(c).await.map(|done| done.rows_affected())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl<R> Tx<R> {
+    /// Inserts ledger rows and gives the request ids of those that were new.
+    async fn write_rows(&mut self, batch: &[Settlement]) -> Result<HashSet<String>> {
+        let mut written = HashSet::with_capacity(batch.len());
+        // 32 columns each; SQLite takes 32,766 parameters.
+        for chunk in batch.chunks(500) {
+            let ids: Vec<String> = on!(self, |c| {
+                let mut q = sqlx::QueryBuilder::new(INSERT_LEDGER);
+                q.push_values(chunk, |mut row, settlement| {
+                    let (r, chain) = (&settlement.row, chain_text(&settlement.counters));
+                    let d = &r.dimensions;
+                    row.push_bind(&r.request_id).push_bind(&r.account_id).push_bind(r.kind).push_bind(r.entry);
+                    row.push_bind(r.domain).push_bind(&d.org_id).push_bind(&d.team_id).push_bind(&d.user_id);
+                    row.push_bind(&d.subject).push_bind(&d.agent_id).push_bind(&d.model_name);
+                    row.push_bind(&d.connection_id).push_bind(&d.guardrail_code);
+                    for tokens in [
+                        r.tokens.input,
+                        r.tokens.output,
+                        r.tokens.cached,
+                        r.tokens.cache_creation,
+                        r.tokens.reasoning,
+                        r.tokens.audio_input,
+                        r.tokens.audio_output,
+                    ] {
+                        row.push_bind(count(tokens));
+                    }
+                    row.push_bind(r.raw_cost).push_bind(r.credit_factor).push_bind(r.credits);
+                    row.push_bind(r.cost_source).push_bind(&r.marks).push_bind(&r.upstream_call_id);
+                    row.push_bind(i64::from(r.status)).push_bind(r.duration_us).push_bind(&r.plan_id);
+                    row.push_bind(r.cycle_start).push_bind(chain).push_bind(&r.metadata).push_bind(r.created_at);
+                });
+                q.push(" ON CONFLICT (request_id) DO NOTHING RETURNING request_id");
+                q.build_query_scalar().fetch_all(c).await
+            })?;
+            written.extend(ids);
+        }
+        Ok(written)
+    }
+
+    /// Adds settled rows to their counters and roll-ups, each touched once.
+    async fn add_up(&mut self, fresh: &[&Settlement]) -> Result<()> {
+        let mut counters: BTreeMap<(&Id<Account>, &CounterKey), Delta> = BTreeMap::new();
+        for settlement in fresh {
+            for key in &settlement.counters {
+                let delta = counters.entry((&settlement.row.account_id, key)).or_default();
+                delta.used = delta.used.checked_add(settlement.row.credits).ok_or(StoreError::Overflow)?;
+            }
+            for key in &settlement.held {
+                let delta = counters.entry((&settlement.row.account_id, key)).or_default();
+                delta.leased = delta.leased.checked_add(settlement.hold).ok_or(StoreError::Overflow)?;
+            }
+        }
+        for ((account, key), delta) in counters {
+            self.add_to_counter(account, key, delta).await?;
+        }
+        let mut sums: BTreeMap<RollupKey<'_>, RollupSums> = BTreeMap::new();
+        for settlement in fresh {
+            sums.entry(RollupKey::of(&settlement.row)).or_default().add(&settlement.row)?;
+        }
+        for (key, sum) in sums {
+            self.add_to_rollup(&key, &sum).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_to_counter(&mut self, account: &Id<Account>, key: &CounterKey, delta: Delta) -> Result<()> {
+        let (now, start) = (self.now, Timestamp::from_micros(key.window_start));
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_AllocationCounterTable" AS c
+               (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at)
+               VALUES ($1, $2, $3, $4, $5, 0, 0, $7)
+               ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
+               SET used = c.used + excluded.used, leased = c.leased - $6, updated_at = excluded.updated_at"#,
+            account,
+            key.scope.scope_type,
+            &key.scope.scope_id,
+            start,
+            delta.used,
+            delta.leased,
+            now
+        )?;
+        Ok(())
+    }
+
+    async fn add_to_rollup(&mut self, key: &RollupKey<'_>, sum: &RollupSums) -> Result<()> {
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_UsageRollupTable" AS r (account_id, domain, day, org_id, team_id, user_id, agent_id,
+               model_name, connection_id, guardrail_code, requests, input_tokens, output_tokens, raw_cost, credits_incurred)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+               ON CONFLICT (account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id, guardrail_code)
+               DO UPDATE SET requests = r.requests + excluded.requests,
+               input_tokens = r.input_tokens + excluded.input_tokens,
+               output_tokens = r.output_tokens + excluded.output_tokens,
+               raw_cost = r.raw_cost + excluded.raw_cost,
+               credits_incurred = r.credits_incurred + excluded.credits_incurred"#,
+            key.account,
+            key.domain,
+            key.day,
+            key.org,
+            key.team,
+            key.user,
+            key.agent,
+            key.model,
+            key.connection,
+            key.guardrail,
+            sum.requests,
+            sum.input_tokens,
+            sum.output_tokens,
+            sum.raw_cost,
+            sum.credits
+        )?;
+        Ok(())
+    }
+}
+
+const INSERT_LEDGER: &str = r#"INSERT INTO "Alchemi_UsageLedgerTable" (request_id, account_id, kind, entry, domain, org_id,
+    team_id, user_id, subject, agent_id, model_name, connection_id, guardrail_code, input_tokens, output_tokens,
+    cached_tokens, cache_creation_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, raw_cost,
+    credit_factor, credits_incurred, cost_source, marks, upstream_call_id, status, duration_us, plan_id, cycle_start,
+    chain, metadata, created_at) "#;
+
+fn chain_text(counters: &[CounterKey]) -> String {
+    serde_json::to_string(counters).unwrap_or_default()
+}
+
+fn count(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX)
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct RollupKey<'a> {
+    account: &'a Id<Account>,
+    domain: Domain,
+    day: &'a str,
+    org: &'a str,
+    team: &'a str,
+    user: &'a str,
+    agent: &'a str,
+    model: &'a str,
+    connection: &'a str,
+    guardrail: &'a str,
+}
+
+impl<'a> RollupKey<'a> {
+    fn of(row: &'a LedgerRow) -> Self {
+        let d = &row.dimensions;
+        let or_none = |value: &'a Option<String>| value.as_deref().unwrap_or_default();
+        Self {
+            account: &row.account_id,
+            domain: row.domain,
+            day: &row.day,
+            org: or_none(&d.org_id),
+            team: or_none(&d.team_id),
+            user: or_none(&d.user_id),
+            agent: or_none(&d.agent_id),
+            model: or_none(&d.model_name),
+            connection: or_none(&d.connection_id),
+            guardrail: or_none(&d.guardrail_code),
+        }
+    }
+}
+
+#[derive(Default)]
+struct RollupSums {
+    requests: i64,
+    input_tokens: i64,
+    output_tokens: i64,
+    raw_cost: Usd,
+    credits: Credits,
+}
+
+impl RollupSums {
+    fn add(&mut self, row: &LedgerRow) -> Result<()> {
+        self.requests += 1;
+        self.input_tokens = self.input_tokens.saturating_add(count(row.tokens.input));
+        self.output_tokens = self.output_tokens.saturating_add(count(row.tokens.output));
+        self.raw_cost = self.raw_cost.checked_add(row.raw_cost).ok_or(StoreError::Overflow)?;
+        self.credits = self.credits.checked_add(row.credits).ok_or(StoreError::Overflow)?;
+        Ok(())
+    }
+}
