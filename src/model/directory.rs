@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::accounts::Account;
+use super::scope::{Scope, ScopeType};
 use crate::clock::Timestamp;
 use crate::context::Domain;
 use crate::id::Id;
@@ -124,4 +125,34 @@ pub struct Membership {
     pub role: String,
     /// Since when.
     pub created_at: Timestamp,
+}
+
+/// Where a subject stands in one domain of an account: what the rules that apply
+/// to them are looked up by.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Placement {
+    /// Their own row, when the directory knows them.
+    pub user: Option<Id<User>>,
+    /// The status of that row.
+    pub status: Option<UserStatus>,
+    /// The team they act in.
+    pub team: Option<Id<Team>>,
+    /// The team's org.
+    pub org: Option<Id<Org>>,
+}
+
+impl Placement {
+    /// Their scopes up to the account, the most specific one first.
+    pub fn scopes(&self, account: &Id<Account>) -> Vec<Scope> {
+        let user = self.user.as_ref().map(|id| Scope::new(ScopeType::User, id.as_str()));
+        let team = self.team.as_ref().map(|id| Scope::new(ScopeType::Team, id.as_str()));
+        let org = self.org.as_ref().map(|id| Scope::new(ScopeType::Org, id.as_str()));
+        let account = Scope::new(ScopeType::Account, account.as_str());
+        [user, team, org, Some(account)].into_iter().flatten().collect()
+    }
+
+    /// Whether the directory knows them and has suspended them.
+    pub fn is_suspended(&self) -> bool {
+        self.status == Some(UserStatus::Suspended)
+    }
 }
