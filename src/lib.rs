@@ -12,3 +12,6 @@ pub mod policy;
 pub mod identity;
 pub mod metering;
 pub mod proxy;
+
+#[cfg(feature = "server")]
+pub mod dev;
