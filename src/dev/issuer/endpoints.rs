@@ -85,7 +85,9 @@ async fn token(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Byte
     let form = form(&body);
     match form.get("grant_type").map(String::as_str) {
         Some("client_credentials") => {}
-        Some(_) => return Err(Refusal::bad("unsupported_grant_type", "the development issuer knows client_credentials")),
+        Some(_) => {
+            return Err(Refusal::bad("unsupported_grant_type", "the development issuer knows client_credentials"));
+        }
         None => return Err(Refusal::bad("invalid_request", "grant_type missing")),
     }
     let (username, secret) = credentials(&headers, &form)?;
@@ -113,7 +115,11 @@ async fn introspect(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body:
     let form = form(&body);
     let (id, secret) = credentials(&headers, &form)?;
     if state.desk().services.contains_key(&id) {
-        return Err(Refusal(StatusCode::UNAUTHORIZED, "unauthorized_client", "only an API or OIDC application may introspect"));
+        return Err(Refusal(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized_client",
+            "only an API or OIDC application may introspect",
+        ));
     }
     if !(same(&state.api.id, &id) && same(&state.api.secret, &secret)) {
         return Err(Refusal::client("invalid client credentials"));
