@@ -1,6 +1,13 @@
 //! The development issuer and upstream, over real HTTP.
 #![cfg(feature = "server")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "what is missing fails the test, in its helpers too"
+)]
 
+mod faults;
 mod issuer;
 mod upstream;
 
