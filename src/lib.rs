@@ -14,3 +14,6 @@ pub mod identity;
 pub mod metering;
 pub mod proxy;
 pub mod v1;
+
+#[cfg(feature = "server")]
+pub mod dev;

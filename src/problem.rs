@@ -30,7 +30,10 @@ pub struct FieldError {
 /// assert_eq!(problem.code(), "not_found");
 /// ```
 #[derive(Debug, Clone)]
-pub struct Problem {
+pub struct Problem(Box<Told>);
+
+#[derive(Debug, Clone)]
+struct Told {
     status: StatusCode,
     code: &'static str,
     detail: Cow<'static, str>,
@@ -75,14 +78,14 @@ pub struct ProblemBody {
 impl Problem {
     /// A problem with its status, stable code and text.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
+        Self(Box::new(Told {
             status,
             code,
             detail: detail.into(),
             errors: Vec::new(),
             members: serde_json::Map::new(),
             headers: HeaderMap::new(),
-        }
+        }))
     }
 
     /// 400: the request makes no sense.
@@ -125,7 +128,9 @@ impl Problem {
         let detail = errors
             .first()
             .map_or_else(|| "The request is invalid".to_owned(), |e| format!("{}: {}", e.pointer, e.detail));
-        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", detail) }
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", detail);
+        problem.0.errors = errors;
+        problem
     }
 
     /// 503 with `Retry-After` in seconds.
@@ -147,7 +152,7 @@ impl Problem {
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Serialize) -> Self {
         if let Ok(value) = serde_json::to_value(value) {
-            self.members.insert(name.to_owned(), value);
+            self.0.members.insert(name.to_owned(), value);
         }
         self
     }
@@ -156,52 +161,52 @@ impl Problem {
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: &str) -> Self {
         if let Ok(value) = HeaderValue::from_str(value) {
-            self.headers.insert(name, value);
+            self.0.headers.insert(name, value);
         }
         self
     }
 
     /// The HTTP status as a number.
     pub fn status(&self) -> u16 {
-        self.status.as_u16()
+        self.0.status.as_u16()
     }
 
     /// The HTTP status.
     pub fn status_code(&self) -> StatusCode {
-        self.status
+        self.0.status
     }
 
     /// The stable code.
     pub fn code(&self) -> &'static str {
-        self.code
+        self.0.code
     }
 
     /// The sentence for the reader.
     pub fn detail(&self) -> &str {
-        &self.detail
+        &self.0.detail
     }
 
     /// Members beside `code`.
     pub fn members(&self) -> &serde_json::Map<String, serde_json::Value> {
-        &self.members
+        &self.0.members
     }
 
     /// Headers that go with the answer.
     pub fn headers(&self) -> &HeaderMap {
-        &self.headers
+        &self.0.headers
     }
 
     /// The JSON form, with the request's id.
     pub fn body(&self, request_id: Option<&str>) -> ProblemBody {
         ProblemBody {
-            kind: format!("/docs/problems/{}", self.code),
-            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            kind: format!("/docs/problems/{}", self.0.code),
+            title: self.0.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status(),
-            detail: self.detail.clone().into_owned(),
-            code: self.code.to_owned(),
+            detail: self.0.detail.clone().into_owned(),
+            code: self.0.code.to_owned(),
             request_id: request_id.map(str::to_owned),
-            errors: self.errors.clone(),
-            members: self.members.clone(),
+            errors: self.0.errors.clone(),
+            members: self.0.members.clone(),
         }
     }
 
@@ -209,8 +214,8 @@ impl Problem {
     pub fn into_http<B: From<Vec<u8>>>(self, request_id: Option<&str>) -> http::Response<B> {
         let body = serde_json::to_vec(&self.body(request_id)).unwrap_or_default();
         let mut response = http::Response::new(B::from(body));
-        *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        *response.status_mut() = self.0.status;
+        *response.headers_mut() = self.0.headers;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         response
     }
@@ -218,7 +223,7 @@ impl Problem {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}: {}", self.status(), self.code, self.detail)
+        write!(f, "{} {}: {}", self.status(), self.0.code, self.0.detail)
     }
 }
 
