@@ -223,8 +223,11 @@ impl IdentityConfig {
     }
 
     fn check_introspection(&self) -> Result<(), IdentityConfigError> {
-        let flaw = match (&self.introspection_client_id, &self.introspection_client_secret, &self.introspection_key_file)
-        {
+        let flaw = match (
+            &self.introspection_client_id,
+            &self.introspection_client_secret,
+            &self.introspection_key_file,
+        ) {
             (Some(_), None, None) => {
                 "introspection_client_id needs introspection_client_secret, or introspection_key_file in place of both"
             }

@@ -52,7 +52,9 @@ pub enum Flaw {
     #[error("The token comes from an issuer that this service does not trust")]
     Issuer,
     /// `aud` names none of ours.
-    #[error("The token is meant for another audience; request it with this service's project or client in its audience")]
+    #[error(
+        "The token is meant for another audience; request it with this service's project or client in its audience"
+    )]
     Audience,
     /// `client_id` is not in the allow-list.
     #[error("The token was issued to a client that this service does not admit")]

@@ -152,13 +152,19 @@ impl Issuer {
             None if self.is_absent(kid) => return Err(Flaw::UnknownKey.into()),
             None => {}
         }
-        let Some(done) = self.refresh() else { return Err(self.unknown_key()) };
-        wait(done).await;
+        let fetched = match self.refresh() {
+            Some(done) => {
+                wait(done).await;
+                true
+            }
+            None => false,
+        };
+        // Also without a fetch of ours: one may have ended since the first look.
         if let Some(found) = self.lookup(kid)? {
             return Ok(found);
         }
         let error = self.unknown_key();
-        if error == Flaw::UnknownKey.into() {
+        if fetched && error == Flaw::UnknownKey.into() {
             self.note_absent(kid);
         }
         Err(error)
@@ -260,9 +266,13 @@ impl Issuer {
         fetching.in_flight = None;
         match outcome {
             Ok(keys) => {
-                let dropped: usize = keys.dropped().values().sum();
-                if dropped > 0 {
-                    tracing::warn!(issuer = %self.url, keys = keys.len(), reasons = ?keys.dropped(), "identity: unusable keys dropped");
+                let before = self.snapshot.load();
+                let known = before.as_ref().is_some_and(|old| old.keys.dropped() == keys.dropped());
+                if !known && !keys.dropped().is_empty() {
+                    tracing::warn!(
+                        issuer = %self.url, usable = keys.len(), dropped = ?keys.dropped(),
+                        "identity: the issuer publishes keys that cannot be used"
+                    );
                 }
                 fetching.last_error = None;
                 fetching.absent.retain(|kid, _| keys.get(kid).is_none());

@@ -61,7 +61,11 @@ impl<'t> Jws<'t> {
             Some(_) => return Err(Flaw::UnknownKey),
         };
         Ok(Self {
-            algorithm: header.get("alg").and_then(Value::as_str).and_then(Algorithm::from_name).ok_or(Flaw::Algorithm)?,
+            algorithm: header
+                .get("alg")
+                .and_then(Value::as_str)
+                .and_then(Algorithm::from_name)
+                .ok_or(Flaw::Algorithm)?,
             kid,
             typ: typ(header.get("typ"))?,
             signing_input: signing_input.as_bytes(),

@@ -27,7 +27,7 @@ pub enum Source {
 }
 
 /// The facts of a token that has been verified; only this module makes one.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Verified {
     issuer: Arc<str>,
     subject: Arc<str>,
@@ -149,7 +149,11 @@ impl Reading {
     pub(super) fn new(config: &IdentityConfig) -> Self {
         Self {
             // Never the generic claim: it holds the roles of the client's own project.
-            roles_claim: config.project_id.as_ref().map(|id| format!("urn:zitadel:iam:org:project:{id}:roles")),
+            roles_claim: config
+                .project_id
+                .as_ref()
+                .filter(|id| !id.is_empty())
+                .map(|id| format!("urn:zitadel:iam:org:project:{id}:roles")),
             account_id_claims: config.account_id_claims.clone(),
             scopes: config.scopes_source.clone(),
         }

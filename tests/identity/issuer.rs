@@ -12,7 +12,7 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
     RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RsaKeyPair,
 };
-use axum::extract::{Form, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -20,34 +20,34 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-pub const NOW: i64 = 1_800_000_000;
-pub const PROJECT: &str = "294645919545032706";
+pub(crate) const NOW: i64 = 1_800_000_000;
+pub(crate) const PROJECT: &str = "294645919545032706";
 
-pub fn b64(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn b64(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-pub enum Signer {
+pub(crate) enum Signer {
     Rsa(RsaKeyPair),
     Ec(EcdsaKeyPair, &'static str),
     Ed(Ed25519KeyPair),
 }
 
 impl Signer {
-    pub fn rsa(size: KeySize) -> Self {
+    pub(crate) fn rsa(size: KeySize) -> Self {
         Self::Rsa(RsaKeyPair::generate(size).unwrap())
     }
-    pub fn p256() -> Self {
+    pub(crate) fn p256() -> Self {
         Self::Ec(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap(), "P-256")
     }
-    pub fn p384() -> Self {
+    pub(crate) fn p384() -> Self {
         Self::Ec(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap(), "P-384")
     }
-    pub fn ed() -> Self {
+    pub(crate) fn ed() -> Self {
         Self::Ed(Ed25519KeyPair::generate().unwrap())
     }
 
-    pub fn alg(&self) -> &'static str {
+    pub(crate) fn alg(&self) -> &'static str {
         match self {
             Self::Rsa(_) => "RS256",
             Self::Ec(_, "P-256") => "ES256",
@@ -56,7 +56,7 @@ impl Signer {
         }
     }
 
-    pub fn jwk(&self, kid: &str) -> Value {
+    pub(crate) fn jwk(&self, kid: &str) -> Value {
         let mut jwk = match self {
             Self::Rsa(pair) => {
                 let public = pair.public_key();
@@ -79,7 +79,7 @@ impl Signer {
         jwk
     }
 
-    pub fn sign_raw(&self, input: &[u8], alg: &str) -> Vec<u8> {
+    pub(crate) fn sign_raw(&self, input: &[u8], alg: &str) -> Vec<u8> {
         let rng = SystemRandom::new();
         match self {
             Self::Rsa(pair) => {
@@ -98,27 +98,27 @@ impl Signer {
     }
 
     /// Signs exactly these bytes, valid JSON or not.
-    pub fn sign_text(&self, header: &str, payload: &str) -> String {
+    pub(crate) fn sign_text(&self, header: &str, payload: &str) -> String {
         let alg = serde_json::from_str::<Value>(header).ok().and_then(|h| Some(h.get("alg")?.as_str()?.to_owned()));
         let input = format!("{}.{}", b64(header), b64(payload));
         let signature = self.sign_raw(input.as_bytes(), alg.as_deref().unwrap_or(self.alg()));
         format!("{input}.{}", b64(signature))
     }
 
-    pub fn sign(&self, kid: &str, claims: &Value) -> String {
+    pub(crate) fn sign(&self, kid: &str, claims: &Value) -> String {
         let header = json!({"alg": self.alg(), "kid": kid, "typ": "JWT"});
         self.sign_text(&header.to_string(), &claims.to_string())
     }
 }
 
-pub static RSA: LazyLock<Signer> = LazyLock::new(|| Signer::rsa(KeySize::Rsa2048));
-pub static RSA_OTHER: LazyLock<Signer> = LazyLock::new(|| Signer::rsa(KeySize::Rsa2048));
-pub static EC: LazyLock<Signer> = LazyLock::new(Signer::p256);
-pub static EC384: LazyLock<Signer> = LazyLock::new(Signer::p384);
-pub static ED: LazyLock<Signer> = LazyLock::new(Signer::ed);
+pub(crate) static RSA: LazyLock<Signer> = LazyLock::new(|| Signer::rsa(KeySize::Rsa2048));
+pub(crate) static RSA_OTHER: LazyLock<Signer> = LazyLock::new(|| Signer::rsa(KeySize::Rsa2048));
+pub(crate) static EC: LazyLock<Signer> = LazyLock::new(Signer::p256);
+pub(crate) static EC384: LazyLock<Signer> = LazyLock::new(Signer::p384);
+pub(crate) static ED: LazyLock<Signer> = LazyLock::new(Signer::ed);
 
 #[derive(Default)]
-pub enum Mode {
+pub(crate) enum Mode {
     #[default]
     Serve,
     Status(u16),
@@ -129,21 +129,21 @@ pub enum Mode {
 }
 
 #[derive(Default)]
-pub struct Knobs {
-    pub keys: Mutex<Vec<Value>>,
-    pub mode: Mutex<Mode>,
-    pub fetches: AtomicUsize,
-    pub discovery: Mutex<Option<Value>>,
-    pub hosts: Mutex<Vec<String>>,
-    pub introspections: AtomicUsize,
-    pub answers: Mutex<HashMap<String, Value>>,
-    pub introspection_down: Mutex<bool>,
-    pub last_introspection: Mutex<Option<(HeaderMap, HashMap<String, String>)>>,
+pub(crate) struct Knobs {
+    pub(crate) keys: Mutex<Vec<Value>>,
+    pub(crate) mode: Mutex<Mode>,
+    pub(crate) fetches: AtomicUsize,
+    pub(crate) discovery: Mutex<Option<Value>>,
+    pub(crate) hosts: Mutex<Vec<String>>,
+    pub(crate) introspections: AtomicUsize,
+    pub(crate) answers: Mutex<HashMap<String, Value>>,
+    pub(crate) introspection_down: Mutex<bool>,
+    pub(crate) last_introspection: Mutex<Option<(HeaderMap, HashMap<String, String>)>>,
 }
 
-pub struct TestIssuer {
-    pub url: String,
-    pub knobs: Arc<Knobs>,
+pub(crate) struct TestIssuer {
+    pub(crate) url: String,
+    pub(crate) knobs: Arc<Knobs>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -155,7 +155,7 @@ impl Drop for TestIssuer {
 
 impl TestIssuer {
     /// Publishes an RSA, an EC and an Ed25519 key: `rsa`, `ec`, `ed`.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let knobs = Arc::new(Knobs::default());
@@ -174,7 +174,7 @@ impl TestIssuer {
         Self { url, knobs, server }
     }
 
-    pub fn config(&self) -> IdentityConfig {
+    pub(crate) fn config(&self) -> IdentityConfig {
         IdentityConfig {
             issuers: vec![IssuerConfig::at(&self.url)],
             project_id: Some(PROJECT.to_owned()),
@@ -182,28 +182,28 @@ impl TestIssuer {
         }
     }
 
-    pub fn identity(&self) -> (Identity, Arc<ManualClock>) {
+    pub(crate) fn identity(&self) -> (Identity, Arc<ManualClock>) {
         identity(&self.config())
     }
 
-    pub fn publish(&self, keys: Vec<Value>) {
+    pub(crate) fn publish(&self, keys: Vec<Value>) {
         *self.knobs.keys.lock().unwrap() = keys;
     }
 
-    pub fn mode(&self, mode: Mode) {
+    pub(crate) fn mode(&self, mode: Mode) {
         *self.knobs.mode.lock().unwrap() = mode;
     }
 
-    pub fn fetches(&self) -> usize {
+    pub(crate) fn fetches(&self) -> usize {
         self.knobs.fetches.load(Ordering::SeqCst)
     }
 
-    pub fn introspections(&self) -> usize {
+    pub(crate) fn introspections(&self) -> usize {
         self.knobs.introspections.load(Ordering::SeqCst)
     }
 
     /// The claims of a Zitadel access token, with changes; `null` removes a claim.
-    pub fn claims(&self, changes: Value) -> Value {
+    pub(crate) fn claims(&self, changes: Value) -> Value {
         let mut claims = json!({
             "iss": self.url, "sub": "286399320075272196", "aud": ["client-1", PROJECT],
             "exp": NOW + 43_200, "iat": NOW, "nbf": NOW, "client_id": "client-1",
@@ -218,12 +218,12 @@ impl TestIssuer {
         claims
     }
 
-    pub fn token(&self, changes: Value) -> String {
+    pub(crate) fn token(&self, changes: Value) -> String {
         RSA.sign("rsa", &self.claims(changes))
     }
 }
 
-pub fn identity(config: &IdentityConfig) -> (Identity, Arc<ManualClock>) {
+pub(crate) fn identity(config: &IdentityConfig) -> (Identity, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at(Timestamp::from_secs(NOW)));
     (Identity::new(config, clock.clone()).unwrap(), clock)
 }
@@ -252,11 +252,8 @@ async fn keys(State(knobs): State<Arc<Knobs>>) -> Response {
     axum::Json(json!({"keys": *knobs.keys.lock().unwrap()})).into_response()
 }
 
-async fn introspect(
-    State(knobs): State<Arc<Knobs>>,
-    headers: HeaderMap,
-    Form(form): Form<HashMap<String, String>>,
-) -> Response {
+async fn introspect(State(knobs): State<Arc<Knobs>>, headers: HeaderMap, body: String) -> Response {
+    let form: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
     knobs.introspections.fetch_add(1, Ordering::SeqCst);
     if *knobs.introspection_down.lock().unwrap() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
