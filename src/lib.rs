@@ -4,6 +4,7 @@ pub mod clock;
 pub mod credits;
 pub mod id;
 pub mod problem;
+pub mod secret;
 
 pub mod context;
 pub mod model;
