@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::policy::AskSize;
 
@@ -65,15 +66,6 @@ pub struct TextSize {
     pub messages: u64,
 }
 
-impl TextSize {
-    fn add(&mut self, other: Self) {
-        self.bytes = self.bytes.saturating_add(other.bytes);
-        self.tokens = self.tokens.saturating_add(other.tokens);
-        self.media = self.media.saturating_add(other.media);
-        self.messages = self.messages.saturating_add(other.messages);
-    }
-}
-
 impl<'de> Deserialize<'de> for TextSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut size = Self::default();
@@ -96,6 +88,8 @@ enum Place {
     /// In an array further in.
     Element,
     Member,
+    /// The `source` of an Anthropic content block: a medium, unless its type says text.
+    Source,
 }
 
 impl<'s> Measure<'s> {
@@ -161,16 +155,25 @@ impl<'de> Visitor<'de> for Measure<'_> {
         if self.place == Place::Item {
             self.size.messages = self.size.messages.saturating_add(1);
         }
+        let before = *self.size;
+        let mut medium = false;
         while let Some(member) = map.next_key::<Member>()? {
             match member {
                 Member::Text => map.next_value_seed(Measure { size: self.size, place: Place::Member })?,
-                Member::Source => map.next_value_seed(Source(self.size))?,
+                Member::Source => map.next_value_seed(Measure { size: self.size, place: Place::Source })?,
                 Member::Name => drop(map.next_value::<IgnoredAny>()?),
+                Member::Type => {
+                    let kind: &RawValue = map.next_value()?;
+                    medium = matches!(kind.get(), r#""base64""# | r#""url""# | r#""file""#);
+                }
                 Member::Medium => {
                     map.next_value::<IgnoredAny>()?;
                     self.size.media = self.size.media.saturating_add(1);
                 }
             }
+        }
+        if medium && self.place == Place::Source {
+            *self.size = TextSize { media: before.media.saturating_add(1), ..before };
         }
         Ok(())
     }
@@ -180,6 +183,7 @@ impl<'de> Visitor<'de> for Measure<'_> {
 enum Member {
     Text,
     Name,
+    Type,
     Medium,
     Source,
 }
@@ -194,8 +198,10 @@ impl<'de> Deserialize<'de> for Member {
             }
             fn visit_str<E>(self, key: &str) -> Result<Member, E> {
                 Ok(match key {
-                    "role" | "type" | "id" | "call_id" | "tool_call_id" | "tool_use_id" | "finish_reason"
-                    | "logprobs" => Member::Name,
+                    "type" => Member::Type,
+                    "role" | "id" | "call_id" | "tool_call_id" | "tool_use_id" | "finish_reason" | "logprobs" => {
+                        Member::Name
+                    }
                     "image_url" | "input_audio" | "file_data" => Member::Medium,
                     "source" => Member::Source,
                     _ => Member::Text,
@@ -203,67 +209,6 @@ impl<'de> Deserialize<'de> for Member {
             }
         }
         deserializer.deserialize_str(Key)
-    }
-}
-
-/// The `source` of an Anthropic content block: one medium, unless its type says text.
-struct Source<'s>(&'s mut TextSize);
-
-impl<'de> DeserializeSeed<'de> for Source<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Source<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        Measure { size: self.0, place: Place::Member }.visit_str(text)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<(), A::Error> {
-        Measure { size: self.0, place: Place::Member }.visit_seq(seq)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut inner = TextSize::default();
-        let mut medium = false;
-        while let Some(key) = map.next_key::<String>()? {
-            if key == "type" {
-                medium = matches!(map.next_value::<String>()?.as_str(), "base64" | "url" | "file");
-            } else {
-                map.next_value_seed(Measure { size: &mut inner, place: Place::Member })?;
-            }
-        }
-        self.0.add(if medium { TextSize { media: 1, ..TextSize::default() } } else { inner });
-        Ok(())
     }
 }
 

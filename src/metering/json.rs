@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::credits::Usd;
@@ -176,8 +176,7 @@ impl Usage {
     fn tokens(&self, kind: RouteKind) -> Option<Tokens> {
         let (input_details, output_details) = (&self.prompt_tokens_details, &self.completion_tokens_details);
         let cached = input_details.cached_tokens.or(self.cache_read_input_tokens).unwrap_or(0);
-        let cache_creation =
-            input_details.cache_creation_tokens.or(self.cache_creation_input_tokens).unwrap_or(0);
+        let cache_creation = input_details.cache_creation_tokens.or(self.cache_creation_input_tokens).unwrap_or(0);
         let output = self.completion_tokens.or(self.output_tokens);
         let input = self
             .prompt_tokens

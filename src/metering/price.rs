@@ -12,8 +12,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use serde::de::{self, Deserializer, Visitor};
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
 use serde_json::value::RawValue;
 
 use super::count::output_bound;
@@ -188,9 +188,10 @@ impl ModelPrice {
             (reasoning, self.reasoning.or(self.output)),
             (audio_output, self.audio_output.or(self.output)),
         ];
-        parts.into_iter().filter(|(count, _)| *count > 0).try_fold(0_i128, |sum, (count, price)| {
-            sum.checked_add(price?.times(count)?)
-        })
+        parts
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .try_fold(0_i128, |sum, (count, price)| sum.checked_add(price?.times(count)?))
     }
 
     /// The dearer of two deployments, part by part.

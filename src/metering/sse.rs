@@ -20,7 +20,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::count::TextSize;
+use super::count::{CountRules, TextSize};
 use super::json::{Reported, Usage};
 use crate::model::usage::{RouteKind, Tokens};
 
@@ -32,8 +32,8 @@ pub const MAX_EVENT: usize = 1 << 20;
 pub struct StreamReport {
     /// The usage that holds for the whole stream; empty if it never came.
     pub reported: Reported,
-    /// What the first event said of the input (Anthropic `message_start`); only
-    /// of use when `reported` is empty.
+    /// What the first event said of the input (Anthropic `message_start`); see
+    /// [`counted`](Self::counted).
     pub started: Option<Tokens>,
     /// Whether the stream came to its own end: `[DONE]`, `message_stop` or a
     /// terminal `response.*` event.
@@ -48,6 +48,16 @@ pub struct StreamReport {
     pub oversized: u64,
     /// Bytes that were still held back and are to be sent before the end.
     pub rest: Bytes,
+}
+
+impl StreamReport {
+    /// What to charge for when nothing was reported: the input as the stream's
+    /// start told it, else as estimated; the output as it passed.
+    pub fn counted(&self, estimated_input: u64, rules: &CountRules) -> Tokens {
+        let started = self.started.filter(|tokens| tokens.input > 0);
+        let input = started.unwrap_or(Tokens { input: estimated_input, ..Tokens::default() });
+        Tokens { output: rules.tokens(self.output_bytes), ..input }
+    }
 }
 
 /// Reads a stream as it passes.

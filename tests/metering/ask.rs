@@ -44,7 +44,10 @@ fn sizes_of_every_kind() {
     assert_eq!(size(RouteKind::Embeddings, json!({"model":"m","input":[[1,2,3],[4]]})), (4, Some(0), 1));
     assert_eq!(size(RouteKind::Embeddings, json!({"model":"m","input":["abcd","ef"]})), (2, Some(0), 1));
     assert_eq!(
-        size(RouteKind::Responses, json!({"model":"m","instructions":"abcd","input":"efgh","max_output_tokens":9,"max_tokens":1})),
+        size(
+            RouteKind::Responses,
+            json!({"model":"m","instructions":"abcd","input":"efgh","max_output_tokens":9,"max_tokens":1})
+        ),
         (2, Some(9), 1)
     );
     assert_eq!(
@@ -108,7 +111,8 @@ fn a_second_reading_of_the_body_is_impossible() {
     ] {
         assert_eq!(code(body), "invalid_json", "{body}");
     }
-    for bytes in [&b"{\"model\":\"\xff\"}"[..], b"{\"model\":\"a\",\"x\":\"\xc0\xaf\"}", b"\xff\xfe{\0}\0", b"\0\0\0{"] {
+    for bytes in [&b"{\"model\":\"\xff\"}"[..], b"{\"model\":\"a\",\"x\":\"\xc0\xaf\"}", b"\xff\xfe{\0}\0", b"\0\0\0{"]
+    {
         let error = read_json(RouteKind::Chat, None, bytes, &AskRules::default()).unwrap_err();
         assert_eq!(error.code(), "invalid_json");
     }
@@ -363,8 +367,9 @@ proptest! {
         object.insert("stream".to_owned(), json!(stream));
         object.extend(options.map(|o| ("stream_options".to_owned(), o)));
         object.extend(limit.clone().map(|l| ("max_tokens".to_owned(), l)));
-        let before = Value::Object(object);
-        let body = Bytes::from(text_of(&before, pretty));
+        let body = Bytes::from(text_of(&Value::Object(object), pretty));
+        // Read back: not every float survives the reader.
+        let before: Value = serde_json::from_slice(&body).unwrap();
         let Ok(parsed) = read_json(RouteKind::Chat, None, &body, &AskRules::default()) else { return Ok(()) };
         let after: Value = serde_json::from_slice(&parsed.forwarded(&body, bound)).unwrap();
         let mut expected = before;

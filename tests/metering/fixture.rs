@@ -1,19 +1,19 @@
 //! Captures of LiteLLM: raw request and response bytes.
 
 /// The response of a capture.
-pub struct Response {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Response {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 }
 
-pub fn response(name: &str) -> Response {
+pub(crate) fn response(name: &str) -> Response {
     let path = format!("{}/tests/fixtures/litellm/{name}.http", env!("CARGO_MANIFEST_DIR"));
     let bytes = std::fs::read(path).unwrap();
     let marker = b"### response\r\n";

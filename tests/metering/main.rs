@@ -1,4 +1,5 @@
 //! Reading bodies: requests, usage, streams, prices, charges.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod ask;
 mod charge;

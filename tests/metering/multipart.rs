@@ -85,9 +85,13 @@ fn forms_that_two_parsers_read_differently_are_refused() {
         assert_ne!(bad, good);
         assert_eq!(parse(bad.as_bytes()).err(), Some("invalid_form"), "{bad:?}");
     }
-    for bad in ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=a b",
-        "multipart/form-data; boundary=xYz; boundary=b", "multipart/form-data; boundary=xYz; charset=utf-16"]
-    {
+    for bad in [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=a b",
+        "multipart/form-data; boundary=xYz; boundary=b",
+        "multipart/form-data; boundary=xYz; charset=utf-16",
+    ] {
         let error = read(RouteKind::Transcription, None, Some(bad), good.as_bytes(), &AskRules::default()).unwrap_err();
         assert_eq!(error.code(), "unsupported_media_type", "{bad}");
     }

@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::splice::{Edits, Insertion, UsageEdit};
+use super::splice::{Edits, Insertion, Limit, UsageEdit};
 use super::{AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, max_output, one_model, shown};
 use crate::metering::count::{Measure, TextSize};
 use crate::model::usage::RouteKind;
@@ -45,13 +45,13 @@ pub(super) fn read(
     let (usage, usage_asked) = fields.stream_options.map_or(Ok((UsageEdit::Options, false)), |raw| usage(raw, text))?;
     let limits = fields.limits(limit_names(kind), text)?;
     let answers = [("n", fields.n), ("best_of", fields.best_of)];
-    let answers = answers.into_iter().try_fold(1, |most, (name, raw)| {
-        Ok(raw.map_or(Ok(None), |raw| integer(name, raw))?.unwrap_or(1).max(most))
-    })?;
+    let answers = answers
+        .into_iter()
+        .try_fold(1, |most, (name, raw)| Ok(raw.map_or(Ok(None), |raw| integer(name, raw))?.unwrap_or(1).max(most)))?;
     let tools = rules.count.tokens(fields.raw_bytes);
     let size = AskSize {
         input_tokens: rules.count.input(&fields.text).saturating_add(tools),
-        max_output: max_output(kind, limits.iter().filter_map(|(_, limit)| *limit).max()),
+        max_output: max_output(kind, limits.iter().filter_map(|limit| limit.tokens).max()),
         answers,
     };
     let open = text.find('{').map_or(0, |at| at + 1);
@@ -103,14 +103,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn limits(&self, names: &[&str], text: &str) -> Result<Vec<(Range<usize>, Option<u64>)>, AskError> {
+    fn limits(&self, names: &[&str], text: &str) -> Result<Vec<Limit>, AskError> {
         let all = [
             ("max_tokens", self.max_tokens),
             ("max_completion_tokens", self.max_completion_tokens),
             ("max_output_tokens", self.max_output_tokens),
         ];
         let set = all.into_iter().filter(|(name, _)| names.contains(name));
-        set.filter_map(|(name, raw)| raw.map(|raw| Ok((range_of(raw.get(), text), integer(name, raw)?)))).collect()
+        set.filter_map(|(name, raw)| {
+            raw.map(|raw| Ok(Limit { at: range_of(raw.get(), text), tokens: integer(name, raw)? }))
+        })
+        .collect()
     }
 }
 
@@ -275,10 +278,9 @@ fn usage(raw: &RawValue, text: &str) -> Result<(UsageEdit, bool), AskError> {
         Some(value) => match value.get() {
             "true" => Ok((UsageEdit::Options, true)),
             "false" | "null" => Ok((UsageEdit::Value(range_of(value.get(), text)), false)),
-            _ => Err(AskError::InvalidField {
-                field: "stream_options.include_usage",
-                expected: "must be true or false",
-            }),
+            _ => {
+                Err(AskError::InvalidField { field: "stream_options.include_usage", expected: "must be true or false" })
+            }
         },
     }
 }

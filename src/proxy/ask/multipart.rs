@@ -20,8 +20,7 @@ const MAX_HEADERS: usize = 8 << 10;
 
 /// Whether this can be a boundary (RFC 2046, section 5.1.1) that needs no quoting rules.
 pub(super) fn is_boundary(text: &str) -> bool {
-    (1..=70).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"'()+_,-./:=?".contains(&b))
+    (1..=70).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"'()+_,-./:=?".contains(&b))
 }
 
 pub(super) fn read(
@@ -79,7 +78,8 @@ fn boolean(text: &str) -> Result<bool, AskError> {
 }
 
 fn count(text: &str) -> Result<u64, AskError> {
-    let count: u64 = text.parse().map_err(|_| AskError::InvalidField { field: "n", expected: "must be a whole number" })?;
+    let count: u64 =
+        text.parse().map_err(|_| AskError::InvalidField { field: "n", expected: "must be a whole number" })?;
     Ok(count.max(1))
 }
 
@@ -103,7 +103,8 @@ fn parts<'a>(boundary: &str, body: &'a [u8]) -> Result<Vec<Part<'a>>, AskError> 
                 _ => Err(AskError::InvalidForm("something follows its end")),
             };
         }
-        let part = rest.strip_prefix(b"\r\n").ok_or(AskError::InvalidForm("a boundary is not followed by a line end"))?;
+        let part =
+            rest.strip_prefix(b"\r\n").ok_or(AskError::InvalidForm("a boundary is not followed by a line end"))?;
         let head = memmem::find(part.get(..part.len().min(MAX_HEADERS)).unwrap_or_default(), b"\r\n\r\n")
             .ok_or(AskError::InvalidForm("a part has no end of headers, or more than 8 KiB of them"))?;
         let (headers, content) = part.split_at(head);

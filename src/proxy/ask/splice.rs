@@ -51,10 +51,19 @@ pub(super) struct Edits {
     /// Right behind the `{` of the outer object; `None` if there is no such object.
     pub(super) members: Option<Insertion>,
     pub(super) usage: UsageEdit,
-    /// Limits of output that the caller set: where, and to what (`None` for null).
-    pub(super) limits: Vec<(Range<usize>, Option<u64>)>,
+    /// Limits of output that the caller set.
+    pub(super) limits: Vec<Limit>,
     /// The member that limits output on this kind of route.
     pub(super) limit_name: Option<&'static str>,
+}
+
+/// A limit of output in the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Limit {
+    /// Where its value stands.
+    pub(super) at: Range<usize>,
+    /// The value, `None` for null.
+    pub(super) tokens: Option<u64>,
 }
 
 /// A place for one more member of an object.
@@ -103,7 +112,7 @@ impl Edits {
             let member = self.limit_name.map(|name| format!("\"{name}\":{bound}"));
             return self.members.zip(member).map(|(place, member)| place.member(member)).into_iter().collect();
         }
-        let above = self.limits.iter().filter(|(_, limit)| limit.is_none_or(|limit| limit > bound));
-        above.map(|(at, _)| Splice { at: at.clone(), text: bound.to_string().into() }).collect()
+        let above = self.limits.iter().filter(|limit| limit.tokens.is_none_or(|tokens| tokens > bound));
+        above.map(|limit| Splice { at: limit.at.clone(), text: bound.to_string().into() }).collect()
     }
 }
