@@ -11,6 +11,7 @@ pub mod model;
 pub mod policy;
 pub mod store;
 
+pub mod allocation;
 pub mod identity;
 pub mod metering;
 pub mod proxy;

@@ -9,3 +9,5 @@ pub mod count;
 pub mod json;
 pub mod price;
 pub mod sse;
+pub mod meter;
+pub mod settler;

@@ -60,8 +60,6 @@ pub struct Rules {
     pub domain: Domain,
     /// Where the subject stands in the directory.
     pub placement: Placement,
-    /// Whether the subject's user row is suspended.
-    pub user_suspended: bool,
     /// Who may use which model.
     pub models: ModelRules,
     /// Which caps hold.
@@ -163,7 +161,7 @@ pub fn decide(context: &Context, ask: &Ask, with: Companions<'_>, rules: &Rules,
     if rules.account_suspended {
         return Err(Denial::AccountSuspended);
     }
-    if rules.user_suspended {
+    if rules.placement.is_suspended() {
         return Err(Denial::UserSuspended);
     }
     if context.check_domain(rules.domain).is_err() {

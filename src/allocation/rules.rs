@@ -19,11 +19,13 @@ use crate::context::{Actor, Domain, Granted};
 use crate::credits::Factor;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountStatus, ZitadelConfig};
-use crate::model::directory::{Team, UserStatus};
+use crate::model::directory::Team;
 use crate::model::models::AccessMode;
 use crate::policy::Rules;
 use crate::policy::models::ModelRules;
+use crate::problem::Problem;
 use crate::store::changes::{Change, ChangeKind};
+use crate::store::directory::PlacementError;
 use crate::store::{Store, StoreError};
 
 /// An account and how tokens are bound to it.
@@ -60,6 +62,36 @@ impl From<StoreError> for RulesError {
     fn from(error: StoreError) -> Self {
         Self::Store(Arc::new(error))
     }
+}
+
+impl From<PlacementError> for RulesError {
+    fn from(error: PlacementError) -> Self {
+        match error {
+            PlacementError::TeamDenied => Self::TeamDenied,
+            PlacementError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RulesError> for Problem {
+    fn from(error: RulesError) -> Self {
+        match error {
+            RulesError::AccountUnknown => account_unknown(),
+            RulesError::TeamDenied => PlacementError::TeamDenied.into(),
+            RulesError::Store(error) => {
+                tracing::warn!(error = &*error as &dyn std::error::Error, "effective rules cannot be read");
+                Self::unavailable("store_unavailable", "The database cannot be reached; try again", 1)
+            }
+        }
+    }
+}
+
+/// 403 for a token of no account of this installation.
+pub fn account_unknown() -> Problem {
+    Problem::forbidden(
+        "account_unknown",
+        "Your token belongs to no account here: ask the operator to create one for your organization",
+    )
 }
 
 /// Whose rules are wanted.
@@ -225,25 +257,23 @@ impl Inner {
         let Subject { account, domain, actor, team } = subject;
         let mut tx = self.store.read(&Granted::system().over(account.clone())).await?;
         let row = tx.this_account().await?.ok_or(RulesError::AccountUnknown)?;
-        let placed = tx.placement(*domain, &actor.subject, actor.email.as_deref(), team.as_ref()).await?;
-        let placed = placed.ok_or(RulesError::TeamDenied)?;
-        let scopes = placed.placement.scopes(account);
+        let placement = tx.placement(*domain, &actor.subject, actor.email.as_deref(), team.as_ref()).await?;
+        let scopes = placement.scopes(account);
         let grants = tx.model_grants_for(*domain, &scopes).await?;
         let policy = match domain {
             Domain::Console => Some(tx.console_model_policy().await?.value),
             Domain::Copilot => None,
         };
-        let budget = tx.budget_rules(Some(&placed.placement)).await?;
+        let budget = tx.budget_rules(Some(&placement)).await?;
         Ok(Arc::new(Rules {
             account: account.clone(),
             account_name: row.account_name,
             account_suspended: row.status == AccountStatus::Suspended,
             domain: *domain,
-            user_suspended: placed.status == Some(UserStatus::Suspended),
             models: ModelRules::new(*domain, &scopes, grants, policy, self.default_access),
             factor: budget.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
             budget,
-            placement: placed.placement,
+            placement,
             allocation_required: self.allocation_required,
         }))
     }
