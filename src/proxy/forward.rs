@@ -458,13 +458,12 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, StreamError>>> {
         let this = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            if this.sleep.is_some() {
-                let now = Instant::now();
-                if now >= this.until && frame.is_some() {
-                    return Poll::Ready(Some(Err(StreamError::Total)));
-                }
-                this.heard = Some(now);
+            let now = Instant::now();
+            // A body that is always ready never gets to the timer.
+            if now >= this.until && frame.is_some() {
+                return Poll::Ready(Some(Err(StreamError::Total)));
             }
+            this.heard = Some(now);
             return Poll::Ready(frame.map(|frame| frame.map_err(|error| StreamError::Broken(error.into()))));
         }
         this.poll_deadline(cx).map(|error| Some(Err(error)))

@@ -198,7 +198,12 @@ fn named<'p>(method: &Method, prefix: Prefix, rest: &'p str) -> Option<Route<'p>
         .iter()
         .filter(|e| e.has(prefix))
         .filter_map(|e| match e.tail {
-            Tail::Is(text) => Some((e, rest.strip_suffix(text)?.strip_suffix('/').filter(|model| !model.is_empty())?)),
+            Tail::Is(text) => Some((
+                e,
+                rest.strip_suffix(text)?
+                    .strip_suffix('/')
+                    .filter(|model| !model.is_empty() && !model.starts_with('/'))?,
+            )),
             Tail::Item(_) | Tail::ItemPath(_) => None,
         })
         .min_by_key(|(_, model)| model.len())?;
