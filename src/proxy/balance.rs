@@ -153,9 +153,10 @@ impl Balancer {
         self.endpoints.iter().map(of).collect()
     }
 
-    /// Whether any upstream is available.
+    /// Whether health checks find any upstream. Ejection does not count: what a
+    /// provider behind the upstream answers must not take this gateway out of service.
     pub fn is_ready(&self) -> bool {
-        self.endpoints.iter().any(|e| self.is_available(e))
+        self.endpoints.iter().any(|e| e.up.load(Ordering::Relaxed))
     }
 
     /// The available endpoints in turn, then the others in turn.

@@ -413,7 +413,8 @@ pub enum StreamError {
 /// A response body that ends with an error when nothing comes for too long, or
 /// when the exchange as a whole takes too long.
 ///
-/// No timer is armed before the body first has to wait.
+/// No timer is armed before the body first has to wait. Trailers are dropped: they
+/// could repeat a header that was stripped.
 #[derive(Debug)]
 pub struct Deadlined<B> {
     body: B,
@@ -464,7 +465,10 @@ where
                 return Poll::Ready(Some(Err(StreamError::Total)));
             }
             this.heard = Some(now);
-            return Poll::Ready(frame.map(|frame| frame.map_err(|error| StreamError::Broken(error.into()))));
+            return Poll::Ready(match frame {
+                Some(Ok(frame)) if frame.is_trailers() => None,
+                other => other.map(|frame| frame.map_err(|error| StreamError::Broken(error.into()))),
+            });
         }
         this.poll_deadline(cx).map(|error| Some(Err(error)))
     }

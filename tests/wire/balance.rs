@@ -136,7 +136,7 @@ async fn when_all_are_out_all_are_tried() {
         upstream.sick.store(true, Ordering::SeqCst);
     }
     ask(&balancer, 6).await;
-    assert!(!balancer.is_ready());
+    assert!(balancer.status().iter().all(|status| status.ejected) && balancer.is_ready());
     for upstream in [&a, &b] {
         upstream.sick.store(false, Ordering::SeqCst);
     }
@@ -158,6 +158,25 @@ async fn health_checks_find_out_by_themselves() {
         };
         tokio::time::timeout(PATIENCE, seen).await.expect("the health check notices");
         assert_eq!(ask(&balancer, 4).await, expected);
+    }
+    watch.abort();
+}
+
+#[tokio::test]
+async fn readiness_is_what_health_checks_find() {
+    let a = named("a").await;
+    let balancer = Arc::new(balancer(&[&a.url], &clock()));
+    let watched = Arc::clone(&balancer);
+    let watch = tokio::spawn(async move { watched.watch().await });
+    for unhealthy in [true, false] {
+        a.unhealthy.store(unhealthy, Ordering::SeqCst);
+        let seen = async {
+            while balancer.is_ready() == unhealthy {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, seen).await.expect("readiness follows");
+        assert_eq!(ask(&balancer, 1).await, counts([("a", 200, 1)]), "the only upstream is always tried");
     }
     watch.abort();
 }

@@ -207,6 +207,16 @@ async fn a_body_that_ends_in_time_is_unchanged() {
     assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
 }
 
+#[tokio::test]
+async fn trailers_of_a_response_stay_behind() {
+    let frames = [Frame::data(Bytes::from_static(b"abc")), Frame::trailers(http::HeaderMap::new())];
+    let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::io::Error>)));
+    let until = Instant::now() + Duration::from_secs(1);
+    let body = Deadlined::new(body, Duration::from_secs(1), until).collect().await.unwrap();
+    assert!(body.trailers().is_none());
+    assert_eq!(body.to_bytes(), "abc");
+}
+
 #[test]
 fn addresses_are_plain() {
     for good in
