@@ -2,6 +2,8 @@
 
 use crate::model::usage::RouteKind;
 
+pub mod models;
+
 pub mod budget;
 
 /// What a governed request asks for, read from its route and body.
