@@ -117,9 +117,9 @@ impl ModelRules {
     /// Every name that a grant of the chain is for, wildcards too; a name may come up
     /// more than once.
     pub fn named(&self) -> impl Iterator<Item = &str> {
-        self.scopes.iter().flat_map(|s| {
-            s.exact.keys().map(String::as_str).chain(s.wildcards.iter().map(|g| g.model_name.as_str()))
-        })
+        self.scopes
+            .iter()
+            .flat_map(|s| s.exact.keys().map(String::as_str).chain(s.wildcards.iter().map(|g| g.model_name.as_str())))
     }
 
     /// Those of `models` that may be used, in their order.

@@ -105,7 +105,8 @@ impl Tx<Tenant> {
         team: Option<&Id<Team>>,
     ) -> Result<Placement, PlacementError> {
         let account = self.account.clone();
-        let placement: Option<Placement> = on!(self, |c| sqlx::query_as(
+        let placement: Option<Placement> = on!(self, |c| {
+            sqlx::query_as(
             r#"SELECT u.id AS "user", u.status, t.id AS team, t.org_id AS org FROM "Alchemi_UserTable" u
                LEFT JOIN "Alchemi_TeamMembershipTable" m ON m.account_id = u.account_id AND m.domain = u.domain
                  AND m.user_id = u.id AND (CAST($5 AS TEXT) IS NULL OR m.team_id = CAST($5 AS TEXT))
@@ -120,7 +121,8 @@ impl Tx<Tenant> {
         .bind(email)
         .bind(team)
         .fetch_optional(c)
-        .await)?;
+        .await
+        })?;
         let placement = placement.unwrap_or_default();
         if team.is_some() && placement.team.as_ref() != team {
             return Err(PlacementError::TeamDenied);
@@ -139,8 +141,12 @@ impl Tx<Tenant> {
             ScopeType::Pool => return Ok(true),
             ScopeType::Agent => return Ok(false),
             ScopeType::Org => r#"SELECT id FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            ScopeType::Team => r#"SELECT id FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            ScopeType::User => r#"SELECT id FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
+            ScopeType::Team => {
+                r#"SELECT id FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
+            }
+            ScopeType::User => {
+                r#"SELECT id FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
+            }
         };
         let account = self.account.clone();
         let found: Option<String> =
@@ -156,7 +162,9 @@ impl Tx<Tenant> {
     pub async fn hold_scope(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<bool> {
         // An UPDATE that changes nothing is the row lock that both databases know.
         let sql = match kind {
-            ScopeType::Account | ScopeType::Pool | ScopeType::Agent => return self.scope_exists(domain, kind, id).await,
+            ScopeType::Account | ScopeType::Pool | ScopeType::Agent => {
+                return self.scope_exists(domain, kind, id).await;
+            }
             ScopeType::Org => {
                 r#"UPDATE "Alchemi_OrgTable" SET version = version WHERE account_id = $1 AND domain = $2 AND id = $3"#
             }

@@ -108,7 +108,8 @@ impl Tx<Tenant> {
     pub async fn upsert_model_grant(&mut self, grant: &ModelGrant) -> Result<ModelGrant> {
         let (account, now) = (self.account.clone(), self.now);
         self.changed(ChangeKind::Models);
-        on!(self, |c| sqlx::query_as(
+        on!(self, |c| {
+            sqlx::query_as(
             r#"INSERT INTO "Alchemi_ModelGrantTable" (account_id, id, domain, model_name, scope_type, scope_id, access_mode,
                created_by, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
                ON CONFLICT (account_id, domain, scope_type, scope_id, model_name)
@@ -125,7 +126,8 @@ impl Tx<Tenant> {
         .bind(&grant.created_by)
         .bind(now)
         .fetch_one(c)
-        .await)
+        .await
+        })
     }
 
     /// Removes a grant.
@@ -151,7 +153,8 @@ impl Tx<Tenant> {
     /// [`StoreError`](super::StoreError).
     pub async fn users_within(&mut self, domain: Domain, scope: &Scope, sample: u32) -> Result<(i64, Vec<Id<User>>)> {
         let account = self.account.clone();
-        let rows: Vec<(Id<User>, i64)> = on!(self, |c| sqlx::query_as(
+        let rows: Vec<(Id<User>, i64)> = on!(self, |c| {
+            sqlx::query_as(
             r#"SELECT u.id, CAST(COUNT(*) OVER () AS BIGINT) FROM "Alchemi_UserTable" u
                WHERE u.account_id = $1 AND u.domain = $2 AND (CAST($3 AS TEXT) = 'account'
                  OR (CAST($3 AS TEXT) = 'user' AND u.id = $4)
@@ -167,7 +170,8 @@ impl Tx<Tenant> {
         .bind(&scope.scope_id)
         .bind(i64::from(sample))
         .fetch_all(c)
-        .await)?;
+        .await
+        })?;
         let total = rows.first().map_or(0, |(_, total)| *total);
         Ok((total, rows.into_iter().map(|(id, _)| id).collect()))
     }
