@@ -4,12 +4,14 @@ pub mod clock;
 pub mod credits;
 pub mod id;
 pub mod problem;
+pub mod secret;
 
 pub mod context;
 pub mod model;
 pub mod policy;
 pub mod store;
 
+pub mod allocation;
 pub mod identity;
 pub mod metering;
 pub mod proxy;

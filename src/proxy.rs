@@ -1,1 +1,3 @@
-//! (see below)
+//! The reverse proxy in front of the upstream.
+
+pub mod ask;
