@@ -15,6 +15,8 @@ use crate::model::scope::Scope;
 use crate::model::usage::RouteKind;
 use crate::problem::Problem;
 
+pub mod models;
+
 pub mod budget;
 pub mod models;
 

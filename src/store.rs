@@ -33,6 +33,7 @@ pub mod directory;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;
+pub mod models;
 pub mod page;
 
 use changes::{Change, ChangeFeed, ChangeKind};
