@@ -1,0 +1,93 @@
+"""One stack for the session: provider <- LiteLLM <- alchemi, and an issuer beside it.
+
+Fixtures start what a test asks for and nothing else, so `pytest -k litellm` needs no gateway.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import gateway
+import litellm_proxy
+import serving
+from control import Tenant
+from issuer import Issuer
+from provider import Provider
+
+DATABASES = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[Provider]:
+    fake = Provider()
+    with serving.serve(fake.app) as fake.url:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def issuer() -> Iterator[Issuer]:
+    one = Issuer()
+    with serving.serve(one.app) as one.url:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def litellm(provider: Provider, tmp_path_factory) -> Iterator[litellm_proxy.LiteLlm]:
+    with litellm_proxy.run(provider.url, tmp_path_factory.mktemp("litellm")) as proxy:
+        yield proxy
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running alchemi; makes tenants in it."""
+
+    url: str
+    issuer: Issuer
+
+    def tenant(self, **settings) -> Tenant:
+        return Tenant.create(self.url, gateway.MASTER_KEY, self.issuer, **settings)
+
+
+@contextlib.contextmanager
+def database_url(kind: str, folder: Path) -> Iterator[str]:
+    if kind == "sqlite":
+        yield f"sqlite:{folder / 'alchemi.db'}"
+        return
+    with gateway.postgres() as url:
+        if url is None:
+            pytest.skip("PostgreSQL is not installed")
+        yield url
+
+
+@contextlib.contextmanager
+def started(kind: str, litellm: litellm_proxy.LiteLlm, issuer: Issuer, folder: Path) -> Iterator[Gateway]:
+    with database_url(kind, folder) as database, gateway.run(folder, database, litellm.url, issuer) as url:
+        yield Gateway(url, issuer)
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def alchemi(request, litellm, issuer, tmp_path_factory) -> Iterator[Gateway]:
+    with started(request.param, litellm, issuer, tmp_path_factory.mktemp(request.param)) as one:
+        yield one
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an SDK is pointed to, and with which key."""
+
+    url: str
+    key: str
+
+
+@pytest.fixture(scope="session")
+def litellm_endpoint(litellm) -> Endpoint:
+    return Endpoint(litellm.url, litellm_proxy.MASTER_KEY)
+
+
+@pytest.fixture(scope="session")
+def alchemi_endpoint(alchemi: Gateway) -> Endpoint:
+    tenant = alchemi.tenant()
+    return Endpoint(alchemi.url, tenant.token(tenant.user()))
