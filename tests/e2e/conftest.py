@@ -4,7 +4,8 @@ Fixtures start what a test asks for and nothing else, so `pytest -k litellm` nee
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,16 +63,23 @@ def database_url(kind: str, folder: Path) -> Iterator[str]:
         yield url
 
 
-@contextlib.contextmanager
-def started(kind: str, litellm: litellm_proxy.LiteLlm, issuer: Issuer, folder: Path) -> Iterator[Gateway]:
-    with database_url(kind, folder) as database, gateway.run(folder, database, litellm.url, issuer) as url:
-        yield Gateway(url, issuer)
+@pytest.fixture(scope="session")
+def start(litellm, issuer, tmp_path_factory) -> Iterator[Callable[[str], Gateway]]:
+    """Starts a gateway on a kind of database, once each."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start_on(kind: str) -> Gateway:
+            folder = tmp_path_factory.mktemp(kind)
+            database = stack.enter_context(database_url(kind, folder))
+            return Gateway(stack.enter_context(gateway.run(folder, database, litellm.url, issuer)), issuer)
+
+        yield start_on
 
 
 @pytest.fixture(scope="session", params=DATABASES)
-def alchemi(request, litellm, issuer, tmp_path_factory) -> Iterator[Gateway]:
-    with started(request.param, litellm, issuer, tmp_path_factory.mktemp(request.param)) as one:
-        yield one
+def alchemi(request, start) -> Gateway:
+    return start(request.param)
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,11 @@ class Endpoint:
     key: str
 
 
-@pytest.fixture(scope="session")
-def litellm_endpoint(litellm) -> Endpoint:
-    return Endpoint(litellm.url, litellm_proxy.MASTER_KEY)
-
-
-@pytest.fixture(scope="session")
-def alchemi_endpoint(alchemi: Gateway) -> Endpoint:
-    tenant = alchemi.tenant()
-    return Endpoint(alchemi.url, tenant.token(tenant.user()))
+@pytest.fixture(scope="session", params=["litellm", *DATABASES])
+def endpoint(request) -> Endpoint:
+    """LiteLLM itself, and alchemi in front of it."""
+    if request.param == "litellm":
+        return Endpoint(request.getfixturevalue("litellm").url, litellm_proxy.MASTER_KEY)
+    one: Gateway = request.getfixturevalue("start")(request.param)
+    tenant = one.tenant()
+    return Endpoint(one.url, tenant.token(tenant.user()))

@@ -54,10 +54,12 @@ class Tenant:
     plan: str
 
     @classmethod
-    def create(cls, gateway: str, master_key: str, issuer: Issuer, *, monthly: str = "1000", models=("*",)) -> "Tenant":
+    def create(
+        cls, gateway: str, master_key: str, issuer: Issuer, *, monthly="1000", credit_factor="1", models=("*",)
+    ) -> "Tenant":
         operator = Control(gateway, master_key)
         account = operator.post("/accounts", {"account_name": f"e2e {uuid.uuid4()}"})["account_id"]
-        allocation = {"account_id": account, "monthly_credits": monthly, "overflow_limit": 0, "credit_factor": 1}
+        allocation = {"account_id": account, "monthly_credits": monthly, "credit_factor": credit_factor}
         operator.post("/budgets/account-allocation", allocation)
 
         control = Control(gateway, master_key, account)

@@ -16,7 +16,7 @@ MASTER_KEY = "sk-e2e-litellm-master-key"
 CHAT, CHEAP, CLAUDE, EMBEDDING, MOCK = (
     "gpt-4o-mini",
     "gpt-4.1-nano",
-    "claude-sonnet-4-20250514",
+    "claude-sonnet-4-6",
     "text-embedding-3-small",
     "mock-gpt",
 )
@@ -45,17 +45,25 @@ def config(provider: str) -> dict:
 
 
 @dataclass(frozen=True)
+class Spend:
+    """What LiteLLM says a call has cost, in US dollars, and who pays."""
+
+    cost: Decimal
+    customer: str | None
+
+
+@dataclass(frozen=True)
 class LiteLlm:
     """A running proxy, and what it has written into its own books."""
 
     url: str
     spend_log: Path
 
-    def costs(self) -> dict[str, Decimal]:
-        """What LiteLLM says each call has cost, by call id."""
+    def spend(self) -> dict[str, Spend]:
+        """LiteLLM's books, by call id."""
         lines = self.spend_log.read_text().splitlines() if self.spend_log.exists() else []
         entries = [json.loads(line) for line in lines]
-        return {entry["call_id"]: Decimal(entry["cost"]) for entry in entries if entry["cost"] is not None}
+        return {one["call_id"]: Spend(Decimal(one["cost"] or 0), one["customer"]) for one in entries}
 
 
 @contextlib.contextmanager

@@ -15,11 +15,6 @@ WEATHER = {
 }
 
 
-@pytest.fixture(params=["litellm", "alchemi"])
-def endpoint(request):
-    return request.getfixturevalue(f"{request.param}_endpoint")
-
-
 @pytest.fixture
 def openai(endpoint):
     return openai_client(endpoint.url, endpoint.key)
