@@ -132,14 +132,13 @@ fn compare(arguments: &Arguments) -> Result<()> {
         for &mode in &arguments.modes {
             let minted = mint(arguments, mode, &proxies, &folder.path().join(format!("tokens-{round}-{mode}")))?;
             for proxy in &proxies.running {
-                eprint!("\rround {} of {}: {mode}, {:20}", round + 1, arguments.rounds, proxy.target.to_string());
+                eprintln!("round {} of {}: {mode}, {}", round + 1, arguments.rounds, proxy.target);
                 let tokens = minted.join(proxy.tenant);
                 let measured = measure(arguments, mode, proxy, &tokens)?;
                 report.add(mode, proxy.target, measured);
             }
         }
     }
-    eprintln!();
     print!("{report}");
     Ok(())
 }

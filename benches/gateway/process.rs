@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -168,12 +168,12 @@ fn start_nginx(nginx: &Path, upstream: SocketAddr, folder: &Path) -> Result<(Pro
             }}
         }}"
     );
-    let file = folder.join("nginx.conf");
+    let (file, log) = (folder.join("nginx.conf"), folder.join("nginx.log"));
     fs::write(&file, configuration)?;
     let mut command = pinned(PROXY_CORE, nginx);
-    command.arg("-c").arg(&file).arg("-e").arg(folder.join("nginx.log")).stderr(Stdio::null());
-    let process = Process(command.spawn()?);
-    wait_for(|| TcpStream::connect(address).is_ok(), || log_of(folder, "nginx.log"))?;
+    command.arg("-c").arg(&file).arg("-e").arg(&log).stderr(Stdio::null());
+    let mut process = Process(command.spawn()?);
+    wait_for(&mut process, || TcpStream::connect(address).is_ok(), &log)?;
     Ok((process, address))
 }
 
@@ -183,7 +183,8 @@ fn start_alchemi(upstream: SocketAddr, issuer: &str, folder: &Path) -> Result<(P
         env::var_os("ALCHEMI_BIN").map(PathBuf::from).or(option_env!("CARGO_BIN_EXE_alchemi").map(PathBuf::from));
     let binary = binary.ok_or("no alchemi binary: set ALCHEMI_BIN")?;
     let address = free_address()?;
-    let log = File::create(folder.join("alchemi.log"))?;
+    let log = folder.join("alchemi.log");
+    let output = File::create(&log)?;
     let mut command = pinned(PROXY_CORE, &binary);
     command
         .arg("serve")
@@ -196,12 +197,12 @@ fn start_alchemi(upstream: SocketAddr, issuer: &str, folder: &Path) -> Result<(P
         .env("DATABASE_URL", format!("sqlite:{}", folder.join("alchemi.db").display()))
         .env("ZITADEL_ISSUER", issuer)
         .env("ZITADEL_PROJECT_ID", PROJECT)
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    let process = Process(command.spawn()?);
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    let mut process = Process(command.spawn()?);
     let ready = format!("http://{address}/readyz");
     let is_ready = || on_one_thread(async { Ok(reqwest::get(&ready).await?.error_for_status()?) }).is_ok();
-    wait_for(is_ready, || log_of(folder, "alchemi.log"))?;
+    wait_for(&mut process, is_ready, &log)?;
     Ok((process, address))
 }
 
@@ -210,19 +211,15 @@ fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
 }
 
-fn wait_for(ready: impl Fn() -> bool, log: impl Fn() -> String) -> Result<()> {
+/// Waits until a process that has just been started is ready; says what it logged when it ends or takes too long.
+fn wait_for(process: &mut Process, ready: impl Fn() -> bool, log: &Path) -> Result<()> {
     let began = Instant::now();
     while !ready() {
-        if began.elapsed() > START {
-            return Err(format!("not ready after {START:?}:\n{}", log()).into());
+        if process.0.try_wait()?.is_some() || began.elapsed() > START {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            return Err(format!("not ready after {:.1?}, having logged:\n{log}", began.elapsed()).into());
         }
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())
-}
-
-fn log_of(folder: &Path, name: &str) -> String {
-    let mut text = String::new();
-    let _ = File::open(folder.join(name)).and_then(|mut file| file.read_to_string(&mut text));
-    text
 }

@@ -7,7 +7,9 @@ python=$("$root/tests/e2e/setup.sh")
 
 if [[ -z "${ALCHEMI_BIN:-}" ]]; then
     cargo build --quiet --manifest-path "$root/Cargo.toml" --bin alchemi
-    export ALCHEMI_BIN="${CARGO_TARGET_DIR:-$root/target}/debug/alchemi"
+    ALCHEMI_BIN=${CARGO_TARGET_DIR:-$root/target}/debug/alchemi
 fi
+ALCHEMI_BIN=$(realpath "$ALCHEMI_BIN")
+export ALCHEMI_BIN
 cd "$root/tests/e2e"
 exec "$python" -m pytest "$@"

@@ -3,7 +3,7 @@
 # ALCHEMI_E2E_VENV says where (default target/e2e-venv). Prints the environment's python.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-venv=${ALCHEMI_E2E_VENV:-$here/../../target/e2e-venv}
+venv=$(realpath -m "${ALCHEMI_E2E_VENV:-$here/../../target/e2e-venv}")
 stamp=$(cat "$here/requirements.txt" "$here/constraints.txt" | sha256sum | cut -d' ' -f1)
 
 if [[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]]; then
