@@ -218,8 +218,7 @@ impl Gateway {
         let established = own.authenticator.establish(credential, asked.account_id.as_deref()).await?;
         let context = established.context;
         let account = context.account().cloned().ok_or_else(account_unknown)?;
-        let domain =
-            asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
+        let domain = asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
         let team = asked.team_id.as_deref().map(str::parse).transpose();
         let team = team.map_err(|_| Problem::bad_request("invalid_header", "x-alchemi-team-id is not an id"))?;
         let epoch = book.epoch(&account);
@@ -302,7 +301,9 @@ impl Gateway {
                 Screened::Blocked { code, pattern } => {
                     return Err(Problem::forbidden(
                         "guardrail_blocked",
-                        format!("Guardrail `{code}` blocks this request (pattern `{pattern}`): take the matching text out"),
+                        format!(
+                            "Guardrail `{code}` blocks this request (pattern `{pattern}`): take the matching text out"
+                        ),
                     )
                     .with("guardrail", code)
                     .with("pattern", pattern));
@@ -336,7 +337,9 @@ impl Gateway {
         if estimate.cost.is_none() && metering.unpriced == crate::metering::charge::Unpriced::Deny {
             return Err(Problem::forbidden(
                 "model_unpriced",
-                format!("Model `{model}` has no price: ask the operator to set one in the upstream or under metering.prices"),
+                format!(
+                    "Model `{model}` has no price: ask the operator to set one in the upstream or under metering.prices"
+                ),
             ));
         }
         let place = &caller.rules.placement;
@@ -396,11 +399,12 @@ impl Gateway {
             meter.sent();
         }
         let asked_at = Instant::now();
-        let answered = own.balancer.send(Request::from_parts(head, Outgoing::from(body))).await.inspect_err(|error| {
-            if let (true, Some(meter)) = (error.is_unsent(), &mut meter) {
-                meter.not_sent();
-            }
-        })?;
+        let answered =
+            own.balancer.send(Request::from_parts(head, Outgoing::from(body))).await.inspect_err(|error| {
+                if let (true, Some(meter)) = (error.is_unsent(), &mut meter) {
+                    meter.not_sent();
+                }
+            })?;
         let (mut answer, body) = answered.into_parts();
         if let Some(kind) = kind {
             own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());

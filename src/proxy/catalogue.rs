@@ -53,7 +53,11 @@ impl Catalogue {
         let Ok(request) = request.body(Outgoing::empty()) else { return false };
         let Ok(response) = balancer.send(request).await else { return false };
         if !response.status().is_success() {
-            tracing::warn!(status = response.status().as_u16(), path = self.path, "the upstream's prices cannot be read");
+            tracing::warn!(
+                status = response.status().as_u16(),
+                path = self.path,
+                "the upstream's prices cannot be read"
+            );
             return false;
         }
         let Ok(body) = Limited::new(response.into_body(), MAX_LISTING).collect().await else { return false };

@@ -56,7 +56,11 @@ impl GatewayMetrics {
     /// Registers all of them under `alchemi_`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("requests", "Requests by kind of route and code of the decision", self.requests.clone());
-        registry.register("upstream_responses", "Answers of the upstream by kind of route and status", self.upstream.clone());
+        registry.register(
+            "upstream_responses",
+            "Answers of the upstream by kind of route and status",
+            self.upstream.clone(),
+        );
         registry.register(
             "gateway_seconds",
             "Time from a request's head to its forwarding, in seconds",
@@ -67,7 +71,11 @@ impl GatewayMetrics {
             "Time from forwarding to the head of the answer, in seconds",
             self.upstream_time.clone(),
         );
-        registry.register("requests_in_flight", "Governed requests that are not answered to the end", self.in_flight.clone());
+        registry.register(
+            "requests_in_flight",
+            "Governed requests that are not answered to the end",
+            self.in_flight.clone(),
+        );
     }
 
     pub(super) fn decided(&self, kind: Option<RouteKind>, code: &'static str) {
