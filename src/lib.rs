@@ -20,4 +20,6 @@ pub mod proxy;
 pub mod v1;
 
 #[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
 pub mod dev;
