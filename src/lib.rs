@@ -23,3 +23,7 @@ pub mod v1;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod dev;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod telemetry;
