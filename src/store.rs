@@ -24,7 +24,7 @@ use crate::model::accounts::Account;
 use crate::problem::Problem;
 
 mod dialect;
-use dialect::{from_columns, on, run};
+use dialect::{from_columns, of_accounts, on, run};
 
 pub mod accounts;
 pub mod audit;
@@ -34,6 +34,8 @@ pub mod idempotency;
 pub mod ledger;
 pub mod migrate;
 pub mod page;
+pub mod policies;
+pub mod revocations;
 
 use changes::{Change, ChangeFeed, ChangeKind};
 
