@@ -20,6 +20,8 @@ pub mod proxy;
 pub mod v1;
 
 #[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "server")]
 pub mod config;
 #[cfg(feature = "server")]
 pub mod dev;

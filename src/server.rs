@@ -125,8 +125,7 @@ impl Server {
         for warning in config.identity.warnings() {
             tracing::warn!("{warning}");
         }
-        let master_key =
-            config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
+        let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
         let rules = RuleBook::new(store.clone(), &config.allocation, config.policy.default_model_access);
         let authenticator = Authenticator::new(identity.clone(), master_key, rules.clone());
         let (settler, outbox) = Settler::new(store.clone());
@@ -159,7 +158,8 @@ impl Server {
             clock: Arc::clone(&clock),
         });
         background::load_revocations(&store, &identity).await?;
-        let operations = Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
+        let operations =
+            Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
         let front = Front(Arc::new(FrontParts {
             gateway,
             control: control_plane(config, &store, &authenticator, &catalogue),
@@ -203,7 +203,9 @@ impl Server {
             let socket = bind("admin_listen (ALCHEMI_ADMIN_LISTEN)", admin).await?;
             admin_address = socket.local_addr().ok();
             let limits = config.limits.clone();
-            listeners.push(tokio::spawn(Listener { socket, tls: None, answer: AdminFront(operations), limits }.run(stopped.clone())));
+            listeners.push(tokio::spawn(
+                Listener { socket, tls: None, answer: AdminFront(operations), limits }.run(stopped.clone()),
+            ));
         }
         let limits = config.limits.clone();
         listeners.push(tokio::spawn(Listener { socket, tls, answer: front, limits }.run(stopped)));
@@ -249,8 +251,11 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
 /// `/v1`, behind authentication, for the origins that the configuration names.
 fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
     let models = Arc::clone(catalogue);
-    let issuers = config.identity.issuers.iter().map(|issuer| issuer.url.clone()).collect();
-    let app = v1::App::new(store.clone()).with_catalogue(move || models.models()).with_issuers(issuers);
+    let app = v1::App::new(store.clone())
+        .with_catalogue(v1::models::Catalogue::new(move || models.models()))
+        .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
+        .with_default_model_access(config.policy.default_model_access)
+        .with_default_domain(config.domain_default);
     let origins = config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect::<Vec<_>>();
     let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))

@@ -70,10 +70,14 @@ impl Metrics {
         let end = text.rfind("# EOF").unwrap_or(text.len());
         text.truncate(end);
         for (name, help, value) in self.counters() {
-            let _ = writeln!(text, "# HELP alchemi_{name} {help}.\n# TYPE alchemi_{name} counter\nalchemi_{name}_total {value}");
+            let _ = writeln!(
+                text,
+                "# HELP alchemi_{name} {help}.\n# TYPE alchemi_{name} counter\nalchemi_{name}_total {value}"
+            );
         }
         for (name, help, value) in self.gauges() {
-            let _ = writeln!(text, "# HELP alchemi_{name} {help}.\n# TYPE alchemi_{name} gauge\nalchemi_{name} {value}");
+            let _ =
+                writeln!(text, "# HELP alchemi_{name} {help}.\n# TYPE alchemi_{name} gauge\nalchemi_{name} {value}");
         }
         text.push_str("# EOF\n");
         text
@@ -104,8 +108,16 @@ impl Metrics {
         [
             ("settlements_waiting", "Finished requests that are not in the ledger yet", self.settler.waiting()),
             ("jwks_keys", "Usable keys of all issuers", count(issuers.iter().map(|i| i.keys).sum())),
-            ("jwks_stale_issuers", "Issuers whose keys are older than they should be", count(issuers.iter().filter(|i| i.stale_since.is_some()).count())),
-            ("upstreams_available", "Upstreams that requests are sent to", count(upstreams.iter().filter(|u| u.is_available()).count())),
+            (
+                "jwks_stale_issuers",
+                "Issuers whose keys are older than they should be",
+                count(issuers.iter().filter(|i| i.stale_since.is_some()).count()),
+            ),
+            (
+                "upstreams_available",
+                "Upstreams that requests are sent to",
+                count(upstreams.iter().filter(|u| u.is_available()).count()),
+            ),
         ]
     }
 }

@@ -38,7 +38,10 @@ pub(super) async fn follow_revocations(store: Store, identity: Identity) {
             Ok(Err(RecvError::Closed)) => return,
         };
         if due && let Err(error) = load_revocations(&store, &identity).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the deny-list cannot be read; the last one stays in force");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the deny-list cannot be read; the last one stays in force"
+            );
         }
     }
 }

@@ -61,8 +61,8 @@ fn read(files: &TlsConfig) -> Result<ServerConfig, String> {
     let chain = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|e| wrong("tls.cert (ALCHEMI_TLS_CERT)", &files.cert, &e))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|e| wrong("tls.key (ALCHEMI_TLS_KEY)", &files.key, &e))?;
+    let key =
+        PrivateKeyDer::from_pem_file(&files.key).map_err(|e| wrong("tls.key (ALCHEMI_TLS_KEY)", &files.key, &e))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
