@@ -28,12 +28,14 @@ use dialect::{from_columns, on, run};
 
 pub mod accounts;
 pub mod audit;
+pub mod budgets;
 pub mod changes;
 pub mod directory;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;
 pub mod page;
+pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};
 

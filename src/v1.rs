@@ -22,10 +22,13 @@ use crate::problem::Problem;
 use crate::store::Store;
 
 pub mod answer;
+pub mod budgets;
 pub mod call;
+pub mod costs;
 pub mod directory;
 pub mod input;
 mod openapi;
+pub mod usage;
 
 /// What the routes share.
 #[derive(Debug, Clone)]
@@ -48,6 +51,29 @@ fn routes() -> OpenApiRouter<App> {
         // Directory, in both domains
         .routes(routes!(directory::list_orgs, directory::create_org))
         .routes(routes!(directory::get_org, directory::update_org, directory::delete_org))
+        // Budgets
+        .routes(routes!(budgets::account::list_account_allocations, budgets::account::set_account_allocation))
+        .routes(routes!(budgets::account::get_account_allocation))
+        .routes(routes!(budgets::plans::list_budget_plans, budgets::plans::create_budget_plan))
+        .routes(routes!(budgets::plans::get_active_budget_plan))
+        .routes(routes!(budgets::plans::get_budget_plan, budgets::plans::update_budget_plan))
+        .routes(routes!(budgets::plans::activate_budget_plan))
+        .routes(routes!(budgets::allocations::list_budget_allocations, budgets::allocations::delete_budget_allocation))
+        .routes(routes!(budgets::allocations::upsert_budget_allocation))
+        .routes(routes!(budgets::allocations::distribute_equally))
+        .routes(routes!(budgets::overrides::list_budget_overrides, budgets::overrides::create_budget_override))
+        .routes(routes!(budgets::overrides::delete_budget_override))
+        .routes(routes!(budgets::cycles::renew_budget_cycle))
+        .routes(routes!(budgets::cycles::list_budget_cycles))
+        // Usage and costs
+        .routes(routes!(usage::get_effective_allocation))
+        .routes(routes!(usage::get_usage_by_scope))
+        .routes(routes!(usage::list_budget_alerts))
+        .routes(routes!(usage::record_usage))
+        .routes(routes!(usage::get_own_allocation))
+        .routes(routes!(usage::get_own_usage))
+        .routes(routes!(costs::get_budget_cost_breakdown))
+        .routes(routes!(costs::get_cost_breakdown))
 }
 
 /// The routes, ready to be mounted. A layer outside must put a
