@@ -4,14 +4,18 @@ pub mod clock;
 pub mod credits;
 pub mod id;
 pub mod problem;
+pub mod secret;
 
 pub mod context;
 pub mod model;
 pub mod policy;
 pub mod store;
 
+pub mod allocation;
 pub mod identity;
+pub mod layer;
 pub mod metering;
+pub mod plugin;
 pub mod proxy;
 pub mod v1;
 

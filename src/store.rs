@@ -34,6 +34,7 @@ pub mod directory;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;
+pub mod models;
 pub mod page;
 pub mod usage;
 

@@ -225,9 +225,8 @@ impl Tx<Tenant> {
     /// [`StoreError`](super::StoreError).
     pub async fn deactivate_plan(&mut self) -> Result<Option<Plan>> {
         let (account, now) = (self.account.clone(), self.now);
-        let row =
-            on!(self, |c| {
-                sqlx::query_as(
+        let row = on!(self, |c| {
+            sqlx::query_as(
             r#"UPDATE "Alchemi_CopilotBudgetPlanTable" SET status = 'inactive', updated_at = $2, version = version + 1
                WHERE account_id = $1 AND status = 'active' RETURNING *"#
         )
@@ -235,7 +234,7 @@ impl Tx<Tenant> {
         .bind(now)
         .fetch_optional(c)
         .await
-            })?;
+        })?;
         self.changed(ChangeKind::Budget);
         Ok(row)
     }
@@ -373,9 +372,8 @@ impl Tx<Tenant> {
     pub async fn overrides(&mut self, plan: Option<&Id<Plan>>, slice: &Slice) -> Result<Page<Override>> {
         let account = self.account.clone();
         let (at, id) = slice.before();
-        let rows: Vec<Override> =
-            on!(self, |c| {
-                sqlx::query_as(
+        let rows: Vec<Override> = on!(self, |c| {
+            sqlx::query_as(
             r#"SELECT * FROM "Alchemi_CopilotBudgetOverrideTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
                AND (CAST($4 AS TEXT) IS NULL OR plan_id = $4) ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
         )
@@ -387,7 +385,7 @@ impl Tx<Tenant> {
         .bind(slice.skip())
         .fetch_all(c)
         .await
-            })?;
+        })?;
         Ok(slice.page(rows, |o| (o.created_at, o.id.as_str())))
     }
 

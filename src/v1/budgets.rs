@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::answer::{Halt, or_404};
+use super::directory::hold_scope;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::{Action, Label};
@@ -16,6 +17,7 @@ use crate::store::audit::Entry;
 pub mod account;
 pub mod allocations;
 pub mod cycles;
+pub mod effective;
 pub mod overrides;
 pub mod plans;
 
@@ -44,13 +46,12 @@ pub(super) fn require(holds: bool, pointer: &str, detail: &str) -> Result<(), Pr
     if holds { Ok(()) } else { Err(Problem::invalid(pointer, detail)) }
 }
 
-/// A scope of the copilot tree that is there, or the pool.
-pub(super) async fn existing_scope(tx: &mut Tx<Tenant>, kind: ScopeType, id: &str) -> Result<Scope, Halt> {
+/// A scope of the copilot tree, or the pool, that stays until the end of the transaction.
+async fn held_scope(tx: &mut Tx<Tenant>, kind: ScopeType, id: &str) -> Result<Scope, Halt> {
     require(kind != ScopeType::Pool || id == POOL, "/scope_id", "must be pool: there is one pool in a plan")?;
-    if !tx.scope_exists(Domain::Copilot, kind, id).await? {
-        return Err(Problem::not_found(format!("{} {kind} not found", Domain::Copilot)).into());
-    }
-    Ok(Scope::new(kind, id))
+    let scope = Scope::new(kind, id);
+    hold_scope(tx, Domain::Copilot, &scope).await?;
+    Ok(scope)
 }
 
 /// A plan that is being divided anew: its row is locked, and where it forbids

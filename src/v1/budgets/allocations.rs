@@ -1,10 +1,10 @@
 //! Which scope has how much of a plan.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dividing, OfPlan, acting, entry, existing_scope, require};
+use super::{Dividing, OfPlan, acting, entry, held_scope, require};
 use crate::context::Tenant;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -123,7 +123,7 @@ pub async fn upsert_budget_allocation(call: Call<CopilotAdmin>, Body(new): Body<
     require_overflow(new.overflow_cap)?;
     let mut tx = call.begin().await?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
-    let scope = existing_scope(&mut tx, kind, new.scope_id.as_str()).await?;
+    let scope = held_scope(&mut tx, kind, new.scope_id.as_str()).await?;
     let source = new.source.as_ref().map_or("manual", Name::as_str);
     let share = Given { scope, credits: new.allocated_credits, overflow_cap: new.overflow_cap, source };
     let allocation = give(&mut tx, &dividing.plan, share).await?;
@@ -164,8 +164,9 @@ pub async fn distribute_equally(call: Call<CopilotAdmin>, Body(new): Body<EqualD
     require_distinct(&new.scope_ids)?;
     let mut tx = call.begin().await?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
-    for id in &new.scope_ids {
-        existing_scope(&mut tx, kind, id.as_str()).await?;
+    for id in new.scope_ids.iter().collect::<BTreeSet<_>>() {
+        // In their own order, so that two calls cannot wait for each other in a circle.
+        held_scope(&mut tx, kind, id.as_str()).await?;
     }
     let (mut shares, mut allocation_ids) = (Vec::new(), Vec::new());
     for (scope_id, credits) in new.scope_ids.iter().zip(new.total_credits.split(new.scope_ids.len())) {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Dividing, OfPlan, acting, entry, existing_scope, require};
+use super::{Dividing, OfPlan, acting, entry, held_scope, require};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -71,7 +71,7 @@ pub async fn create_budget_override(call: Call<CopilotAdmin>, Body(new): Body<Ne
     let mut tx = call.begin().await?;
     require(new.expires_at.is_none_or(|at| at > tx.now()), "/expires_at", "must lie ahead")?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
-    let scope = existing_scope(&mut tx, kind, new.scope_id.as_str()).await?;
+    let scope = held_scope(&mut tx, kind, new.scope_id.as_str()).await?;
     let created = Override {
         id: tx.new_id(),
         account_id: tx.account().clone(),
