@@ -39,6 +39,7 @@ pub mod models;
 pub mod page;
 pub mod policies;
 pub mod revocations;
+pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};
 

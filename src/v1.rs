@@ -28,14 +28,17 @@ pub mod accounts;
 pub mod admins;
 pub mod answer;
 pub mod audit;
+pub mod budgets;
 pub mod call;
 pub mod context;
+pub mod costs;
 pub mod directory;
 pub mod input;
 pub mod models;
 mod openapi;
 pub mod policies;
 pub mod revocations;
+pub mod usage;
 
 /// What the routes share.
 #[derive(Debug, Clone)]
@@ -129,6 +132,29 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(models::get_model_grant, models::delete_model_grant))
         .routes(routes!(models::get_effective_model))
         .routes(routes!(models::list_my_models))
+        // Budgets
+        .routes(routes!(budgets::account::list_account_allocations, budgets::account::set_account_allocation))
+        .routes(routes!(budgets::account::get_account_allocation))
+        .routes(routes!(budgets::plans::list_budget_plans, budgets::plans::create_budget_plan))
+        .routes(routes!(budgets::plans::get_active_budget_plan))
+        .routes(routes!(budgets::plans::get_budget_plan, budgets::plans::update_budget_plan))
+        .routes(routes!(budgets::plans::activate_budget_plan))
+        .routes(routes!(budgets::allocations::list_budget_allocations, budgets::allocations::delete_budget_allocation))
+        .routes(routes!(budgets::allocations::upsert_budget_allocation))
+        .routes(routes!(budgets::allocations::distribute_equally))
+        .routes(routes!(budgets::overrides::list_budget_overrides, budgets::overrides::create_budget_override))
+        .routes(routes!(budgets::overrides::delete_budget_override))
+        .routes(routes!(budgets::cycles::renew_budget_cycle))
+        .routes(routes!(budgets::cycles::list_budget_cycles))
+        .routes(routes!(budgets::effective::get_effective_allocation))
+        .routes(routes!(budgets::effective::get_own_allocation))
+        // Usage and costs
+        .routes(routes!(usage::get_usage_by_scope))
+        .routes(routes!(usage::list_budget_alerts))
+        .routes(routes!(usage::record_usage))
+        .routes(routes!(usage::get_own_usage))
+        .routes(routes!(costs::get_budget_cost_breakdown))
+        .routes(routes!(costs::get_cost_breakdown))
 }
 
 /// The routes, ready to be mounted. A layer outside must put a
@@ -137,6 +163,7 @@ fn routes() -> OpenApiRouter<App> {
 pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .fallback(async || Problem::not_found("There is no such route; /openapi.json lists all of them"))
         .method_not_allowed_fallback(async || method_not_allowed())
         .layer(middleware::from_fn(finish))
         .layer(middleware::from_fn(digest_idempotent))

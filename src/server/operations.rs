@@ -12,27 +12,27 @@ use crate::telemetry::Metrics;
 
 /// The dependencies that readiness looks at.
 #[derive(Debug, Clone)]
-pub struct Operations {
+pub(super) struct Operations {
     /// The database.
-    pub store: Store,
+    pub(super) store: Store,
     /// The issuers.
-    pub identity: Identity,
+    pub(super) identity: Identity,
     /// The upstreams.
-    pub balancer: Arc<Balancer>,
+    pub(super) balancer: Arc<Balancer>,
     /// The counts.
-    pub metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// The answer of `/readyz`.
 #[derive(Debug, Serialize)]
-pub struct Readiness {
+pub(super) struct Readiness {
     status: &'static str,
     checks: Vec<Check>,
 }
 
 /// One dependency.
 #[derive(Debug, Serialize)]
-pub struct Check {
+pub(super) struct Check {
     name: String,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,7 +47,7 @@ impl Check {
 
 impl Operations {
     /// Asks every dependency; 503 when one that requests need is down.
-    pub async fn readiness(&self) -> (StatusCode, Readiness) {
+    pub(super) async fn readiness(&self) -> (StatusCode, Readiness) {
         let mut checks = Vec::new();
         let database = self.store.ping().await;
         checks.push(Check::new("database", database.is_ok(), database.err().map(|error| error.to_string())));

@@ -11,7 +11,7 @@ use crate::credits::{Credits, Factor};
 use crate::id::Id;
 use crate::model::accounts::{Account, JsonText};
 use crate::model::budgets::{AccountAllocation, Division, EffectiveAllocation, Plan, Standing, zone_of};
-use crate::model::directory::Placement;
+use crate::model::directory::{Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::BudgetRules;
 use crate::store::{Result, Tx, from_columns, on};
@@ -196,5 +196,26 @@ impl Tx<Tenant> {
         .await
         })?;
         Ok(Division { allocations, standings: rows.into_iter().map(Standing::from).collect() })
+    }
+
+    /// The team that a user joined first: where a request of theirs is counted that
+    /// names no other.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn first_team(&mut self, domain: Domain, user: &Id<User>) -> Result<Option<Team>> {
+        let account = self.account.clone();
+        on!(self, |c| {
+            sqlx::query_as(
+                r#"SELECT t.* FROM "Alchemi_TeamMembershipTable" m
+               JOIN "Alchemi_TeamTable" t ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id
+               WHERE m.account_id = $1 AND m.domain = $2 AND m.user_id = $3 ORDER BY m.created_at, m.team_id LIMIT 1"#,
+            )
+            .bind(&account)
+            .bind(domain)
+            .bind(user)
+            .fetch_optional(c)
+            .await
+        })
     }
 }
