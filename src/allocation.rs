@@ -179,7 +179,11 @@ impl Allocations {
             },
         }
         self.0.counts.reserved.fetch_add(1, Ordering::Relaxed);
-        Ok(Reservation { ticket: Some(Box::new(ticket)), outbox: self.0.outbox.clone(), clock: Arc::clone(&self.0.clock) })
+        Ok(Reservation {
+            ticket: Some(Box::new(ticket)),
+            outbox: self.0.outbox.clone(),
+            clock: Arc::clone(&self.0.clock),
+        })
     }
 
     async fn hold(&self, admission: &Admission<'_>, ticket: &Ticket) -> Result<(), ReserveError> {
@@ -223,7 +227,8 @@ impl Allocations {
                 .map_or(Credits::ZERO, |c| c.used.saturating_add(c.leased));
             Some(cap.saturating_sub(taken))
         };
-        let scarcest = admission.permit.links().iter().filter_map(|l| Some((l, left(l)?))).min_by_key(|(_, left)| *left);
+        let scarcest =
+            admission.permit.links().iter().filter_map(|l| Some((l, left(l)?))).min_by_key(|(_, left)| *left);
         Ok(match scarcest {
             Some((link, remaining)) => Denial::AllocationExhausted {
                 scope: link.scope.clone(),

@@ -7,7 +7,7 @@
 pub mod charge;
 pub mod count;
 pub mod json;
-pub mod price;
-pub mod sse;
 pub mod meter;
+pub mod price;
 pub mod settler;
+pub mod sse;

@@ -159,7 +159,13 @@ pub struct Companions<'a> {
 ///
 /// # Errors
 /// [`Denial`].
-pub fn decide(context: &Context, ask: &Ask, with: Companions<'_>, rules: &Rules, now: Timestamp) -> Result<Permit, Denial> {
+pub fn decide(
+    context: &Context,
+    ask: &Ask,
+    with: Companions<'_>,
+    rules: &Rules,
+    now: Timestamp,
+) -> Result<Permit, Denial> {
     if rules.account_suspended {
         return Err(Denial::AccountSuspended);
     }
@@ -241,7 +247,13 @@ impl From<Denial> for Problem {
     }
 }
 
-fn exhausted(code: &'static str, scope: &Scope, remaining: Credits, requested: Credits, resets_at: Option<Timestamp>) -> Problem {
+fn exhausted(
+    code: &'static str,
+    scope: &Scope,
+    remaining: Credits,
+    requested: Credits,
+    resets_at: Option<Timestamp>,
+) -> Problem {
     let until = resets_at.map_or_else(String::new, |at| format!(" or wait until {at}"));
     let detail = format!(
         "The {} has {remaining} credits left and the request may need {requested}: ask an admin for more{until}, or lower max_tokens",

@@ -129,7 +129,11 @@ impl Settler {
             Ok(()) => _ = self.counts.settled.fetch_add(1, Ordering::Relaxed),
             Err(error) => {
                 self.counts.failures.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(request_id, error = &error as &dyn std::error::Error, "a request cannot be settled; its reservation stays");
+                tracing::error!(
+                    request_id,
+                    error = &error as &dyn std::error::Error,
+                    "a request cannot be settled; its reservation stays"
+                );
             }
         }
     }
