@@ -13,7 +13,9 @@ pub mod store;
 
 pub mod allocation;
 pub mod identity;
+pub mod layer;
 pub mod metering;
+pub mod plugin;
 pub mod proxy;
 pub mod v1;
 

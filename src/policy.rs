@@ -15,8 +15,6 @@ use crate::model::scope::Scope;
 use crate::model::usage::RouteKind;
 use crate::problem::Problem;
 
-pub mod models;
-
 pub mod budget;
 pub mod models;
 
@@ -202,7 +200,7 @@ fn may_use_models(ask: &Ask, rules: &Rules) -> Result<Option<Scope>, Denial> {
             });
         }
         if n == 0 {
-            matched = verdict.resolved_from;
+            matched = verdict.resolved_from.cloned();
         }
     }
     Ok(matched)

@@ -28,6 +28,7 @@ use dialect::{from_columns, on, run};
 
 pub mod accounts;
 pub mod audit;
+pub mod budgets;
 pub mod changes;
 pub mod directory;
 pub mod idempotency;

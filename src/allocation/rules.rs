@@ -216,6 +216,11 @@ impl RuleBook {
         self.0.epochs.of(account)
     }
 
+    /// The state of all accounts' bindings to tokens.
+    pub fn bindings_epoch(&self) -> u64 {
+        self.0.epochs.accounts.load(Ordering::Acquire)
+    }
+
     /// How often rules were read from the database.
     pub fn loads(&self) -> u64 {
         self.0.loads.load(Ordering::Relaxed)

@@ -65,6 +65,11 @@ impl Meter {
         Self { reservation: Some(reservation), metered, stage: Stage::NotSent, header_cost: None, call_id: None }
     }
 
+    /// Whether part of the answer may be kept from the client.
+    pub fn withholds(&self) -> bool {
+        self.metered.withhold_usage && matches!(self.stage, Stage::Stream { .. })
+    }
+
     /// The request is about to leave: from here on it is charged, whatever comes.
     pub fn sent(&mut self) {
         self.stage = Stage::Sent;

@@ -115,6 +115,11 @@ impl PriceBook {
         self.models.is_empty()
     }
 
+    /// The models that have an entry, in no order.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.models.keys().map(AsRef::as_ref)
+    }
+
     /// The prices of a model, if any is known.
     pub fn get(&self, model: &str) -> Option<&ModelPrice> {
         self.models.get(model)

@@ -91,6 +91,18 @@ pub struct ParsedAsk {
 }
 
 impl ParsedAsk {
+    /// The ask of a route that has no body.
+    pub fn without_body(kind: RouteKind, model: Option<&str>) -> Self {
+        let ask = Ask {
+            kind,
+            model: model.map(str::to_owned),
+            fallbacks: Vec::new(),
+            stream: false,
+            size: crate::policy::AskSize::default(),
+        };
+        Self { ask, usage_asked: false, edits: splice::Edits::default() }
+    }
+
     /// Whether the stream's usage chunk is to be withheld from the client, because
     /// [`forwarded`](Self::forwarded) asks for it and the client did not.
     pub fn withholds_usage(&self) -> bool {
