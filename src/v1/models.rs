@@ -87,7 +87,7 @@ pub enum Tried<T> {
     /// It was done.
     Done(T),
     /// It was tried.
-    Trial(GrantEffect),
+    Trial(Box<GrantEffect>),
 }
 
 /// What a write would do.

@@ -53,7 +53,7 @@ async fn teams_are_made_read_changed_and_removed() {
 
             let other = admin.made(&format!("/{domain}/orgs"), json!({"name": "Sales"})).await;
             admin.made(&teams, json!({"org_id": other, "name": "Language"})).await;
-            assert_eq!(admin.get(&format!("{teams}?org_id={org}")).await.column("id"), [team.clone()]);
+            assert_eq!(admin.get(&format!("{teams}?org_id={org}")).await.column("id"), [&*team]);
             assert_eq!(admin.get(&teams).await.column("name").len(), 2);
             let taken = admin.post(&teams, json!({"org_id": org, "name": " Language "})).await;
             assert_eq!(taken.json["field"], "name");
