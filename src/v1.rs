@@ -58,10 +58,10 @@ impl App {
         }
     }
 
-    /// With the models that the upstream knows.
+    /// With the models that the upstream knows; `list` is asked for each answer.
     #[must_use]
-    pub fn with_catalogue(self, catalogue: models::Catalogue) -> Self {
-        Self { catalogue, ..self }
+    pub fn with_catalogue(self, list: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
+        Self { catalogue: models::Catalogue::new(list), ..self }
     }
 
     /// With what holds for a model that no grant mentions; `deny` unless said.
