@@ -7,6 +7,7 @@ pub mod budgets;
 pub mod directory;
 pub mod field;
 pub mod models;
+pub mod revocations;
 pub mod scope;
 pub mod text;
 pub mod usage;

@@ -24,18 +24,21 @@ use crate::model::accounts::Account;
 use crate::problem::Problem;
 
 mod dialect;
-use dialect::{from_columns, on, run};
+use dialect::{from_columns, of_accounts, on, run};
 
 pub mod accounts;
 pub mod audit;
 pub mod budgets;
 pub mod changes;
+pub mod conservation;
 pub mod directory;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;
 pub mod models;
 pub mod page;
+pub mod policies;
+pub mod revocations;
 pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};

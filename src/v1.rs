@@ -7,6 +7,8 @@
 //! Routes of both product domains are written once, as `/v1/{domain}/…`; the
 //! description lists them for each domain by its name.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
@@ -22,14 +24,20 @@ use crate::model::models::AccessMode;
 use crate::problem::Problem;
 use crate::store::Store;
 
+pub mod accounts;
+pub mod admins;
 pub mod answer;
+pub mod audit;
 pub mod budgets;
 pub mod call;
+pub mod context;
 pub mod costs;
 pub mod directory;
 pub mod input;
 pub mod models;
 mod openapi;
+pub mod policies;
+pub mod revocations;
 pub mod usage;
 
 /// What the routes share.
@@ -43,6 +51,8 @@ pub struct App {
     pub default_model_access: AccessMode,
     /// The product domain of a self-service request that names none.
     pub default_domain: Domain,
+    /// The issuers whose tokens are accepted.
+    pub issuers: Arc<[String]>,
     in_flight: call::InFlightSet,
 }
 
@@ -51,11 +61,18 @@ impl App {
     pub fn new(store: Store) -> Self {
         Self {
             store,
+            issuers: Arc::default(),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
             default_domain: Domain::Copilot,
             in_flight: call::InFlightSet::default(),
         }
+    }
+
+    /// With the issuers whose tokens are accepted, the usual one first.
+    #[must_use]
+    pub fn with_issuers(self, issuers: impl IntoIterator<Item = String>) -> Self {
+        Self { issuers: issuers.into_iter().collect(), ..self }
     }
 
     /// With the models that the upstream knows; `list` is asked for each answer.
@@ -80,6 +97,27 @@ impl App {
 /// The route table.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
+        // Who calls
+        .routes(routes!(context::get_context))
+        .routes(routes!(context::get_zitadel_status))
+        .routes(routes!(revocations::list_revocations, revocations::create_revocation))
+        .routes(routes!(revocations::delete_revocation))
+        // Accounts, by the operator
+        .routes(routes!(accounts::list_accounts, accounts::create_account))
+        .routes(routes!(accounts::get_account, accounts::update_account, accounts::delete_account))
+        .routes(routes!(accounts::set_account_status))
+        .routes(routes!(admins::list_account_admins, admins::put_account_admin))
+        .routes(routes!(admins::update_account_admin, admins::delete_account_admin))
+        .routes(routes!(policies::get_feature_pack, policies::put_feature_pack))
+        .routes(routes!(policies::get_console_model_policy, policies::put_console_model_policy))
+        .routes(routes!(policies::get_zitadel_config, policies::put_zitadel_config))
+        .routes(routes!(audit::list_account_audit))
+        .routes(routes!(audit::verify_account_audit))
+        .routes(routes!(audit::export_account_audit))
+        // The account's own audit
+        .routes(routes!(audit::list_audit))
+        .routes(routes!(audit::verify_audit))
+        .routes(routes!(audit::export_audit))
         // Directory, in both domains
         .routes(routes!(directory::orgs::list_orgs, directory::orgs::create_org))
         .routes(routes!(directory::orgs::get_org, directory::orgs::update_org, directory::orgs::delete_org))
@@ -125,6 +163,7 @@ fn routes() -> OpenApiRouter<App> {
 pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .fallback(async || Problem::not_found("There is no such route; /openapi.json lists all of them"))
         .method_not_allowed_fallback(async || method_not_allowed())
         .layer(middleware::from_fn(finish))
         .layer(middleware::from_fn(digest_idempotent))
@@ -143,7 +182,7 @@ fn method_not_allowed() -> Problem {
 
 /// Writes the request's id into every refusal.
 async fn finish(request: Request, next: Next) -> Response {
-    let id = request.extensions().get::<RequestInfo>().map(|info| std::sync::Arc::clone(&info.id));
+    let id = request.extensions().get::<RequestInfo>().map(|info| Arc::clone(&info.id));
     let mut response = next.run(request).await;
     if let (Some(id), Some(problem)) = (id, response.extensions_mut().remove::<Problem>()) {
         let mut told = problem.clone().into_http(Some(&id));

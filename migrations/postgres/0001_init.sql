@@ -332,7 +332,7 @@ CREATE TABLE IF NOT EXISTS "Alchemi_AuditTable" (
     hash           TEXT   NOT NULL,
     PRIMARY KEY (account_id, seq)
 );
-CREATE INDEX IF NOT EXISTS "Alchemi_AuditTable_at_idx" ON "Alchemi_AuditTable" (account_id, at, id);
+CREATE INDEX IF NOT EXISTS "Alchemi_AuditTable_at_idx" ON "Alchemi_AuditTable" (account_id, at, seq);
 
 CREATE TABLE IF NOT EXISTS "Alchemi_AuditHeadTable" (
     account_id TEXT   NOT NULL PRIMARY KEY,
@@ -340,7 +340,9 @@ CREATE TABLE IF NOT EXISTS "Alchemi_AuditHeadTable" (
     hash       TEXT   NOT NULL
 );
 
+-- Tokens of a subject that were issued before a moment are refused.
 CREATE TABLE IF NOT EXISTS "Alchemi_RevocationTable" (
+    id            TEXT   NOT NULL,
     issuer        TEXT   NOT NULL,
     subject       TEXT   NOT NULL,
     issued_before BIGINT NOT NULL,
@@ -349,6 +351,8 @@ CREATE TABLE IF NOT EXISTS "Alchemi_RevocationTable" (
     created_at    BIGINT NOT NULL,
     PRIMARY KEY (issuer, subject)
 );
+CREATE UNIQUE INDEX IF NOT EXISTS "Alchemi_RevocationTable_id_key" ON "Alchemi_RevocationTable" (id);
+CREATE INDEX IF NOT EXISTS "Alchemi_RevocationTable_created_at_idx" ON "Alchemi_RevocationTable" (created_at, id);
 
 -- Answers to POSTs that carried an Idempotency-Key, kept for 24 hours.
 CREATE TABLE IF NOT EXISTS "Alchemi_IdempotencyTable" (

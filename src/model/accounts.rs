@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::budgets::AccountAllocation;
 use crate::clock::Timestamp;
 use crate::credits::Usd;
 use crate::id::Id;
+use crate::problem::Problem;
 
 /// Whether an account may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -35,12 +37,12 @@ impl AccountStatus {
     ///
     /// # Errors
     /// 400 with the reference's text.
-    pub fn parse(text: &str) -> Result<Self, crate::problem::Problem> {
+    pub fn parse(text: &str) -> Result<Self, Problem> {
         let text = text.trim().to_lowercase();
         Self::ALL
             .into_iter()
             .find(|s| s.as_str() == text)
-            .ok_or_else(|| crate::problem::Problem::bad_request("invalid_status", "status must be active or suspended"))
+            .ok_or_else(|| Problem::bad_request("invalid_status", "status must be active or suspended"))
     }
 }
 
@@ -91,6 +93,62 @@ impl Account {
             updated_at: now,
             version: 1,
         }
+    }
+
+    /// Checks what a caller sends as `metadata`: an object, no deeper than JSON
+    /// readers follow, whose `timezone`, if it has one, is known.
+    ///
+    /// # Errors
+    /// 422 at `/metadata` or `/metadata/timezone`.
+    pub fn checked_metadata(metadata: JsonText) -> Result<JsonText, Problem> {
+        use serde_json::{Map, Value};
+        let notes: Map<String, Value> = metadata
+            .read()
+            .map_err(|_| Problem::invalid("/metadata", "must be a JSON object, nested less than 128 deep"))?;
+        match notes.get("timezone") {
+            None | Some(Value::Null) => Ok(metadata),
+            Some(Value::String(name)) if jiff::tz::TimeZone::get(name).is_ok() => Ok(metadata),
+            Some(_) => Err(Problem::invalid("/metadata/timezone", "must be an IANA time zone such as Europe/Berlin")),
+        }
+    }
+}
+
+/// An account with everything that an operator keeps about it.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct AccountBundle {
+    /// The account itself.
+    #[serde(flatten)]
+    pub account: Account,
+    /// What its requests have cost so far, in US dollars.
+    pub spend: Usd,
+    /// Its admins, newest first.
+    pub admins: Vec<AccountAdmin>,
+    /// Its sign-on settings; `null` while there are none.
+    #[schema(value_type = Option<Object>)]
+    pub sso_config: Option<JsonText>,
+    /// Its credits; `null` while none are allocated.
+    pub allocation: Option<AccountAllocation>,
+    /// What is switched on for it.
+    pub feature_pack: FeaturePack,
+    /// Which models its console may use.
+    pub console_model_policy: ConsoleModelPolicy,
+    /// How it is bound to Zitadel; `{}` while it is not.
+    #[serde(serialize_with = "or_empty_object")]
+    #[schema(value_type = ZitadelConfig)]
+    pub zitadel_config: Option<ZitadelConfig>,
+}
+
+/// Shows what is absent as `{}`.
+///
+/// # Errors
+/// Those of `serializer`.
+pub fn or_empty_object<T: Serialize, S: serde::Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => value.serialize(serializer),
+        None => serializer.collect_map(std::iter::empty::<((), ())>()),
     }
 }
 
@@ -159,8 +217,54 @@ pub struct AccountAdmin {
 pub const ADMIN_ROLES: [&str; 6] =
     ["account_admin", "console_org_admin", "console_team_admin", "copilot_org_admin", "copilot_team_admin", "end_user"];
 
+/// One of [`ADMIN_ROLES`]; `account_admin` unless said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct AdminRole(&'static str);
+
+impl AdminRole {
+    /// The canonical name.
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+impl Default for AdminRole {
+    fn default() -> Self {
+        Self("account_admin")
+    }
+}
+
+impl std::str::FromStr for AdminRole {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        ADMIN_ROLES
+            .into_iter()
+            .find(|role| *role == text)
+            .map(Self)
+            .ok_or_else(|| format!("must be one of: {}", ADMIN_ROLES.join(", ")))
+    }
+}
+
+impl<'de> Deserialize<'de> for AdminRole {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl utoipa::PartialSchema for AdminRole {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .enum_values(Some(ADMIN_ROLES))
+            .into()
+    }
+}
+impl utoipa::ToSchema for AdminRole {}
+
 /// What the operator has switched on for an account.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FeaturePack {
     /// Codes of features.
     #[schema(example = json!(["create_agents"]))]
@@ -203,4 +307,40 @@ pub struct ZitadelConfig {
     pub account_id_claim: Option<String>,
     /// The claim that names the product domains.
     pub product_domains_claim: Option<String>,
+}
+
+/// The URL of a service outside: `https`, or `http` on this machine; no
+/// credentials, query or fragment. The text is kept as it came, because issuers are
+/// compared letter by letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceUrl(String);
+
+impl ServiceUrl {
+    /// The text.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
+
+impl std::str::FromStr for ServiceUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let text = text.trim();
+        let wanted = "must be an https:// URL (http:// on a loopback host) without credentials, query or fragment";
+        let url = url::Url::parse(text).map_err(|_| wanted)?;
+        let loopback = match url.host() {
+            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            None => return Err(wanted),
+        };
+        let plain = url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && text.len() <= 2048;
+        let safe = url.scheme() == "https" || (url.scheme() == "http" && loopback);
+        if plain && safe { Ok(Self(text.to_owned())) } else { Err(wanted) }
+    }
 }

@@ -1,12 +1,15 @@
-//! Accounts, their admins and the operator's settings for them.
+//! Accounts and their admins.
+
+use std::collections::HashMap;
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, StoreError, Tx, from_columns, on, run};
+use super::{Result, Tx, from_columns, of_accounts, on, run};
 use crate::context::{Platform, Tenant};
 use crate::credits::Usd;
 use crate::id::Id;
-use crate::model::accounts::{Account, AccountAdmin, ConsoleModelPolicy, FeaturePack, JsonText, ZitadelConfig};
+use crate::model::accounts::{Account, AccountAdmin, AccountBundle, AccountStatus};
+use crate::model::budgets::AccountAllocation;
 
 from_columns! {
     Account {
@@ -14,30 +17,28 @@ from_columns! {
         created_by, created_at, updated_at, version,
     }
     AccountAdmin { id, account_id, user_email, role, created_by, created_at, updated_at, version }
+    AccountAllocation {
+        account_id, monthly_credits, overflow_limit, credit_factor, effective_from,
+        updated_by, created_at, updated_at, version,
+    }
 }
 
-/// What an operator's document looks like in its table, with its version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Versioned<T> {
-    /// The document.
-    pub value: T,
-    /// Counts changes; 0 while it was never written.
-    pub version: i64,
-}
-
-fn text(value: &impl serde::Serialize) -> String {
-    JsonText::of(value).get().to_owned()
-}
-
-fn read<T: serde::de::DeserializeOwned>(table: &'static str, text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| StoreError::Unreadable { table, reason: e.to_string() })
+/// Which accounts are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct AccountFilter {
+    /// Only of this status.
+    pub status: Option<AccountStatus>,
+    /// Only of this name.
+    pub account_name: Option<String>,
+    /// Only of this e-mail domain.
+    pub domain: Option<String>,
 }
 
 impl Tx<Platform> {
     /// Makes an account.
     ///
     /// # Errors
-    /// [`StoreError::Unique`] on `account_name` or `domain`.
+    /// [`StoreError::Unique`](super::StoreError::Unique) on `account_name` or `domain`.
     pub async fn insert_account(&mut self, account: &Account) -> Result<()> {
         run!(
             self,
@@ -63,15 +64,21 @@ impl Tx<Platform> {
     /// Accounts, newest first.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub async fn accounts(&mut self, status: Option<&str>, slice: &Slice) -> Result<Page<Account>> {
+    /// [`StoreError`](super::StoreError).
+    pub async fn accounts(&mut self, filter: &AccountFilter, slice: &Slice) -> Result<Page<Account>> {
         let (at, id) = slice.before();
         let rows: Vec<Account> = on!(self, |c| {
             let mut q =
                 sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_AccountTable" WHERE (created_at, account_id) < ("#);
             q.push_bind(at).push(", ").push_bind(&id).push(")");
-            if let Some(status) = status {
+            if let Some(status) = filter.status {
                 q.push(" AND status = ").push_bind(status);
+            }
+            for (column, value) in [(" AND account_name = ", &filter.account_name), (" AND domain = ", &filter.domain)]
+            {
+                if let Some(value) = value {
+                    q.push(column).push_bind(value);
+                }
             }
             q.push(" ORDER BY created_at DESC, account_id DESC LIMIT ").push_bind(slice.fetch());
             q.push(" OFFSET ").push_bind(slice.skip());
@@ -83,7 +90,7 @@ impl Tx<Platform> {
     /// The account whose id, or whose Zitadel organisation, is `key`; the id wins.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn account_by_id_or_organization(&mut self, key: &str) -> Result<Option<Account>> {
         on!(self, |c| sqlx::query_as(
             r#"SELECT a.* FROM "Alchemi_AccountTable" a
@@ -96,22 +103,69 @@ impl Tx<Platform> {
         .await)
     }
 
-    /// Admins of several accounts, newest first.
+    /// Everything that an operator keeps about `accounts`, in as many statements for
+    /// a page as for one.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub async fn admins_of(&mut self, accounts: &[Id<Account>]) -> Result<Vec<AccountAdmin>> {
-        if accounts.is_empty() {
-            return Ok(Vec::new());
+    /// [`StoreError`](super::StoreError).
+    pub async fn bundles(&mut self, accounts: Vec<Account>) -> Result<Vec<AccountBundle>> {
+        self.bundled(accounts).await
+    }
+}
+
+impl<R> Tx<R> {
+    async fn bundled(&mut self, accounts: Vec<Account>) -> Result<Vec<AccountBundle>> {
+        let ids: Vec<_> = accounts.iter().map(|a| a.account_id.clone()).collect();
+        let mut spend = self.spend_of(&ids).await?;
+        let mut admins = HashMap::<_, Vec<_>>::new();
+        for admin in self.admins_of(&ids).await? {
+            admins.entry(admin.account_id.clone()).or_default().push(admin);
         }
-        on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_AccountAdminTable" WHERE account_id IN ("#);
-            let mut ids = q.separated(", ");
-            for id in accounts {
-                ids.push_bind(id);
+        let allocations = self.allocations_of(&ids).await?;
+        let mut allocations: HashMap<_, _> = allocations.into_iter().map(|a| (a.account_id.clone(), a)).collect();
+        let mut packs = self.feature_packs_of(&ids).await?;
+        let mut policies = self.console_model_policies_of(&ids).await?;
+        let mut bindings = self.zitadel_configs_of(&ids).await?;
+        let bundle = |account: Account| {
+            let id = account.account_id.clone();
+            AccountBundle {
+                account,
+                spend: spend.remove(&id).unwrap_or_default(),
+                admins: admins.remove(&id).unwrap_or_default(),
+                sso_config: None,
+                allocation: allocations.remove(&id),
+                feature_pack: packs.remove(&id).unwrap_or_default().value,
+                console_model_policy: policies.remove(&id).unwrap_or_default().value,
+                zitadel_config: bindings.remove(&id).map(|b| b.value),
             }
-            q.push(") ORDER BY created_at DESC, id DESC").build_query_as().fetch_all(c).await
-        })
+        };
+        Ok(accounts.into_iter().map(bundle).collect())
+    }
+
+    /// Admins of several accounts, newest first.
+    async fn admins_of(&mut self, accounts: &[Id<Account>]) -> Result<Vec<AccountAdmin>> {
+        of_accounts!(
+            self,
+            r#"SELECT * FROM "Alchemi_AccountAdminTable" WHERE account_id IN ("#,
+            accounts,
+            ") ORDER BY created_at DESC, id DESC"
+        )
+    }
+
+    /// The credits of several accounts.
+    pub(super) async fn allocations_of(&mut self, accounts: &[Id<Account>]) -> Result<Vec<AccountAllocation>> {
+        of_accounts!(self, r#"SELECT * FROM "Alchemi_AccountAllocationTable" WHERE account_id IN ("#, accounts, ")")
+    }
+
+    /// What the requests of several accounts have cost so far.
+    async fn spend_of(&mut self, accounts: &[Id<Account>]) -> Result<HashMap<Id<Account>, Usd>> {
+        let sums: Vec<(Id<Account>, Usd)> = of_accounts!(
+            self,
+            r#"SELECT account_id, CAST(SUM(raw_cost) AS BIGINT) FROM "Alchemi_UsageRollupTable" WHERE account_id IN ("#,
+            accounts,
+            ") GROUP BY account_id"
+        )?;
+        Ok(sums.into_iter().collect())
     }
 }
 
@@ -119,7 +173,7 @@ impl Tx<Tenant> {
     /// The account itself.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn this_account(&mut self) -> Result<Option<Account>> {
         let account = self.account.clone();
         on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_AccountTable" WHERE account_id = $1"#)
@@ -128,10 +182,34 @@ impl Tx<Tenant> {
             .await)
     }
 
-    /// Writes every changeable column, if the row still has `account.version`.
+    /// The account itself, held until the commit: nobody else changes it, its admins
+    /// or its settings meanwhile.
     ///
     /// # Errors
-    /// [`StoreError::Unique`] on `account_name` or `domain`.
+    /// [`StoreError`](super::StoreError).
+    pub async fn hold_account(&mut self) -> Result<Option<Account>> {
+        let account = self.account.clone();
+        // Locks the row on both databases, as SELECT … FOR UPDATE does on one.
+        on!(self, |c| sqlx::query_as(
+            r#"UPDATE "Alchemi_AccountTable" SET version = version WHERE account_id = $1 RETURNING *"#
+        )
+        .bind(&account)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// `account`, which is this one, with everything that an operator keeps about it.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn bundle(&mut self, account: Account) -> Result<Option<AccountBundle>> {
+        Ok(self.bundled(vec![account]).await?.pop())
+    }
+
+    /// Writes every changeable column of a held account.
+    ///
+    /// # Errors
+    /// [`StoreError::Unique`](super::StoreError::Unique) on `account_name` or `domain`.
     pub async fn update_account(&mut self, account: &Account) -> Result<()> {
         let now = self.now;
         run!(
@@ -155,7 +233,7 @@ impl Tx<Tenant> {
     /// ledger stay.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn delete_account(&mut self) -> Result<bool> {
         let account = self.account.clone();
         let gone = run!(self, r#"DELETE FROM "Alchemi_AccountTable" WHERE account_id = $1"#, &account)?;
@@ -163,24 +241,10 @@ impl Tx<Tenant> {
         Ok(gone > 0)
     }
 
-    /// What the account's requests have cost so far, in US dollars.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn spend(&mut self) -> Result<Usd> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_scalar(
-            r#"SELECT CAST(COALESCE(SUM(raw_cost), 0) AS BIGINT) FROM "Alchemi_UsageRollupTable" WHERE account_id = $1"#
-        )
-        .bind(&account)
-        .fetch_one(c)
-        .await)
-    }
-
     /// The account's admins, newest first.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn admins(&mut self, slice: &Slice) -> Result<Page<AccountAdmin>> {
         let account = self.account.clone();
         let (at, id) = slice.before();
@@ -201,7 +265,7 @@ impl Tx<Tenant> {
     /// The admin with this e-mail address.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn admin_by_email(&mut self, email: &str) -> Result<Option<AccountAdmin>> {
         let account = self.account.clone();
         on!(self, |c| sqlx::query_as(
@@ -216,7 +280,7 @@ impl Tx<Tenant> {
     /// Makes an admin, or changes the role of the one with this e-mail address.
     ///
     /// # Errors
-    /// [`StoreError::ForeignKey`] when the account is gone.
+    /// [`StoreError::ForeignKey`](super::StoreError::ForeignKey) when the account is gone.
     pub async fn upsert_admin(&mut self, admin: &AccountAdmin) -> Result<AccountAdmin> {
         let account = self.account.clone();
         let row = on!(self, |c| {
@@ -242,7 +306,7 @@ impl Tx<Tenant> {
     /// Changes an admin's address and role.
     ///
     /// # Errors
-    /// [`StoreError::Unique`] on `user_email`.
+    /// [`StoreError::Unique`](super::StoreError::Unique) on `user_email`.
     pub async fn update_admin(&mut self, admin: &AccountAdmin) -> Result<()> {
         let (account, now) = (self.account.clone(), self.now);
         run!(
@@ -262,193 +326,12 @@ impl Tx<Tenant> {
     /// Removes an admin.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn delete_admin(&mut self, id: &Id<AccountAdmin>) -> Result<bool> {
         let account = self.account.clone();
         let gone =
             run!(self, r#"DELETE FROM "Alchemi_AccountAdminTable" WHERE account_id = $1 AND id = $2"#, &account, id)?;
         self.changed(ChangeKind::Account);
         Ok(gone > 0)
-    }
-
-    /// The features that the operator switched on.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn feature_pack(&mut self) -> Result<Versioned<FeaturePack>> {
-        let account = self.account.clone();
-        let row: Option<(String, String, i64)> = on!(self, |c| sqlx::query_as(
-            r#"SELECT features, config, version FROM "Alchemi_AccountFeaturePackTable" WHERE account_id = $1"#
-        )
-        .bind(&account)
-        .fetch_optional(c)
-        .await)?;
-        let Some((features, config, version)) = row else {
-            return Ok(Versioned { value: FeaturePack::default(), version: 0 });
-        };
-        let table = "Alchemi_AccountFeaturePackTable";
-        Ok(Versioned {
-            value: FeaturePack { features: read(table, &features)?, config: read(table, &config)? },
-            version,
-        })
-    }
-
-    /// Replaces the features that are switched on; gives the new version.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn put_feature_pack(&mut self, pack: &FeaturePack) -> Result<i64> {
-        let (account, now) = (self.account.clone(), self.now);
-        let (features, config) = (text(&pack.features), text(&pack.config));
-        let version = on!(self, |c| {
-            sqlx::query_scalar(
-            r#"INSERT INTO "Alchemi_AccountFeaturePackTable" (account_id, features, config, updated_at) VALUES ($1, $2, $3, $4)
-               ON CONFLICT (account_id) DO UPDATE SET features = excluded.features, config = excluded.config,
-               updated_at = excluded.updated_at, version = "Alchemi_AccountFeaturePackTable".version + 1 RETURNING version"#
-        )
-        .bind(&account)
-        .bind(&features)
-        .bind(&config)
-        .bind(now)
-        .fetch_one(c)
-        .await
-        })?;
-        self.changed(ChangeKind::Account);
-        Ok(version)
-    }
-
-    /// Which models the account's console may use.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn console_model_policy(&mut self) -> Result<Versioned<ConsoleModelPolicy>> {
-        let account = self.account.clone();
-        let row: Option<(String, String, i64)> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT allow_models, deny_models, version FROM "Alchemi_AccountModelPolicyTable" WHERE account_id = $1"#
-        )
-        .bind(&account)
-        .fetch_optional(c)
-        .await
-        })?;
-        let Some((allow, deny, version)) = row else {
-            return Ok(Versioned { value: ConsoleModelPolicy::default(), version: 0 });
-        };
-        let table = "Alchemi_AccountModelPolicyTable";
-        let value = ConsoleModelPolicy { allow_models: read(table, &allow)?, deny_models: read(table, &deny)? };
-        Ok(Versioned { value, version })
-    }
-
-    /// Replaces which models the account's console may use; gives the new version.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn put_console_model_policy(&mut self, policy: &ConsoleModelPolicy) -> Result<i64> {
-        let (account, now) = (self.account.clone(), self.now);
-        let (allow, deny) = (text(&policy.allow_models), text(&policy.deny_models));
-        let version = on!(self, |c| sqlx::query_scalar(
-            r#"INSERT INTO "Alchemi_AccountModelPolicyTable" (account_id, allow_models, deny_models, updated_at)
-               VALUES ($1, $2, $3, $4)
-               ON CONFLICT (account_id) DO UPDATE SET allow_models = excluded.allow_models,
-               deny_models = excluded.deny_models, updated_at = excluded.updated_at,
-               version = "Alchemi_AccountModelPolicyTable".version + 1 RETURNING version"#
-        )
-        .bind(&account)
-        .bind(&allow)
-        .bind(&deny)
-        .bind(now)
-        .fetch_one(c)
-        .await)?;
-        self.changed(ChangeKind::Models);
-        Ok(version)
-    }
-
-    /// How the account is bound to Zitadel.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn zitadel_config(&mut self) -> Result<Option<Versioned<ZitadelConfig>>> {
-        let account = self.account.clone();
-        let row: Option<ZitadelRow> =
-            on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_AccountZitadelTable" WHERE account_id = $1"#)
-                .bind(&account)
-                .fetch_optional(c)
-                .await)?;
-        row.map(ZitadelRow::read).transpose()
-    }
-
-    /// Binds the account to Zitadel; gives the new version.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`] on `organization_id` when another account is that organisation.
-    pub async fn put_zitadel_config(&mut self, config: &ZitadelConfig) -> Result<i64> {
-        let (account, now) = (self.account.clone(), self.now);
-        let mappings = text(&config.role_mappings);
-        let version = on!(self, |c| {
-            sqlx::query_scalar(
-            r#"INSERT INTO "Alchemi_AccountZitadelTable" (account_id, enabled, issuer, audience, project_id,
-               organization_id, role_prefix, role_mappings, account_id_claim, product_domains_claim, updated_at)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-               ON CONFLICT (account_id) DO UPDATE SET enabled = excluded.enabled, issuer = excluded.issuer,
-               audience = excluded.audience, project_id = excluded.project_id, organization_id = excluded.organization_id,
-               role_prefix = excluded.role_prefix, role_mappings = excluded.role_mappings,
-               account_id_claim = excluded.account_id_claim, product_domains_claim = excluded.product_domains_claim,
-               updated_at = excluded.updated_at, version = "Alchemi_AccountZitadelTable".version + 1 RETURNING version"#
-        )
-        .bind(&account)
-        .bind(config.enabled)
-        .bind(&config.issuer)
-        .bind(&config.audience)
-        .bind(&config.project_id)
-        .bind(&config.organization_id)
-        .bind(&config.role_prefix)
-        .bind(&mappings)
-        .bind(&config.account_id_claim)
-        .bind(&config.product_domains_claim)
-        .bind(now)
-        .fetch_one(c)
-        .await
-        })?;
-        self.changed(ChangeKind::Account);
-        Ok(version)
-    }
-}
-
-struct ZitadelRow {
-    enabled: bool,
-    issuer: Option<String>,
-    audience: Option<String>,
-    project_id: Option<String>,
-    organization_id: Option<String>,
-    role_prefix: Option<String>,
-    role_mappings: String,
-    account_id_claim: Option<String>,
-    product_domains_claim: Option<String>,
-    version: i64,
-}
-
-from_columns! {
-    ZitadelRow {
-        enabled, issuer, audience, project_id, organization_id, role_prefix, role_mappings,
-        account_id_claim, product_domains_claim, version,
-    }
-}
-
-impl ZitadelRow {
-    fn read(self) -> Result<Versioned<ZitadelConfig>> {
-        Ok(Versioned {
-            value: ZitadelConfig {
-                enabled: self.enabled,
-                issuer: self.issuer,
-                audience: self.audience,
-                project_id: self.project_id,
-                organization_id: self.organization_id,
-                role_prefix: self.role_prefix,
-                role_mappings: read("Alchemi_AccountZitadelTable", &self.role_mappings)?,
-                account_id_claim: self.account_id_claim,
-                product_domains_claim: self.product_domains_claim,
-            },
-            version: self.version,
-        })
     }
 }

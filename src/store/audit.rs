@@ -1,4 +1,7 @@
 //! The audit: written in the transaction of the change, chained by hash.
+//!
+//! Each account has its own chain, which outlives it; what belongs to no account
+//! goes into the operator's chain, kept under [`platform`].
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -6,8 +9,16 @@ use serde_json::value::RawValue;
 use super::page::{Page, Slice};
 use super::{Result, StoreError, Tx, on, run};
 use crate::clock::Timestamp;
-use crate::context::Tenant;
-use crate::model::audit::{Action, AuditActor, AuditEvent, Label};
+use crate::context::{Platform, Tenant};
+use crate::id::Id;
+use crate::model::accounts::Account;
+use crate::model::audit::{Action, AuditActor, AuditEvent, Label, Recorded, redacted};
+
+/// The account id under which the operator's own events are chained. No account
+/// has it: accounts are given UUIDs.
+pub fn platform() -> Id<Account> {
+    Id::stored("platform")
+}
 
 /// What a change writes into the audit.
 #[derive(Debug, Clone, Copy)]
@@ -26,15 +37,13 @@ pub struct Entry<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct AuditFilter {
     /// Only this label.
-    pub domain: Option<String>,
-    /// Only this actor's subject or e-mail.
+    pub label: Option<Label>,
+    /// Only this actor, by subject or e-mail.
     pub actor: Option<String>,
     /// Only this action.
-    pub action: Option<String>,
-    /// Only this kind of row.
-    pub resource_type: Option<String>,
-    /// Only this row.
-    pub resource_id: Option<String>,
+    pub action: Option<Action>,
+    /// Only this row, or this table.
+    pub resource: Option<String>,
     /// From this moment on.
     pub from: Option<Timestamp>,
     /// Before this moment.
@@ -46,12 +55,18 @@ pub struct AuditFilter {
 pub struct AuditVerdict {
     /// Whether every event's hash follows from the one before, and the last one is the head.
     pub valid: bool,
-    /// How many events were read.
+    /// How many events hold.
     pub events: i64,
-    /// The first event that does not fit.
+    /// The place of the first event that does not.
     pub broken_at_seq: Option<i64>,
     /// Why.
     pub reason: Option<String>,
+}
+
+impl AuditVerdict {
+    fn broken(events: i64, at: i64, reason: &str) -> Self {
+        Self { valid: false, events, broken_at_seq: Some(at), reason: Some(reason.to_owned()) }
+    }
 }
 
 #[derive(sqlx::FromRow)]
@@ -75,21 +90,14 @@ struct AuditRow {
     hash: String,
 }
 
-/// An event with its hash.
-#[derive(Debug, Clone)]
-pub struct Recorded {
-    /// The event.
-    pub event: AuditEvent,
-    /// Its hash.
-    pub hash: String,
+fn unreadable(error: serde_json::Error) -> StoreError {
+    StoreError::Unreadable { table: "Alchemi_AuditTable", reason: error.to_string() }
 }
 
 impl TryFrom<AuditRow> for Recorded {
     type Error = StoreError;
 
     fn try_from(row: AuditRow) -> Result<Self> {
-        let unreadable =
-            |e: serde_json::Error| StoreError::Unreadable { table: "Alchemi_AuditTable", reason: e.to_string() };
         Ok(Self {
             event: AuditEvent {
                 id: row.id,
@@ -116,9 +124,9 @@ impl TryFrom<AuditRow> for Recorded {
     }
 }
 
-impl Tx<Tenant> {
-    /// Adds an event to the account's chain. `before` and `after` are what the row
-    /// was and is; they must hold no secrets.
+impl Tx<Platform> {
+    /// Adds an event to the operator's own chain; what concerns an account is
+    /// audited [`within`](Tx::within) it.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -128,15 +136,24 @@ impl Tx<Tenant> {
         before: Option<&impl Serialize>,
         after: &impl Serialize,
     ) -> Result<()> {
-        let raw = |value: Result<Box<RawValue>, serde_json::Error>| {
-            value.map_err(|e| StoreError::Unreadable { table: "Alchemi_AuditTable", reason: e.to_string() })
+        self.append(&platform(), entry, before, after).await
+    }
+}
+
+impl<R> Tx<R> {
+    async fn append(
+        &mut self,
+        chain: &Id<Account>,
+        entry: Entry<'_>,
+        before: Option<&impl Serialize>,
+        after: &impl Serialize,
+    ) -> Result<()> {
+        let before = match before {
+            Some(before) => redacted(before).map_err(unreadable)?,
+            None => RawValue::from_string("{}".to_owned()).map_err(unreadable)?,
         };
-        let before = raw(match before {
-            Some(before) => serde_json::value::to_raw_value(before),
-            None => RawValue::from_string("{}".to_owned()),
-        })?;
-        let after = raw(serde_json::value::to_raw_value(after))?;
-        let (seq, previous) = self.next_link().await?;
+        let after = redacted(after).map_err(unreadable)?;
+        let (seq, previous) = self.next_link(chain).await?;
         let by = self.acting();
         let event = AuditEvent {
             id: self.new_id::<AuditEvent>().to_string(),
@@ -159,24 +176,22 @@ impl Tx<Tenant> {
             source_ip: by.source_ip.map(|ip| ip.to_string()),
         };
         let hash = event.hash(&previous);
-        self.insert_event(&event, &hash).await
+        self.insert_event(chain, &event, &hash).await
     }
 
     /// Takes the next place in the chain; the head's row stays locked until the commit.
-    async fn next_link(&mut self) -> Result<(i64, String)> {
-        let account = self.account.clone();
+    async fn next_link(&mut self, chain: &Id<Account>) -> Result<(i64, String)> {
         on!(self, |c| sqlx::query_as(
             r#"INSERT INTO "Alchemi_AuditHeadTable" (account_id, seq, hash) VALUES ($1, 1, '')
                ON CONFLICT (account_id) DO UPDATE SET seq = "Alchemi_AuditHeadTable".seq + 1
                RETURNING seq, hash"#
         )
-        .bind(&account)
+        .bind(chain)
         .fetch_one(c)
         .await)
     }
 
-    async fn insert_event(&mut self, event: &AuditEvent, hash: &str) -> Result<()> {
-        let account = self.account.clone();
+    async fn insert_event(&mut self, chain: &Id<Account>, event: &AuditEvent, hash: &str) -> Result<()> {
         let roles = serde_json::to_string(&event.actor.roles).unwrap_or_default();
         run!(
             self,
@@ -184,7 +199,7 @@ impl Tx<Tenant> {
                actor_roles, auth_provider, action, resource_type, resource_id, domain, before_value, updated_values,
                request_id, source_ip, hash)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"#,
-            &account,
+            chain,
             event.seq,
             &event.id,
             event.at,
@@ -203,8 +218,26 @@ impl Tx<Tenant> {
             &event.source_ip,
             hash
         )?;
-        run!(self, r#"UPDATE "Alchemi_AuditHeadTable" SET hash = $2 WHERE account_id = $1"#, &account, hash)?;
+        run!(self, r#"UPDATE "Alchemi_AuditHeadTable" SET hash = $2 WHERE account_id = $1"#, chain, hash)?;
         Ok(())
+    }
+}
+
+impl Tx<Tenant> {
+    /// Adds an event to the account's chain. `before` and `after` are what the row
+    /// was and is; what is a secret by its name is redacted, other secrets must not
+    /// be in them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn audit(
+        &mut self,
+        entry: Entry<'_>,
+        before: Option<&impl Serialize>,
+        after: &impl Serialize,
+    ) -> Result<()> {
+        let account = self.account.clone();
+        self.append(&account, entry, before, after).await
     }
 
     /// Events that match, newest first.
@@ -213,22 +246,24 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn events(&mut self, filter: &AuditFilter, slice: &Slice) -> Result<Page<Recorded>> {
         let account = self.account.clone();
-        let (at, id) = slice.before();
+        let (at, place) = slice.before();
+        // Several events share a moment; the chain knows which came first.
+        let seq = place.parse::<i64>().unwrap_or(0);
         let rows: Vec<AuditRow> = on!(self, |c| {
             let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_AuditTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND (at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
-            for (column, value) in [
-                (" AND domain = ", &filter.domain),
-                (" AND action = ", &filter.action),
-                (" AND resource_type = ", &filter.resource_type),
-                (" AND resource_id = ", &filter.resource_id),
-            ] {
-                if let Some(value) = value {
-                    q.push(column).push_bind(value);
-                }
+            q.push_bind(&account).push(" AND (at, seq) < (").push_bind(at).push(", ").push_bind(seq).push(")");
+            if let Some(label) = filter.label {
+                q.push(" AND domain = ").push_bind(label.as_str());
+            }
+            if let Some(action) = filter.action {
+                q.push(" AND action = ").push_bind(action.as_str());
             }
             if let Some(actor) = &filter.actor {
                 q.push(" AND (actor_subject = ").push_bind(actor).push(" OR actor_email = ").push_bind(actor).push(")");
+            }
+            if let Some(resource) = &filter.resource {
+                q.push(" AND (resource_id = ").push_bind(resource);
+                q.push(" OR resource_type = ").push_bind(resource).push(")");
             }
             if let Some(from) = filter.from {
                 q.push(" AND at >= ").push_bind(from);
@@ -236,14 +271,15 @@ impl Tx<Tenant> {
             if let Some(to) = filter.to {
                 q.push(" AND at < ").push_bind(to);
             }
-            q.push(" ORDER BY at DESC, id DESC LIMIT ")
-                .push_bind(slice.fetch())
-                .push(" OFFSET ")
-                .push_bind(slice.skip());
+            q.push(" ORDER BY at DESC, seq DESC LIMIT ").push_bind(slice.fetch());
+            q.push(" OFFSET ").push_bind(slice.skip());
             q.build_query_as().fetch_all(c).await
         })?;
-        let events = rows.into_iter().map(Recorded::try_from).collect::<Result<Vec<_>>>()?;
-        Ok(slice.page(events, |r| (r.event.at, &r.event.id)))
+        let placed = rows
+            .into_iter()
+            .map(|row| Ok((row.seq.to_string(), Recorded::try_from(row)?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(slice.page(placed, |(place, r)| (r.event.at, place)).map(|(_, recorded)| recorded))
     }
 
     /// A run of the chain in its own order, from behind `after`.
@@ -251,16 +287,31 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn chain(&mut self, after: i64, limit: u32) -> Result<Vec<Recorded>> {
+        self.chain_rows(after, limit).await?.into_iter().map(Recorded::try_from).collect()
+    }
+
+    async fn chain_rows(&mut self, after: i64, limit: u32) -> Result<Vec<AuditRow>> {
         let account = self.account.clone();
-        let rows: Vec<AuditRow> = on!(self, |c| sqlx::query_as(
+        on!(self, |c| sqlx::query_as(
             r#"SELECT * FROM "Alchemi_AuditTable" WHERE account_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"#
         )
         .bind(&account)
         .bind(after)
         .bind(i64::from(limit))
         .fetch_all(c)
-        .await)?;
-        rows.into_iter().map(Recorded::try_from).collect()
+        .await)
+    }
+
+    /// The last event's place and hash; none where nothing was ever audited.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn chain_head(&mut self) -> Result<Option<(i64, String)>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(r#"SELECT seq, hash FROM "Alchemi_AuditHeadTable" WHERE account_id = $1"#)
+            .bind(&account)
+            .fetch_optional(c)
+            .await)
     }
 
     /// Recomputes the account's chain from its first event to its head.
@@ -269,37 +320,37 @@ impl Tx<Tenant> {
     /// [`StoreError`]; a chain that does not hold is a verdict, not an error.
     pub async fn verify_audit(&mut self) -> Result<AuditVerdict> {
         let (mut seq, mut hash) = (0_i64, String::new());
-        let broken = |events, at, reason: &str| AuditVerdict {
-            valid: false,
-            events,
-            broken_at_seq: Some(at),
-            reason: Some(reason.to_owned()),
-        };
         loop {
-            let run = self.chain(seq, 500).await?;
+            let run = self.chain_rows(seq, 500).await?;
             if run.is_empty() {
                 break;
             }
-            for recorded in run {
-                let at = recorded.event.seq;
+            for row in run {
+                let at = row.seq;
                 if at != seq + 1 {
-                    return Ok(broken(seq, seq + 1, "an event is missing"));
+                    return Ok(AuditVerdict::broken(seq, seq + 1, "an event is missing"));
                 }
-                if recorded.event.hash(&hash) != recorded.hash {
-                    return Ok(broken(seq, at, "the event was changed after it was written"));
+                match Recorded::try_from(row) {
+                    Ok(Recorded { event, hash: kept }) if event.hash(&hash) == kept => (seq, hash) = (at, kept),
+                    _ => return Ok(AuditVerdict::broken(seq, at, "the event was changed after it was written")),
                 }
-                (seq, hash) = (at, recorded.hash);
             }
         }
-        let account = self.account.clone();
-        let head: Option<(i64, String)> =
-            on!(self, |c| sqlx::query_as(r#"SELECT seq, hash FROM "Alchemi_AuditHeadTable" WHERE account_id = $1"#)
-                .bind(&account)
-                .fetch_optional(c)
-                .await)?;
-        if head.unwrap_or_default() != (seq, hash) {
-            return Ok(broken(seq, seq + 1, "events at the end are missing"));
+        if self.chain_head().await?.unwrap_or_default() != (seq, hash) {
+            return Ok(AuditVerdict::broken(seq, seq + 1, "events at the end are missing"));
         }
         Ok(AuditVerdict { valid: true, events: seq, broken_at_seq: None, reason: None })
+    }
+}
+
+impl Tx<crate::context::Platform> {
+    /// The accounts that have a chain, removed ones included.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn audited(&mut self) -> Result<Vec<crate::id::Id<crate::model::accounts::Account>>> {
+        on!(self, |c| sqlx::query_scalar(r#"SELECT account_id FROM "Alchemi_AuditHeadTable" ORDER BY account_id"#)
+            .fetch_all(c)
+            .await)
     }
 }

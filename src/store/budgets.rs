@@ -16,10 +16,6 @@ mod rules;
 stored_as_name!(Cycle, PlanStatus, OverCommit);
 
 from_columns! {
-    AccountAllocation {
-        account_id, monthly_credits, overflow_limit, credit_factor, effective_from, updated_by,
-        created_at, updated_at, version,
-    }
     Plan { id, account_id, name, cycle, status, over_commit, created_by, created_at, updated_at, version }
     Allocation {
         id, account_id, plan_id, scope_type, scope_id, allocated_credits, overflow_cap, rollover_credits,

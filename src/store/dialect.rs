@@ -46,6 +46,25 @@ macro_rules! run {
 }
 pub(crate) use run;
 
+/// Rows of several accounts in one statement: `of_accounts!(tx, "… IN (", accounts, ")…")`.
+/// Without accounts, no row.
+macro_rules! of_accounts {
+    ($tx:expr, $select:literal, $accounts:expr, $rest:literal) => {
+        $crate::store::on!($tx, |c| {
+            let mut q = sqlx::QueryBuilder::new($select);
+            let mut ids = q.separated(", ");
+            for id in $accounts {
+                ids.push_bind(id);
+            }
+            if $accounts.is_empty() {
+                q.push("NULL");
+            }
+            q.push($rest).build_query_as().fetch_all(c).await
+        })
+    };
+}
+pub(crate) use of_accounts;
+
 pub(super) async fn connect(config: &DatabaseConfig) -> Result<Pools> {
     let url = config.url.as_str();
     #[cfg(feature = "sqlite")]

@@ -13,6 +13,7 @@ use crate::context::Domain;
     components(schemas(crate::problem::ProblemBody, crate::problem::FieldError)),
     tags(
         (name = "context", description = "Who is calling"),
+        (name = "revocations", description = "Tokens cut off before they expire"),
         (name = "accounts", description = "Tenants, their admins and the operator's settings for them"),
         (name = "directory", description = "Orgs, teams, users and memberships of both product domains"),
         (name = "budgets", description = "Credits: account allocation, plans, allocations, overrides, usage, cycles"),

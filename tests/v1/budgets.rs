@@ -246,7 +246,7 @@ async fn a_renewal_carries_over_what_was_not_used_once() {
         let overrides = admin.get(&format!("{BUDGETS}/overrides?plan_id={renewed}")).await.column("reason");
         assert_eq!(overrides, [format!("copied_from:{source}")]);
         let history = admin.get(&format!("{BUDGETS}/cycles/history")).await;
-        assert_eq!(history.column("source_plan_id"), [source.clone()]);
+        assert_eq!(history.column("source_plan_id"), [&*source]);
 
         admin.post(&format!("{BUDGETS}/plans/{source}/activate"), json!(null)).await.ok();
         let twice = admin.post(&path, overlap).await.refused(409);

@@ -55,7 +55,8 @@ async fn recorded_usage_draws_on_the_whole_chain() {
         let chain = acme.admin.get(&format!("{BUDGETS}/effective-allocation?user_id={user}")).await.ok();
         assert_eq!(column(&chain, "scope_type"), ["user", "team", "org", "account"]);
         assert_eq!(column(&chain, "cap"), [10, 40, 50, 110]);
-        assert!(column(&chain, "used").iter().all(|used| used.to_string() == "9.000000002"));
+        let used: Vec<String> = column(&chain, "used").iter().map(ToString::to_string).collect();
+        assert_eq!(used, ["9.000000002"; 4]);
         assert_eq!(chain["items"][0]["remaining"].to_string(), "0.999999998");
         assert_eq!(chain["distributed"], Value::Null);
         assert_eq!(

@@ -1,0 +1,103 @@
+//! Subjects whose tokens were cut off: the operator's, in no account.
+
+use super::changes::ChangeKind;
+use super::page::{Page, Slice};
+use super::{Result, Tx, from_columns, on, run};
+use crate::context::Platform;
+use crate::id::Id;
+use crate::model::revocations::Revocation;
+
+from_columns! { Revocation { id, issuer, subject, issued_before, reason, created_by, created_at } }
+
+impl Tx<Platform> {
+    /// All of them, for the deny-list that every verification looks at.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn revocations(&mut self) -> Result<Vec<Revocation>> {
+        on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_RevocationTable" ORDER BY created_at, id"#)
+            .fetch_all(c)
+            .await)
+    }
+
+    /// A page of them, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn revocation_page(&mut self, slice: &Slice) -> Result<Page<Revocation>> {
+        let (at, id) = slice.before();
+        let rows: Vec<Revocation> = on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_RevocationTable" WHERE (created_at, id) < ($1, $2)
+               ORDER BY created_at DESC, id DESC LIMIT $3 OFFSET $4"#
+        )
+        .bind(at)
+        .bind(&id)
+        .bind(slice.fetch())
+        .bind(slice.skip())
+        .fetch_all(c)
+        .await)?;
+        Ok(slice.page(rows, |r| (r.created_at, r.id.as_str())))
+    }
+
+    /// The revocation of a subject's tokens.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn revocation_of(&mut self, issuer: &str, subject: &str) -> Result<Option<Revocation>> {
+        on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_RevocationTable" WHERE issuer = $1 AND subject = $2"#)
+            .bind(issuer)
+            .bind(subject)
+            .fetch_optional(c)
+            .await)
+    }
+
+    /// One revocation.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn revocation(&mut self, id: &Id<Revocation>) -> Result<Option<Revocation>> {
+        on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_RevocationTable" WHERE id = $1"#)
+            .bind(id)
+            .fetch_optional(c)
+            .await)
+    }
+
+    /// Cuts a subject off; of two moments for a subject, the later holds. Gives
+    /// what holds now.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn put_revocation(&mut self, new: &Revocation) -> Result<Revocation> {
+        let row = on!(self, |c| {
+            sqlx::query_as(
+            r#"INSERT INTO "Alchemi_RevocationTable" (id, issuer, subject, issued_before, reason, created_by, created_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7)
+               ON CONFLICT (issuer, subject) DO UPDATE SET
+               issued_before = CASE WHEN excluded.issued_before > "Alchemi_RevocationTable".issued_before
+               THEN excluded.issued_before ELSE "Alchemi_RevocationTable".issued_before END,
+               reason = COALESCE(excluded.reason, "Alchemi_RevocationTable".reason) RETURNING *"#
+        )
+        .bind(&new.id)
+        .bind(&new.issuer)
+        .bind(&new.subject)
+        .bind(new.issued_before)
+        .bind(&new.reason)
+        .bind(&new.created_by)
+        .bind(new.created_at)
+        .fetch_one(c)
+        .await
+        })?;
+        self.changed_in(&Id::nobody(), ChangeKind::Revocations);
+        Ok(row)
+    }
+
+    /// Lets a subject's older tokens in again.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn delete_revocation(&mut self, id: &Id<Revocation>) -> Result<bool> {
+        let gone = run!(self, r#"DELETE FROM "Alchemi_RevocationTable" WHERE id = $1"#, id)?;
+        self.changed_in(&Id::nobody(), ChangeKind::Revocations);
+        Ok(gone > 0)
+    }
+}

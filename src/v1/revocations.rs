@@ -1,0 +1,107 @@
+//! `/v1/auth/revocations`: tokens cut off before they expire.
+//!
+//! A revocation belongs to no account; its audit is in the operator's own chain.
+
+use serde::Deserialize;
+
+use super::App;
+use super::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404};
+use super::call::{Call, SuperAdmin};
+use super::input::{Body, PageParams, Paging, Path};
+use crate::clock::Timestamp;
+use crate::id::Id;
+use crate::model::audit::{Action, Label};
+use crate::model::revocations::Revocation;
+use crate::model::text::{Description, Name};
+use crate::problem::Problem;
+use crate::store::audit::Entry;
+
+/// Whose tokens to cut off.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewRevocation {
+    /// The issuer; may be left out where only one is configured.
+    #[serde(default)]
+    #[schema(example = "https://login.example.com")]
+    issuer: Option<String>,
+    /// The token's `sub`.
+    #[schema(value_type = String, example = "259242039378444290")]
+    subject: Name,
+    /// Tokens issued before this are refused; now, if left out.
+    #[serde(default)]
+    issued_before: Option<Timestamp>,
+    /// Why.
+    #[serde(default)]
+    reason: Option<Description>,
+}
+
+/// The revocation of the path.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct AtRevocation {
+    #[param(value_type = String)]
+    revocation_id: Id<Revocation>,
+}
+
+fn entry(action: Action, revocation: &Revocation) -> Entry<'_> {
+    Entry { action, table: "Alchemi_RevocationTable", id: revocation.id.as_str(), label: Label::Iam }
+}
+
+/// An issuer that is not accepted has no tokens to cut off: a misspelt one must not
+/// look as if it had worked.
+fn issuer_of(app: &App, named: Option<String>) -> Result<String, Problem> {
+    match (named, &*app.issuers) {
+        (Some(issuer), known) if known.is_empty() || known.contains(&issuer) => Ok(issuer),
+        (None, [only]) => Ok(only.clone()),
+        (None, []) => Err(Problem::invalid("/issuer", "is required")),
+        (_, known) => Err(Problem::invalid("/issuer", format!("must be one of: {}", known.join(", ")))),
+    }
+}
+
+/// List revocations
+#[utoipa::path(get, path = "/v1/auth/revocations", tag = "revocations", params(PageParams),
+    responses((status = 200, description = "A page of revocations, newest first", body = Items<Revocation>), Refusals))]
+pub async fn list_revocations(call: Call<SuperAdmin>, Paging(slice): Paging<100>) -> Outcome {
+    let revocations = call.read().await?.revocation_page(&slice).await?;
+    Ok(Answer::of(&Items::from(revocations)))
+}
+
+/// Cut off a subject's tokens
+///
+/// Every gateway refuses, as soon as the change reaches it, the tokens of the subject
+/// that were issued before the moment. A subject that is cut off already keeps the
+/// later of the two moments.
+#[utoipa::path(post, path = "/v1/auth/revocations", tag = "revocations", request_body = NewRevocation,
+    responses((status = 200, description = "What holds for the subject now", body = Item<Revocation>), Refusals))]
+pub async fn create_revocation(call: Call<SuperAdmin>, Body(new): Body<NewRevocation>) -> Outcome {
+    let issuer = issuer_of(&call.app, new.issuer)?;
+    let subject = new.subject.into_string();
+    let mut tx = call.begin().await?;
+    let before = tx.revocation_of(&issuer, &subject).await?;
+    let revocation = Revocation {
+        id: tx.new_id(),
+        issuer,
+        subject,
+        issued_before: new.issued_before.unwrap_or(tx.now()),
+        reason: new.reason.map(Description::into_string),
+        created_by: Some(tx.acting().actor.subject.to_string()),
+        created_at: tx.now(),
+    };
+    let revocation = tx.put_revocation(&revocation).await?;
+    tx.audit(entry(Action::Upsert, &revocation), before.as_ref(), &revocation).await?;
+    call.done(tx, &Item { item: &revocation }).await
+}
+
+/// Let a subject's older tokens in again
+#[utoipa::path(delete, path = "/v1/auth/revocations/{revocation_id}", tag = "revocations", params(AtRevocation),
+    responses((status = 200, description = "Removed", body = Deleted), Refusals))]
+pub async fn delete_revocation(
+    call: Call<SuperAdmin>,
+    Path(AtRevocation { revocation_id: id }): Path<AtRevocation>,
+) -> Outcome {
+    let mut tx = call.begin().await?;
+    let revocation = or_404(tx.revocation(&id).await?, "Revocation not found")?;
+    let deleted = tx.delete_revocation(&id).await?;
+    tx.audit(entry(Action::Delete, &revocation), Some(&revocation), &serde_json::json!({})).await?;
+    call.done(tx, &Deleted { deleted }).await
+}
