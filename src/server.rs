@@ -252,7 +252,7 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
 fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
     let models = Arc::clone(catalogue);
     let app = v1::App::new(store.clone())
-        .with_catalogue(move || models.models())
+        .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
         .with_default_model_access(config.policy.default_model_access)
         .with_default_domain(config.domain_default);

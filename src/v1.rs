@@ -75,10 +75,10 @@ impl App {
         Self { issuers: issuers.into_iter().collect(), ..self }
     }
 
-    /// With the models that the upstream knows; `list` is asked for each answer.
+    /// With the models that the upstream knows.
     #[must_use]
-    pub fn with_catalogue(self, list: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
-        Self { catalogue: models::Catalogue::new(list), ..self }
+    pub fn with_catalogue(self, catalogue: models::Catalogue) -> Self {
+        Self { catalogue, ..self }
     }
 
     /// With what holds for a model that no grant mentions; `deny` unless said.

@@ -1,6 +1,7 @@
 //! Model grants, what follows from them, and what holds for the caller.
 
 use alchemi::model::models::AccessMode;
+use alchemi::v1::models::Catalogue;
 use serde_json::{Value, json};
 
 use crate::gateway::{Client, gateways};
@@ -124,7 +125,7 @@ async fn the_most_specific_scope_decides() {
 async fn a_subject_sees_the_models_of_their_own_place() {
     let shape = |app: alchemi::v1::App| {
         let known = || vec!["gpt-4o".to_owned(), "gpt-4o-mini".to_owned(), "mistral".to_owned()];
-        app.with_catalogue(known).with_default_model_access(AccessMode::Deny)
+        app.with_catalogue(Catalogue::new(known)).with_default_model_access(AccessMode::Deny)
     };
     for gateway in gateways(shape).await {
         let account = gateway.account("Acme").await;
