@@ -79,6 +79,12 @@ impl Gateway {
         account.account_id
     }
 
+    /// The operator, within an account if one is named.
+    pub(crate) fn as_operator(&self, account: Option<&Id<Account>>) -> Client {
+        let context = master_key_context(account.map(binding).as_ref());
+        Client { router: self.router.clone(), context, headers: HeaderMap::new() }
+    }
+
     /// An admin of both domains of `account`.
     pub(crate) async fn as_admin_of(&self, account: &Id<Account>) -> Client {
         self.as_subject(account, "admin", None, &["account_admin"], json!({})).await
@@ -110,15 +116,18 @@ impl Gateway {
         });
         let token = self.issuer.mint(subject, Duration::from_secs(600)).unwrap();
         let verified = self.identity.verify(&token).await.unwrap();
-        let binding = AccountBinding {
-            id: account.clone(),
-            suspended: false,
-            organization_id: None,
-            role_prefix: None,
-            role_mappings: BTreeMap::new(),
-        };
-        let context = context(&verified, Some(&binding), false, self.identity.claim_rules()).unwrap();
+        let context = context(&verified, Some(&binding(account)), false, self.identity.claim_rules()).unwrap();
         Client { router: self.router.clone(), context, headers: HeaderMap::new() }
+    }
+}
+
+fn binding(account: &Id<Account>) -> AccountBinding {
+    AccountBinding {
+        id: account.clone(),
+        suspended: false,
+        organization_id: None,
+        role_prefix: None,
+        role_mappings: BTreeMap::new(),
     }
 }
 

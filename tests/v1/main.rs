@@ -5,6 +5,8 @@
 #[path = "../common/postgres.rs"]
 mod postgres;
 
+mod budgets;
 mod directory;
 mod gateway;
 mod models;
+mod usage;
