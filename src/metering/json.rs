@@ -266,3 +266,12 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(text.trim_matches('"').parse().ok()?).ok()
 }
+
+/// The id of a stored response, by which its owner may ask for it again.
+pub(crate) fn response_id(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Identified {
+        id: String,
+    }
+    serde_json::from_slice::<Identified>(body).ok().map(|response| response.id)
+}
