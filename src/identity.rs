@@ -1,1 +1,392 @@
-//! (see below)
+//! From a bearer token to a [`Verified`] identity.
+//!
+//! A JWT is verified here, against the keys of the issuer that it names; any other
+//! token is opaque, and its issuer is asked. Every rule that RFC 8725 leaves to the
+//! application is applied in [`jwt`] and [`jwks`]; the cryptography is AWS-LC.
+//! [`context`] then says what the identity means for an account.
+
+mod claims;
+mod config;
+mod error;
+mod fetch;
+mod introspection;
+mod issuer;
+mod json;
+pub mod jwks;
+pub mod jwt;
+mod revocation;
+mod verified;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Map, Value};
+
+pub use self::claims::{
+    AccountBinding, ClaimRules, ContextError, MIN_MASTER_KEY_CHARS, MasterKey, WeakMasterKey, context,
+    master_key_context,
+};
+pub use self::config::{IdentityConfig, IdentityConfigError, IssuerConfig, ScopesSource};
+pub use self::error::{Flaw, IdentityError};
+pub use self::fetch::FetchError;
+pub use self::issuer::IssuerStatus;
+pub use self::revocation::{Revocation, Revocations};
+pub use self::verified::{Source, Verified};
+
+use self::claims::sha256;
+use self::introspection::Introspector;
+use self::issuer::Issuer;
+use self::jwt::{Claims, Jws, TimeLimits, Typ};
+use self::verified::{Reading, Registered};
+use crate::clock::{SharedClock, Timestamp};
+
+/// What a logout token's `events` must name (OpenID Connect Back-Channel Logout 1.0 section 2.4).
+const LOGOUT_EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
+
+type Digest = [u8; 32];
+type Verdict = Result<Arc<Verified>, IdentityError>;
+
+/// Verifies tokens. Clones share keys, caches and counters.
+#[derive(Clone)]
+pub struct Identity(Arc<Inner>);
+
+struct Inner {
+    issuers: Vec<Arc<Issuer>>,
+    introspector: Option<Introspector>,
+    introspect_all: bool,
+    reading: Arc<Reading>,
+    limits: TimeLimits,
+    max_token_bytes: usize,
+    allowed_client_ids: Vec<String>,
+    allow_delegation: bool,
+    claim_rules: ClaimRules,
+    cache: moka::sync::Cache<Digest, Arc<Entry>, foldhash::fast::RandomState>,
+    revocations: Revocations,
+    counters: Counters,
+    clock: SharedClock,
+}
+
+/// A verified token under the hash of all of its bytes. It holds no longer than the
+/// token itself, and no longer than its key is published.
+struct Entry {
+    verified: Arc<Verified>,
+    until: Timestamp,
+    key: Option<KeyUsed>,
+}
+
+struct KeyUsed {
+    issuer: Arc<Issuer>,
+    kid: Box<str>,
+    fingerprint: [u8; 32],
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    signatures: AtomicU64,
+}
+
+/// How often what happened since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct IdentityCounts {
+    /// Tokens answered from the cache.
+    pub cache_hits: u64,
+    /// Tokens that were not.
+    pub cache_misses: u64,
+    /// Key sets asked for.
+    pub key_fetches: u64,
+    /// Signatures checked.
+    pub signature_checks: u64,
+    /// Introspection requests sent.
+    pub introspections: u64,
+}
+
+/// Which keys an entry of the cache may rest on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    Fresh,
+    Usable,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("issuers", &self.0.issuers).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Checks the settings and reads the key file, if there is one. No network: keys
+    /// are fetched when the first token needs them, or by [`warm`](Self::warm).
+    ///
+    /// # Errors
+    /// [`IdentityConfigError`], one sentence for the operator.
+    pub fn new(config: &IdentityConfig, clock: SharedClock) -> Result<Self, IdentityConfigError> {
+        config.check()?;
+        let issuers = config
+            .issuers
+            .iter()
+            .map(|issuer| Issuer::new(config, issuer, Arc::clone(&clock)).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let reading = Arc::new(Reading::new(config));
+        let introspector = Introspector::new(config, issuers.first(), Arc::clone(&reading), Arc::clone(&clock))?;
+        Ok(Self(Arc::new(Inner {
+            issuers,
+            introspector,
+            introspect_all: config.scopes_source == ScopesSource::Introspection,
+            reading,
+            limits: config.time_limits(),
+            max_token_bytes: config.max_token_bytes,
+            allowed_client_ids: config.allowed_client_ids.clone(),
+            allow_delegation: config.allow_delegation,
+            claim_rules: config.claim_rules(),
+            cache: moka::sync::Cache::builder()
+                .max_capacity(config.cache_capacity)
+                .build_with_hasher(foldhash::fast::RandomState::default()),
+            revocations: Revocations::default(),
+            counters: Counters::default(),
+            clock,
+        })))
+    }
+
+    /// Fetches the keys of every issuer that lacks them, and waits for it.
+    pub async fn warm(&self) {
+        for issuer in &self.0.issuers {
+            issuer.freshen().await;
+        }
+    }
+
+    /// Verifies an access token: the credential alone, without `Bearer`.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: 401 for what is wrong with the token, 503 when its issuer
+    /// cannot be reached and nothing recent enough is known.
+    pub async fn verify(&self, token: &str) -> Result<Arc<Verified>, IdentityError> {
+        let inner = &*self.0;
+        let digest = inner.digest(token)?;
+        if let Some(verdict) = inner.cached(&digest, Keys::Fresh) {
+            inner.counters.hits.fetch_add(1, Ordering::Relaxed);
+            return verdict;
+        }
+        let verdict = match token.bytes().filter(|byte| *byte == b'.').count() {
+            2 => inner.verify_jwt(token, digest).await,
+            4 => Err(Flaw::Encrypted.into()),
+            _ => inner.verify_opaque(token, digest).await,
+        };
+        verdict.and_then(|verified| inner.unless_revoked(verified))
+    }
+
+    /// The verdict on a token that was verified before, without waiting: `None` means
+    /// that [`verify`](Self::verify) has to look.
+    pub fn verify_cached(&self, token: &str) -> Option<Result<Arc<Verified>, IdentityError>> {
+        let digest = match self.0.digest(token) {
+            Ok(digest) => digest,
+            Err(error) => return Some(Err(error)),
+        };
+        let verdict = self.0.cached(&digest, Keys::Fresh)?;
+        self.0.counters.hits.fetch_add(1, Ordering::Relaxed);
+        Some(verdict)
+    }
+
+    /// Verifies a logout token and says whom it cuts off: every token of its subject
+    /// that was issued up to then. The caller stores it and
+    /// [inserts](Revocations::insert) it.
+    ///
+    /// # Errors
+    /// [`IdentityError`] as for [`verify`](Self::verify); [`Flaw::Claim`] for `sub` when
+    /// the token names only a session, which no access token of Zitadel shows.
+    pub async fn verify_logout(&self, token: &str) -> Result<Revocation, IdentityError> {
+        let inner = &*self.0;
+        inner.digest(token)?;
+        let signed = inner.verify_signature(token).await?;
+        let map = &signed.claims;
+        let is_logout = map.get("events").and_then(|events| events.get(LOGOUT_EVENT)).is_some_and(Value::is_object);
+        if signed.typ == Typ::AccessToken || map.contains_key("nonce") || !is_logout {
+            return Err(Flaw::Claim("events").into());
+        }
+        let claims = Claims::read(map, inner.limits, inner.clock.now())?;
+        let clients = jwt::Audiences::These(inner.allowed_client_ids.clone());
+        jwt::check_audience(map, &signed.issuer.audiences).or_else(|_| jwt::check_audience(map, &clients))?;
+        Ok(Revocation {
+            issuer: signed.issuer.url.to_string(),
+            subject: claims.subject.to_owned(),
+            // `iat` counts whole seconds, so the second of the logout goes too.
+            issued_before: Timestamp::from_secs(claims.issued_at.as_secs().saturating_add(1)),
+        })
+    }
+
+    /// The deny-list.
+    pub fn revocations(&self) -> &Revocations {
+        &self.0.revocations
+    }
+
+    /// The rules for [`context`].
+    pub fn claim_rules(&self) -> &ClaimRules {
+        &self.0.claim_rules
+    }
+
+    /// How each issuer fares.
+    pub fn status(&self) -> Vec<IssuerStatus> {
+        self.0.issuers.iter().map(|issuer| issuer.status()).collect()
+    }
+
+    /// Counts since the start.
+    pub fn counts(&self) -> IdentityCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let inner = &*self.0;
+        IdentityCounts {
+            cache_hits: read(&inner.counters.hits),
+            cache_misses: read(&inner.counters.misses),
+            key_fetches: inner.issuers.iter().map(|issuer| read(&issuer.fetches)).sum(),
+            signature_checks: read(&inner.counters.signatures),
+            introspections: inner.introspector.as_ref().map_or(0, |introspector| read(&introspector.asked)),
+        }
+    }
+}
+
+/// A payload whose signature has been verified.
+struct Signed {
+    issuer: Arc<Issuer>,
+    typ: Typ,
+    claims: Map<String, Value>,
+    key: KeyUsed,
+}
+
+impl Inner {
+    /// The name of a token in the caches: all of its bytes, never a part of them.
+    fn digest(&self, token: &str) -> Result<Digest, IdentityError> {
+        match token.len() {
+            0 => Err(IdentityError::Missing),
+            len if len > self.max_token_bytes => Err(Flaw::TooLong.into()),
+            _ => Ok(sha256(token)),
+        }
+    }
+
+    fn cached(&self, digest: &Digest, keys: Keys) -> Option<Verdict> {
+        let entry = self.cache.get(digest)?;
+        let now = self.clock.now();
+        if entry.until <= now || !entry.key.as_ref().is_none_or(|used| used.is_published(keys, now)) {
+            return None;
+        }
+        Some(self.unless_revoked(Arc::clone(&entry.verified)))
+    }
+
+    fn unless_revoked(&self, verified: Arc<Verified>) -> Verdict {
+        if self.revocations.revoked(&verified) { Err(IdentityError::Revoked) } else { Ok(verified) }
+    }
+
+    async fn verify_jwt(&self, token: &str, digest: Digest) -> Verdict {
+        if let Some(known) = self.cache.get(&digest)
+            && let Some(used) = &known.key
+        {
+            used.issuer.freshen().await;
+            if let Some(verdict) = self.cached(&digest, Keys::Usable) {
+                self.counters.hits.fetch_add(1, Ordering::Relaxed);
+                return verdict;
+            }
+        }
+        self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        let signed = self.verify_signature(token).await?;
+        let verified = self.access_token(&signed)?;
+        let (verified, until) = match &self.introspector {
+            Some(introspector) if self.introspect_all => {
+                let answer = introspector.ask(token, digest).await?;
+                let until = answer.until.min(verified.expires_at());
+                (verified.with_scopes_of(&*answer.outcome?), until)
+            }
+            _ => {
+                let until = verified.expires_at();
+                (verified, until)
+            }
+        };
+        Ok(self.remember(digest, Arc::new(verified), until, Some(signed.key)))
+    }
+
+    async fn verify_opaque(&self, token: &str, digest: Digest) -> Verdict {
+        self.counters.misses.fetch_add(1, Ordering::Relaxed);
+        let introspector = self.introspector.as_ref().ok_or(Flaw::OpaqueNotAccepted)?;
+        if !is_credential(token) {
+            return Err(Flaw::Malformed.into());
+        }
+        let answer = introspector.ask(token, digest).await?;
+        let verified = answer.outcome?;
+        self.check_client(&verified)?;
+        Ok(self.remember(digest, verified, answer.until, None))
+    }
+
+    fn remember(
+        &self,
+        digest: Digest,
+        verified: Arc<Verified>,
+        until: Timestamp,
+        key: Option<KeyUsed>,
+    ) -> Arc<Verified> {
+        self.cache.insert(digest, Arc::new(Entry { verified: Arc::clone(&verified), until, key }));
+        verified
+    }
+
+    async fn verify_signature(&self, token: &str) -> Result<Signed, IdentityError> {
+        let jws = Jws::parse(token)?;
+        let kid = jws.kid().ok_or(Flaw::UnknownKey)?;
+        let claims = json::object(jws.unverified_payload()).ok_or(Flaw::Malformed)?;
+        let iss = jwt::text(&claims, "iss")?;
+        let issuer = self.issuers.iter().find(|issuer| &*issuer.url == iss).ok_or(Flaw::Issuer)?;
+        issuer.freshen().await;
+        let snapshot = issuer.keys_with(kid).await?;
+        let key = snapshot.keys.get(kid).ok_or(Flaw::UnknownKey)?;
+        self.counters.signatures.fetch_add(1, Ordering::Relaxed);
+        jws.verify(key)?;
+        let key = KeyUsed { issuer: Arc::clone(issuer), kid: kid.into(), fingerprint: *key.fingerprint() };
+        Ok(Signed { issuer: Arc::clone(issuer), typ: jws.typ(), claims, key })
+    }
+
+    fn access_token(&self, signed: &Signed) -> Result<Verified, IdentityError> {
+        let map = &signed.claims;
+        jwt::check_access_token(signed.typ, map)?;
+        let claims = Claims::read(map, self.limits, self.clock.now())?;
+        jwt::check_audience(map, &signed.issuer.audiences)?;
+        let base = Registered {
+            issuer: Arc::clone(&signed.issuer.url),
+            subject: claims.subject,
+            token_id: Some(claims.token_id),
+            issued_at: Some(claims.issued_at),
+            expires_at: claims.expires_at,
+            source: Source::Signature,
+        };
+        let verified = self.reading.verified(base, map);
+        self.check_client(&verified)?;
+        Ok(verified)
+    }
+
+    fn check_client(&self, verified: &Verified) -> Result<(), Flaw> {
+        let allowed = &self.allowed_client_ids;
+        if !allowed.is_empty() && !verified.client_id().is_some_and(|id| allowed.iter().any(|own| own == id)) {
+            return Err(Flaw::Client);
+        }
+        if verified.actor().is_some() && !self.allow_delegation {
+            return Err(Flaw::Delegated);
+        }
+        Ok(())
+    }
+}
+
+impl KeyUsed {
+    /// Whether the issuer still publishes this very key.
+    fn is_published(&self, keys: Keys, now: Timestamp) -> bool {
+        let snapshot = match keys {
+            Keys::Fresh => self.issuer.fresh(now),
+            Keys::Usable => self.issuer.usable(now),
+        };
+        snapshot
+            .as_ref()
+            .and_then(|guard| guard.as_ref()?.keys.get(&self.kid))
+            .is_some_and(|key| *key.fingerprint() == self.fingerprint)
+    }
+}
+
+/// `b64token` of RFC 6750 section 2.1, so that nothing else travels to the issuer.
+fn is_credential(token: &str) -> bool {
+    let body = token.trim_end_matches('=');
+    !body.is_empty() && body.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b))
+}

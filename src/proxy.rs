@@ -1,1 +1,531 @@
-//! (see below)
+//! The reverse proxy: from a request's head to the upstream and back.
+//!
+//! [`Gateway::govern`] is the pipeline. It reads top to bottom as the request goes,
+//! each stage taking the proof of the one before: a verified token becomes a
+//! context, the context and the ask a permit, the permit a reservation, and the
+//! reservation is the meter's to settle.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, Limited};
+
+use crate::allocation::rules::{Epoch, RuleBook, Subject, account_unknown};
+use crate::allocation::{Admission, Allocations, Reservation, ReserveError};
+use crate::clock::SharedClock;
+use crate::context::{Context, Domain};
+use crate::identity::Verified;
+use crate::layer::{Authenticator, Credential};
+use crate::metering::meter::{Meter, Metered};
+use crate::model::usage::{Dimensions, RouteKind};
+use crate::plugin::{Guardrail, Screened};
+use crate::policy::{Companions, Denial, Permit, Rules, decide};
+use crate::problem::Problem;
+
+pub mod ask;
+pub mod balance;
+pub mod catalogue;
+pub mod config;
+pub mod forward;
+pub mod headers;
+pub mod ingress;
+mod listing;
+pub mod metered;
+pub mod metrics;
+pub mod refusal;
+pub mod routes;
+pub mod wire;
+
+use ask::ParsedAsk;
+use balance::Balancer;
+use catalogue::Catalogue;
+use config::GatewayConfig;
+use forward::{Deadlined, Outgoing};
+use headers::{ContextHeaders, Decision, Leaks, RequestHeaders};
+use ingress::{Arrival, RequestId};
+use metered::MeteredBody;
+use metrics::GatewayMetrics;
+use refusal::refuse;
+use routes::Governed;
+
+/// What the gateway is made of.
+#[derive(Debug)]
+pub struct GatewayParts {
+    /// Judges credentials.
+    pub authenticator: Authenticator,
+    /// Makes reservations.
+    pub allocations: Allocations,
+    /// Reaches the upstreams.
+    pub balancer: Arc<Balancer>,
+    /// Knows prices.
+    pub catalogue: Arc<Catalogue>,
+    /// Run in this order, after the policy and before the reservation.
+    pub guardrails: Vec<Box<dyn Guardrail>>,
+    /// Counts.
+    pub metrics: GatewayMetrics,
+    /// Settings.
+    pub config: GatewayConfig,
+    /// The time.
+    pub clock: SharedClock,
+}
+
+/// The governed data plane; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gateway(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    parts: GatewayParts,
+    callers: moka::sync::Cache<CallerKey, Arc<Caller>, foldhash::fast::RandomState>,
+}
+
+/// A request that was let in, with what is known before its headers are read.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Our id of it.
+    pub id: RequestId,
+    /// Where it came from.
+    pub arrival: Arrival,
+    /// When its head was complete.
+    pub received: Instant,
+}
+
+/// Which caller: a verified token (by its place in memory, which the entry keeps
+/// alive) and what the request's headers ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct CallerKey {
+    verified: usize,
+    account: Option<Box<str>>,
+    team: Option<Box<str>>,
+    domain: Option<Domain>,
+}
+
+/// Everything about a caller that outlives one request.
+#[derive(Debug)]
+struct Caller {
+    _verified: Option<Arc<Verified>>,
+    context: Context,
+    rules: Arc<Rules>,
+    epoch: Epoch,
+}
+
+impl Gateway {
+    /// Puts the parts together.
+    pub fn new(parts: GatewayParts) -> Self {
+        let callers = moka::sync::Cache::builder()
+            .max_capacity(parts.config.callers_capacity)
+            .time_to_live(parts.config.callers_ttl)
+            .build_with_hasher(foldhash::fast::RandomState::default());
+        Self(Arc::new(Shared { parts, callers }))
+    }
+
+    /// Answers a governed request: the whole pipeline, or a refusal in the shape of
+    /// the client's SDK.
+    pub async fn govern<B>(&self, request: Request<B>, exchange: &Exchange, route: Governed<'_>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<forward::BoxError>,
+    {
+        let kind = route.kind;
+        match self.pipeline(request, exchange, &route).await {
+            Ok(response) => {
+                self.0.parts.metrics.decided(Some(kind), "allow");
+                response
+            }
+            Err(problem) => self.refused(problem, Some(kind), exchange),
+        }
+    }
+
+    async fn pipeline<B>(
+        &self,
+        request: Request<B>,
+        exchange: &Exchange,
+        route: &Governed<'_>,
+    ) -> Result<Response<Body>, Problem>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<forward::BoxError>,
+    {
+        let Shared { parts: own, .. } = &*self.0;
+        let (mut head, body) = request.into_parts();
+        // Ingress: what clients must not say is gone from here on.
+        let asked = RequestHeaders::take(&mut head.headers)?;
+        // Identity: a credential becomes proof.
+        let credential = own.authenticator.credential(asked.bearer.as_ref().map(headers::Bearer::token)).await?;
+        if matches!(credential, Credential::Upstream) {
+            return self.unmanaged(head, Outgoing::stream(body), exchange).await;
+        }
+        // Context and rules: who that is here, and what holds for them.
+        let caller = self.caller(credential, &asked).await?;
+        // Ask: what the body wants, read once and strictly.
+        let body = self.read_body(&head, body).await?;
+        let ask = self.read_ask(&head, route, &body)?;
+        // Policy: the verdict, a pure function.
+        let companions = Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() };
+        let permit = decide(&caller.context, &ask.ask, companions, &caller.rules, own.clock.now())
+            .map_err(|denial| self.explained(denial, &caller))?;
+        if route.kind == RouteKind::Models {
+            return self.listing(head, exchange, route, &caller, &asked).await;
+        }
+        // Guardrails: the body's text.
+        let (body, guardrail) = self.screen(&caller, &ask, &permit, body)?;
+        // Reserve: credits on every capped scope of the chain, all or nothing.
+        let meter = self.reserve(exchange, &caller, &ask, &permit, guardrail).await?;
+        // Forward and meter: the answer passes while it is read.
+        self.forward(head, body, exchange, &caller, &asked, meter).await
+    }
+
+    /// Who calls and what holds for them; from the cache when nothing has changed.
+    async fn caller(&self, credential: Credential, asked: &RequestHeaders) -> Result<Arc<Caller>, Problem> {
+        let Shared { parts, callers } = &*self.0;
+        let verified = match &credential {
+            Credential::Token(verified) => Some(Arc::clone(verified)),
+            _ => None,
+        };
+        let rules = parts.authenticator.rules();
+        let key = verified.as_ref().map(|verified| CallerKey {
+            verified: Arc::as_ptr(verified).addr(),
+            account: asked.account_id.clone(),
+            team: asked.team_id.clone(),
+            domain: asked.domain,
+        });
+        if let Some(known) = key.as_ref().and_then(|key| callers.get(key))
+            && rules.is_current(&known.rules.account, known.epoch)
+        {
+            return Ok(known);
+        }
+        let bindings = rules.bindings_epoch();
+        let caller = Arc::new(self.establish(&credential, verified, asked, rules).await?);
+        // A binding that changed meanwhile may or may not be in it.
+        if let Some(key) = key.filter(|_| rules.bindings_epoch() == bindings) {
+            callers.insert(key, Arc::clone(&caller));
+        }
+        Ok(caller)
+    }
+
+    async fn establish(
+        &self,
+        credential: &Credential,
+        verified: Option<Arc<Verified>>,
+        asked: &RequestHeaders,
+        book: &RuleBook,
+    ) -> Result<Caller, Problem> {
+        let own = &self.0.parts;
+        let established = own.authenticator.establish(credential, asked.account_id.as_deref()).await?;
+        let context = established.context;
+        let account = context.account().cloned().ok_or_else(account_unknown)?;
+        let domain = asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
+        let team = asked.team_id.as_deref().map(str::parse).transpose();
+        let team = team.map_err(|_| Problem::bad_request("invalid_header", "x-alchemi-team-id is not an id"))?;
+        let epoch = book.epoch(&account);
+        let subject = Subject { account, domain, actor: context.actor().clone(), team };
+        let rules = book.rules(&subject).await?;
+        Ok(Caller { _verified: verified, context, rules, epoch })
+    }
+
+    async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: Into<forward::BoxError>,
+    {
+        let config = &self.0.parts.config;
+        let coded = head.headers.get(header::CONTENT_ENCODING).is_some_and(|v| v.as_bytes() != b"identity");
+        if coded {
+            return Err(Problem::new(
+                http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_content_encoding",
+                "Send the body without Content-Encoding",
+            ));
+        }
+        if body.size_hint().lower() > config.max_body {
+            return Err(config.body_too_large());
+        }
+        if body.is_end_stream() {
+            return Ok(Bytes::new());
+        }
+        let limit = usize::try_from(config.max_body).unwrap_or(usize::MAX);
+        let read = Limited::new(body, limit).collect();
+        match tokio::time::timeout(config.body_timeout, read).await {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(config.body_too_large()),
+            Ok(Err(_)) => Err(Problem::bad_request("incomplete_body", "The body ended early or is malformed")),
+            Err(_) => Err(Problem::new(
+                http::StatusCode::REQUEST_TIMEOUT,
+                "body_timeout",
+                "The body did not arrive in time; send it again",
+            )),
+        }
+    }
+
+    fn read_ask(&self, head: &Parts, route: &Governed<'_>, body: &Bytes) -> Result<ParsedAsk, Problem> {
+        if matches!(route.kind, RouteKind::Models | RouteKind::ResponseItem) {
+            let model = route.item.as_deref().filter(|_| route.kind == RouteKind::Models);
+            return Ok(ParsedAsk::without_body(route.kind, model));
+        }
+        let content_type = head.headers.get(header::CONTENT_TYPE).map(|v| v.to_str().unwrap_or_default());
+        Ok(ask::read(route.kind, route.model.as_deref(), content_type, body, &self.0.parts.config.ask)?)
+    }
+
+    /// Adds to a refused model which ones the caller may use.
+    fn explained(&self, denial: Denial, caller: &Caller) -> Problem {
+        match denial {
+            Denial::ModelDenied { model, account, .. } => {
+                let known = self.0.parts.catalogue.models();
+                let mut allowed = caller.rules.models.suggestions(known.iter().map(String::as_str));
+                allowed.sort_unstable();
+                allowed.truncate(8);
+                Denial::ModelDenied { model, account, allowed }.into()
+            }
+            other => other.into(),
+        }
+    }
+
+    fn screen(
+        &self,
+        caller: &Caller,
+        ask: &ParsedAsk,
+        permit: &Permit,
+        body: Bytes,
+    ) -> Result<(Bytes, Option<String>), Problem> {
+        let config = &self.0.parts.config;
+        let bound = config.metering.strict.then(|| self.output_bound(ask)).flatten();
+        let (mut body, mut acted) = (ask.forwarded(&body, bound), None);
+        for guardrail in &self.0.parts.guardrails {
+            match guardrail.screen(&caller.context, &ask.ask, permit, &body) {
+                Screened::Passed => {}
+                Screened::Masked { code, body: masked } => (body, acted) = (masked, Some(code)),
+                Screened::Blocked { code, pattern } => {
+                    return Err(Problem::forbidden(
+                        "guardrail_blocked",
+                        format!(
+                            "Guardrail `{code}` blocks this request (pattern `{pattern}`): take the matching text out"
+                        ),
+                    )
+                    .with("guardrail", code)
+                    .with("pattern", pattern));
+                }
+            }
+        }
+        Ok((body, acted))
+    }
+
+    fn output_bound(&self, ask: &ParsedAsk) -> Option<u64> {
+        let own = &self.0.parts;
+        let model = ask.ask.model.as_deref()?;
+        let estimate = own.catalogue.book().estimate(model, &ask.ask.size, own.config.metering.default_max_output);
+        Some(estimate.tokens.output / ask.ask.size.answers.max(1))
+    }
+
+    /// Holds the estimate and hands the reservation to a meter. Free kinds have none.
+    async fn reserve(
+        &self,
+        exchange: &Exchange,
+        caller: &Caller,
+        ask: &ParsedAsk,
+        permit: &Permit,
+        guardrail: Option<String>,
+    ) -> Result<Option<Meter>, Problem> {
+        let own = &self.0.parts;
+        let (metering, kind) = (&own.config.metering, ask.ask.kind);
+        let Some(model) = ask.ask.model.clone().filter(|_| kind.is_metered()) else { return Ok(None) };
+        let prices = own.catalogue.book();
+        let estimate = prices.estimate(&model, &ask.ask.size, metering.default_max_output);
+        if estimate.cost.is_none() && metering.unpriced == crate::metering::charge::Unpriced::Deny {
+            return Err(Problem::forbidden(
+                "model_unpriced",
+                format!(
+                    "Model `{model}` has no price: ask the operator to set one in the upstream or under metering.prices"
+                ),
+            ));
+        }
+        let place = &caller.rules.placement;
+        let reservation: Reservation = own
+            .allocations
+            .reserve(Admission {
+                request_id: exchange.id.as_str(),
+                kind,
+                rules: &caller.rules,
+                permit,
+                dimensions: Dimensions {
+                    org_id: place.org.as_ref().map(ToString::to_string),
+                    team_id: place.team.as_ref().map(ToString::to_string),
+                    user_id: place.user.as_ref().map(ToString::to_string),
+                    subject: Some(caller.context.actor().subject.to_string()),
+                    model_name: Some(model.clone()),
+                    guardrail_code: guardrail,
+                    ..Dimensions::default()
+                },
+                estimate: Some(estimate.cost.unwrap_or_else(|| metering.unpriced.cost())),
+                estimated_tokens: estimate.tokens,
+            })
+            .await
+            .map_err(|error| match error {
+                ReserveError::Exhausted(denial) => Problem::from(*denial),
+                ReserveError::Store(error) => error.into(),
+            })?;
+        Ok(Some(Meter::new(
+            reservation,
+            Metered {
+                kind,
+                model,
+                estimated_input: ask.ask.size.input_tokens,
+                withhold_usage: ask.withholds_usage(),
+                prices,
+                unpriced: metering.unpriced,
+                count: own.config.ask.count,
+                cost_header: metering.cost_header.0.clone(),
+            },
+        )))
+    }
+
+    async fn forward(
+        &self,
+        mut head: Parts,
+        body: Bytes,
+        exchange: &Exchange,
+        caller: &Caller,
+        asked: &RequestHeaders,
+        mut meter: Option<Meter>,
+    ) -> Result<Response<Body>, Problem> {
+        let own = &self.0.parts;
+        let kind = kind_of(&head);
+        self.set_context(&mut head, exchange, caller, asked, meter.is_some());
+        own.metrics.forwarded(exchange.received.elapsed());
+        if let Some(meter) = &mut meter {
+            meter.sent();
+        }
+        let asked_at = Instant::now();
+        let answered =
+            own.balancer.send(Request::from_parts(head, Outgoing::from(body))).await.inspect_err(|error| {
+                if let (true, Some(meter)) = (error.is_unsent(), &mut meter) {
+                    meter.not_sent();
+                }
+            })?;
+        let (mut answer, body) = answered.into_parts();
+        if let Some(kind) = kind {
+            own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
+        }
+        if let Some(meter) = &mut meter {
+            meter.answered(answer.status.as_u16(), &answer.headers);
+        }
+        headers::answer(&mut answer.headers, &own.config.leaks, &exchange.id, Decision::Allow);
+        let config = &own.config;
+        let body = Deadlined::new(body, config.idle_timeout, (exchange.received + config.total_timeout).into());
+        let body = MeteredBody::new(body, meter, own.metrics.enter());
+        if body.may_shrink() {
+            answer.headers.remove(header::CONTENT_LENGTH);
+        }
+        Ok(Response::from_parts(answer, Body::new(body)))
+    }
+
+    fn set_context(
+        &self,
+        head: &mut Parts,
+        exchange: &Exchange,
+        caller: &Caller,
+        asked: &RequestHeaders,
+        reserved: bool,
+    ) {
+        let own = &self.0.parts;
+        let (context, rules) = (&caller.context, &caller.rules);
+        let place = &rules.placement;
+        exchange.arrival.forward(&mut head.headers);
+        ContextHeaders {
+            account_id: rules.account.as_str(),
+            subject: &context.actor().subject,
+            roles: context.roles(),
+            scopes: context.scopes(),
+            product_domains: context.product_domains().names(),
+            domain: rules.domain,
+            org_id: place.org.as_ref().map(AsRef::as_ref),
+            team_id: place.team.as_ref().map(AsRef::as_ref),
+            user_id: place.user.as_ref().map(AsRef::as_ref),
+            agent_id: asked.agent_id.as_deref(),
+            reservation_id: reserved.then(|| exchange.id.as_str()),
+            signed: None,
+            request_id: &exchange.id,
+            credential: own.config.credential.as_ref(),
+            litellm: own.config.litellm,
+        }
+        .set(&mut head.headers, asked);
+    }
+
+    /// Answers a path that is not governed: with the upstream's own key it passes as
+    /// it came; with anything else there is nothing here.
+    pub async fn pass_through<B>(&self, request: Request<B>, exchange: &Exchange) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<forward::BoxError>,
+    {
+        match self.ungoverned(request, exchange).await {
+            Ok(response) => response,
+            Err(problem) => self.refused(problem, None, exchange),
+        }
+    }
+
+    async fn ungoverned<B>(&self, request: Request<B>, exchange: &Exchange) -> Result<Response<Body>, Problem>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<forward::BoxError>,
+    {
+        let (mut head, body) = request.into_parts();
+        let asked = RequestHeaders::take(&mut head.headers)?;
+        let presented = asked.bearer.as_ref().map(headers::Bearer::token);
+        match self.0.parts.authenticator.credential(presented).await? {
+            Credential::Upstream => self.unmanaged(head, Outgoing::stream(body), exchange).await,
+            Credential::Operator | Credential::Token(_) => Err(Problem::new(
+                http::StatusCode::NOT_FOUND,
+                "route_not_governed",
+                "This path is neither governed nor part of the control plane; \
+                 only the upstream's own key reaches the upstream's other routes",
+            )),
+        }
+    }
+
+    /// Under the caller's own upstream credential: nothing is injected, metered or refused.
+    async fn unmanaged(&self, mut head: Parts, body: Outgoing, exchange: &Exchange) -> Result<Response<Body>, Problem> {
+        let own = &self.0.parts;
+        if !own.config.passthrough {
+            return Err(Problem::unauthenticated(
+                "token_invalid",
+                "Keys of the upstream are not accepted here; send a Zitadel access token as Authorization: Bearer …",
+            ));
+        }
+        head.headers.insert(ingress::REQUEST_ID, exchange.id.header_value());
+        exchange.arrival.forward(&mut head.headers);
+        let (mut answer, body) = own.balancer.send(Request::from_parts(head, body)).await?.into_parts();
+        headers::answer(&mut answer.headers, &Leaks::none(), &exchange.id, Decision::Allow);
+        own.metrics.decided(None, "passthrough");
+        let until = (exchange.received + own.config.total_timeout).into();
+        Ok(Response::from_parts(answer, Body::new(Deadlined::new(body, own.config.idle_timeout, until))))
+    }
+
+    /// Answers with a refusal, counted and logged.
+    pub fn refused(&self, problem: Problem, kind: Option<RouteKind>, exchange: &Exchange) -> Response<Body> {
+        self.0.parts.metrics.decided(kind, problem.code());
+        tracing::info!(
+            request_id = exchange.id.as_str(),
+            kind = kind.map_or("other", RouteKind::as_str),
+            status = problem.status(),
+            code = problem.code(),
+            "refused"
+        );
+        refuse(problem, kind, &exchange.id)
+    }
+
+    /// The credential towards the upstream.
+    pub fn credential(&self) -> Option<&HeaderValue> {
+        self.0.parts.config.credential.as_ref()
+    }
+}
+
+fn kind_of(head: &Parts) -> Option<RouteKind> {
+    match routes::route(&head.method, head.uri.path()) {
+        routes::Route::Governed(governed) => Some(governed.kind),
+        _ => None,
+    }
+}

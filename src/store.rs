@@ -28,14 +28,18 @@ use dialect::{from_columns, of_accounts, on, run};
 
 pub mod accounts;
 pub mod audit;
+pub mod budgets;
 pub mod changes;
+pub mod conservation;
 pub mod directory;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;
+pub mod models;
 pub mod page;
 pub mod policies;
 pub mod revocations;
+pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};
 

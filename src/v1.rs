@@ -19,7 +19,8 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::context::RequestInfo;
+use crate::context::{Domain, RequestInfo};
+use crate::model::models::AccessMode;
 use crate::problem::Problem;
 use crate::store::Store;
 
@@ -27,19 +28,29 @@ pub mod accounts;
 pub mod admins;
 pub mod answer;
 pub mod audit;
+pub mod budgets;
 pub mod call;
 pub mod context;
+pub mod costs;
 pub mod directory;
 pub mod input;
+pub mod models;
 mod openapi;
 pub mod policies;
 pub mod revocations;
+pub mod usage;
 
 /// What the routes share.
 #[derive(Debug, Clone)]
 pub struct App {
     /// The database.
     pub store: Store,
+    /// The models that the upstream knows.
+    pub catalogue: models::Catalogue,
+    /// Whether a model that no grant mentions may be used.
+    pub default_model_access: AccessMode,
+    /// The product domain of a self-service request that names none.
+    pub default_domain: Domain,
     /// The issuers whose tokens are accepted.
     pub issuers: Arc<[String]>,
     in_flight: call::InFlightSet,
@@ -48,14 +59,38 @@ pub struct App {
 impl App {
     /// The control plane over `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, issuers: Arc::default(), in_flight: call::InFlightSet::default() }
+        Self {
+            store,
+            issuers: Arc::default(),
+            catalogue: models::Catalogue::default(),
+            default_model_access: AccessMode::Deny,
+            default_domain: Domain::Copilot,
+            in_flight: call::InFlightSet::default(),
+        }
     }
 
-    /// Names the issuers whose tokens are accepted, the usual one first.
+    /// With the issuers whose tokens are accepted, the usual one first.
     #[must_use]
-    pub fn with_issuers(mut self, issuers: impl IntoIterator<Item = String>) -> Self {
-        self.issuers = issuers.into_iter().collect();
-        self
+    pub fn with_issuers(self, issuers: impl IntoIterator<Item = String>) -> Self {
+        Self { issuers: issuers.into_iter().collect(), ..self }
+    }
+
+    /// With the models that the upstream knows.
+    #[must_use]
+    pub fn with_catalogue(self, catalogue: models::Catalogue) -> Self {
+        Self { catalogue, ..self }
+    }
+
+    /// With what holds for a model that no grant mentions; `deny` unless said.
+    #[must_use]
+    pub fn with_default_model_access(self, default_model_access: AccessMode) -> Self {
+        Self { default_model_access, ..self }
+    }
+
+    /// With the product domain of a self-service request that names none; `copilot` unless said.
+    #[must_use]
+    pub fn with_default_domain(self, default_domain: Domain) -> Self {
+        Self { default_domain, ..self }
     }
 }
 
@@ -84,8 +119,42 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(audit::verify_audit))
         .routes(routes!(audit::export_audit))
         // Directory, in both domains
-        .routes(routes!(directory::list_orgs, directory::create_org))
-        .routes(routes!(directory::get_org, directory::update_org, directory::delete_org))
+        .routes(routes!(directory::orgs::list_orgs, directory::orgs::create_org))
+        .routes(routes!(directory::orgs::get_org, directory::orgs::update_org, directory::orgs::delete_org))
+        .routes(routes!(directory::teams::list_teams, directory::teams::create_team))
+        .routes(routes!(directory::teams::get_team, directory::teams::update_team, directory::teams::delete_team))
+        .routes(routes!(directory::teams::list_team_members, directory::teams::add_team_member))
+        .routes(routes!(directory::teams::update_team_member, directory::teams::remove_team_member))
+        .routes(routes!(directory::users::list_users, directory::users::create_user))
+        .routes(routes!(directory::users::get_user, directory::users::update_user, directory::users::delete_user))
+        // Model access, in both domains and for the caller
+        .routes(routes!(models::list_model_grants, models::create_model_grant))
+        .routes(routes!(models::get_model_grant, models::delete_model_grant))
+        .routes(routes!(models::get_effective_model))
+        .routes(routes!(models::list_my_models))
+        // Budgets
+        .routes(routes!(budgets::account::list_account_allocations, budgets::account::set_account_allocation))
+        .routes(routes!(budgets::account::get_account_allocation))
+        .routes(routes!(budgets::plans::list_budget_plans, budgets::plans::create_budget_plan))
+        .routes(routes!(budgets::plans::get_active_budget_plan))
+        .routes(routes!(budgets::plans::get_budget_plan, budgets::plans::update_budget_plan))
+        .routes(routes!(budgets::plans::activate_budget_plan))
+        .routes(routes!(budgets::allocations::list_budget_allocations, budgets::allocations::delete_budget_allocation))
+        .routes(routes!(budgets::allocations::upsert_budget_allocation))
+        .routes(routes!(budgets::allocations::distribute_equally))
+        .routes(routes!(budgets::overrides::list_budget_overrides, budgets::overrides::create_budget_override))
+        .routes(routes!(budgets::overrides::delete_budget_override))
+        .routes(routes!(budgets::cycles::renew_budget_cycle))
+        .routes(routes!(budgets::cycles::list_budget_cycles))
+        .routes(routes!(budgets::effective::get_effective_allocation))
+        .routes(routes!(budgets::effective::get_own_allocation))
+        // Usage and costs
+        .routes(routes!(usage::get_usage_by_scope))
+        .routes(routes!(usage::list_budget_alerts))
+        .routes(routes!(usage::record_usage))
+        .routes(routes!(usage::get_own_usage))
+        .routes(routes!(costs::get_budget_cost_breakdown))
+        .routes(routes!(costs::get_cost_breakdown))
 }
 
 /// The routes, ready to be mounted. A layer outside must put a
@@ -94,6 +163,7 @@ fn routes() -> OpenApiRouter<App> {
 pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .fallback(async || Problem::not_found("There is no such route; /openapi.json lists all of them"))
         .method_not_allowed_fallback(async || method_not_allowed())
         .layer(middleware::from_fn(finish))
         .layer(middleware::from_fn(digest_idempotent))

@@ -165,6 +165,8 @@ CREATE TABLE IF NOT EXISTS "Alchemi_CopilotBudgetAllocationTable" (
     scope_id          TEXT   NOT NULL,
     allocated_credits BIGINT NOT NULL DEFAULT 0 CHECK (allocated_credits >= 0),
     overflow_cap      BIGINT CHECK (overflow_cap >= 0),
+    rollover_credits  BIGINT NOT NULL DEFAULT 0 CHECK (rollover_credits >= 0),
+    rollover_until    BIGINT,
     source            TEXT   NOT NULL DEFAULT 'manual',
     created_by        TEXT,
     created_at        BIGINT NOT NULL,
@@ -285,7 +287,8 @@ CREATE TABLE IF NOT EXISTS "Alchemi_UsageLedgerTable" (
     created_at          BIGINT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_created_at_idx" ON "Alchemi_UsageLedgerTable" (account_id, created_at, request_id);
-CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_user_id_idx" ON "Alchemi_UsageLedgerTable" (account_id, user_id, created_at);
+CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_user_id_idx" ON "Alchemi_UsageLedgerTable" (account_id, user_id, created_at, request_id);
+CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_subject_idx" ON "Alchemi_UsageLedgerTable" (account_id, subject, created_at, request_id) WHERE user_id IS NULL;
 
 -- Sums of the ledger by day of the account's time zone; '' stands for none.
 CREATE TABLE IF NOT EXISTS "Alchemi_UsageRollupTable" (

@@ -1,12 +1,14 @@
 //! Budgets: an account's credits, plans with their calendar windows, allocations
 //! and overrides.
 
+use std::collections::{HashMap, HashSet};
+
 use jiff::civil::{self, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{ToSpan, Zoned};
 use serde::{Deserialize, Serialize};
 
-use super::accounts::Account;
+use super::accounts::{Account, JsonText};
 use super::scope::{Scope, ScopeType};
 use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor};
@@ -131,14 +133,13 @@ pub fn day_of(at: Timestamp, zone: &TimeZone) -> String {
         .unwrap_or_default()
 }
 
-/// The time zone that `metadata.timezone` of an account names; UTC without one.
-pub fn zone_of(account: &Account) -> TimeZone {
+/// The time zone that `timezone` in an account's metadata names; UTC without one.
+pub fn zone_of(metadata: &JsonText) -> TimeZone {
     #[derive(Deserialize)]
     struct Notes {
         timezone: Option<String>,
     }
-    account
-        .metadata
+    metadata
         .read::<Notes>()
         .ok()
         .and_then(|notes| notes.timezone)
@@ -249,10 +250,14 @@ pub struct Allocation {
     pub scope_type: ScopeType,
     /// The scope; `pool` for the pool.
     pub scope_id: String,
-    /// Credits for each window.
+    /// Credits for each window, with those that were rolled over.
     pub allocated_credits: Credits,
     /// Credits that may be spent beyond them; none: no overflow.
     pub overflow_cap: Option<Credits>,
+    /// Of the allocated credits, those that a renewal carried over from the plan before.
+    pub rollover_credits: Credits,
+    /// When the carried ones lapse: the end of the window that they were carried into.
+    pub rollover_until: Option<Timestamp>,
     /// `manual`, `equal` or `cycle_rollover`.
     #[schema(example = "manual")]
     pub source: String,
@@ -322,31 +327,146 @@ impl EffectiveAllocation {
     }
 }
 
-/// Puts the overrides that count at `now` over the allocations.
-pub fn effective_allocations(
-    allocations: &[Allocation],
-    overrides: &[Override],
-    now: Timestamp,
-) -> Vec<EffectiveAllocation> {
-    let winner = |scope: &Scope| {
-        overrides
+/// A renewal: a plan's cycle was closed and another plan put in its place.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct BudgetCycle {
+    /// Its id.
+    pub id: Id<BudgetCycle>,
+    /// The account.
+    pub account_id: Id<Account>,
+    /// The plan that was closed.
+    pub source_plan_id: Id<Plan>,
+    /// The plan that took its place.
+    pub new_plan_id: Id<Plan>,
+    /// The first moment of the closed cycle.
+    pub cycle_start: Timestamp,
+    /// The first moment behind it.
+    pub cycle_end: Timestamp,
+    /// Credits carried into the new plan's pool.
+    pub rollover_credits: Credits,
+    /// Credits used beyond the account's monthly ones.
+    pub overflow_charge_credits: Credits,
+    /// The [`RenewalSummary`].
+    #[schema(value_type = RenewalSummary)]
+    pub summary_json: JsonText,
+    /// Who renewed.
+    pub created_by: Option<String>,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// What a renewal found and carried over.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct RenewalSummary {
+    /// The plan that was closed.
+    pub source_plan_id: Id<Plan>,
+    /// The plan that took its place.
+    pub new_plan_id: Id<Plan>,
+    /// Credits used on the days of the cycle.
+    pub used_credits: Credits,
+    /// The account's monthly credits.
+    pub monthly_credits: Credits,
+    /// Used credits beyond the monthly ones.
+    pub overflow_charge_credits: Credits,
+    /// What the plan gave out and nobody used or holds, in its last window of the cycle.
+    pub unused_credits: Credits,
+    /// Of those, what was carried into the new plan's pool.
+    pub rollover_credits: Credits,
+}
+
+/// Where an allocated team or user of a plan stands in the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The team or user.
+    pub scope: Scope,
+    /// The team that the user is a member of; none for a team.
+    pub team: Option<Scope>,
+    /// The org of the team.
+    pub org: Scope,
+}
+
+/// A limit and what was promised out of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commitment {
+    /// Whose limit.
+    pub of: Scope,
+    /// The limit.
+    pub limit: Credits,
+    /// The sum of what it was divided into.
+    pub promised: Credits,
+}
+
+impl Commitment {
+    /// What was promised beyond the limit.
+    pub fn excess(&self) -> Credits {
+        self.promised.saturating_sub(self.limit).max(Credits::ZERO)
+    }
+}
+
+/// A plan's allocations with their places in the directory.
+#[derive(Debug, Clone)]
+pub struct Division {
+    /// What each scope has.
+    pub allocations: Vec<EffectiveAllocation>,
+    /// Where teams and users stand; a user of several teams has several places.
+    pub standings: Vec<Standing>,
+}
+
+impl Division {
+    /// The allocations that are not part of another one: those of orgs and the
+    /// pool, and of teams and users above whom nothing is allocated.
+    pub fn outermost(&self) -> impl Iterator<Item = &EffectiveAllocation> {
+        let allocated: HashSet<&Scope> = self.allocations.iter().map(|a| &a.scope).collect();
+        let inside: HashSet<&Scope> = self
+            .standings
             .iter()
-            .filter(|o| o.scope_type == scope.scope_type && o.scope_id == scope.scope_id)
-            .filter(|o| o.expires_at.is_none_or(|at| now < at))
-            .max_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)))
-    };
-    allocations
-        .iter()
-        .map(|allocation| {
-            let scope = allocation.scope();
-            let over = winner(&scope);
-            EffectiveAllocation {
-                base: allocation.allocated_credits,
-                effective: over.map_or(allocation.allocated_credits, |o| o.override_credits),
-                overridden: over.is_some(),
-                overflow_cap: allocation.overflow_cap,
-                scope,
-            }
-        })
-        .collect()
+            .filter(|s| allocated.contains(&s.org) || s.team.as_ref().is_some_and(|team| allocated.contains(team)))
+            .map(|s| &s.scope)
+            .collect();
+        self.allocations.iter().filter(move |a| !inside.contains(&a.scope))
+    }
+
+    /// What the plan gives out, each credit counted once.
+    pub fn distributed(&self) -> Credits {
+        self.outermost().fold(Credits::ZERO, |sum, a| sum.saturating_add(a.effective))
+    }
+
+    /// The account's monthly credits against the orgs, each org against its teams,
+    /// each team against its members, wherever both sides have an allocation.
+    pub fn commitments(&self, account: Option<&AccountAllocation>) -> Vec<Commitment> {
+        let effective: HashMap<&Scope, Credits> = self.allocations.iter().map(|a| (&a.scope, a.effective)).collect();
+        let mut promised: HashMap<Scope, Credits> = HashMap::new();
+        let mut promise = |of: &Scope, credits: Credits| {
+            let sum = promised.entry(of.clone()).or_default();
+            *sum = sum.saturating_add(credits);
+        };
+        let whole = account.map(|a| Scope::new(ScopeType::Account, a.account_id.as_str()));
+        if let Some(whole) = &whole {
+            let orgs = self.allocations.iter().filter(|a| a.scope.scope_type == ScopeType::Org);
+            orgs.for_each(|org| promise(whole, org.effective));
+        }
+        for standing in &self.standings {
+            let Some(credits) = effective.get(&standing.scope) else { continue };
+            promise(standing.team.as_ref().unwrap_or(&standing.org), *credits);
+        }
+        let limit = |scope: &Scope| match account {
+            Some(account) if scope.scope_type == ScopeType::Account => Some(account.monthly_credits),
+            _ => effective.get(scope).copied(),
+        };
+        let commitments = promised.into_iter().filter_map(|(of, promised)| {
+            let limit = limit(&of)?;
+            Some(Commitment { of, limit, promised })
+        });
+        let mut commitments: Vec<_> = commitments.collect();
+        commitments.sort_by(|a, b| a.of.cmp(&b.of));
+        commitments
+    }
+}
+
+/// The first limit that is exceeded by more than it was before.
+///
+/// What lowers an excess is let through, so that an over-committed plan can be mended.
+pub fn newly_exceeded(before: &[Commitment], after: &[Commitment]) -> Option<Commitment> {
+    let excess_before = |of: &Scope| before.iter().find(|c| c.of == *of).map_or(Credits::ZERO, Commitment::excess);
+    after.iter().find(|c| c.excess() > excess_before(&c.of)).cloned()
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::accounts::Account;
+use super::accounts::{Account, JsonText};
 use super::scope::Scope;
 use crate::clock::Timestamp;
 use crate::context::Domain;
@@ -255,4 +255,135 @@ pub struct LedgerRow {
     pub day: String,
     /// When it settled.
     pub created_at: Timestamp,
+}
+
+/// A row of the ledger as it is shown.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct UsageEntry {
+    /// The request's id.
+    pub id: String,
+    /// The account that pays.
+    pub account_id: Id<Account>,
+    /// What kind of request it was.
+    pub kind: RouteKind,
+    /// Usage, or a correction.
+    pub entry: EntryKind,
+    /// The product domain.
+    pub domain: Domain,
+    /// The org.
+    pub org_id: Option<String>,
+    /// The team.
+    pub team_id: Option<String>,
+    /// The user.
+    pub user_id: Option<String>,
+    /// The agent.
+    pub agent_id: Option<String>,
+    /// The model, by its public name.
+    #[schema(example = "gpt-4o-mini")]
+    pub model_name: Option<String>,
+    /// The connection.
+    pub connection_id: Option<String>,
+    /// The guardrail that acted.
+    pub guardrail_code: Option<String>,
+    /// Input tokens.
+    pub input_tokens: i64,
+    /// Output tokens.
+    pub output_tokens: i64,
+    /// What the upstream charges.
+    pub raw_cost: Usd,
+    /// Credits for each dollar, frozen.
+    pub credit_factor: Factor,
+    /// What the account pays.
+    pub credits_incurred: Credits,
+    /// How the cost is known.
+    pub cost_source: CostSource,
+    /// The caller's notes on recorded usage.
+    #[schema(value_type = Object)]
+    pub metadata: JsonText,
+    /// When it settled.
+    pub created_at: Timestamp,
+}
+
+impl From<LedgerRow> for UsageEntry {
+    fn from(row: LedgerRow) -> Self {
+        let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
+        Self {
+            id: row.request_id,
+            account_id: row.account_id,
+            kind: row.kind,
+            entry: row.entry,
+            domain: row.domain,
+            org_id: row.dimensions.org_id,
+            team_id: row.dimensions.team_id,
+            user_id: row.dimensions.user_id,
+            agent_id: row.dimensions.agent_id,
+            model_name: row.dimensions.model_name,
+            connection_id: row.dimensions.connection_id,
+            guardrail_code: row.dimensions.guardrail_code,
+            input_tokens: count(row.tokens.input),
+            output_tokens: count(row.tokens.output),
+            raw_cost: row.raw_cost,
+            credit_factor: row.credit_factor,
+            credits_incurred: row.credits,
+            cost_source: row.cost_source,
+            metadata: serde_json::from_str(&row.metadata).unwrap_or_else(|_| JsonText::empty_object()),
+            created_at: row.created_at,
+        }
+    }
+}
+
+/// What costs can be broken down by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CostDimension {
+    /// By agent.
+    Agent,
+    /// By model.
+    Llm,
+    /// By connection.
+    Connection,
+    /// By guardrail.
+    Guardrail,
+    /// By org.
+    Org,
+    /// By team.
+    Team,
+    /// By user.
+    User,
+    /// By day of the account's time zone.
+    Day,
+}
+
+impl CostDimension {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::Agent, Self::Llm, Self::Connection, Self::Guardrail, Self::Org, Self::Team, Self::User, Self::Day];
+
+    /// The name in a query.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Llm => "llm",
+            Self::Connection => "connection",
+            Self::Guardrail => "guardrail",
+            Self::Org => "org",
+            Self::Team => "team",
+            Self::User => "user",
+            Self::Day => "day",
+        }
+    }
+
+    /// The name in answers and in the database.
+    pub const fn column(self) -> &'static str {
+        match self {
+            Self::Agent => "agent_id",
+            Self::Llm => "model_name",
+            Self::Connection => "connection_id",
+            Self::Guardrail => "guardrail_code",
+            Self::Org => "org_id",
+            Self::Team => "team_id",
+            Self::User => "user_id",
+            Self::Day => "day",
+        }
+    }
 }

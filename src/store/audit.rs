@@ -342,3 +342,15 @@ impl Tx<Tenant> {
         Ok(AuditVerdict { valid: true, events: seq, broken_at_seq: None, reason: None })
     }
 }
+
+impl Tx<crate::context::Platform> {
+    /// The accounts that have a chain, removed ones included.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn audited(&mut self) -> Result<Vec<crate::id::Id<crate::model::accounts::Account>>> {
+        on!(self, |c| sqlx::query_scalar(r#"SELECT account_id FROM "Alchemi_AuditHeadTable" ORDER BY account_id"#)
+            .fetch_all(c)
+            .await)
+    }
+}

@@ -1,13 +1,25 @@
 //! The directory of both product domains: one table for each kind of row, with the
 //! domain in its key.
+//!
+//! Whoever hangs something on a row of the directory holds the row first
+//! ([`Tx::hold_scope`] and its kin), as does whoever removes it: nothing is hung on
+//! what another transaction is removing.
+
+use serde::Serialize;
 
 use super::changes::ChangeKind;
-use super::page::{Page, Slice};
-use super::{Result, Tx, from_columns, on, run};
+use super::{Result, StoreError, Tx, from_columns, on, run};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
-use crate::model::directory::{Membership, Org, Team, User};
+use crate::model::budgets::{Allocation, Override};
+use crate::model::directory::{Membership, Org, Placement, Team, User};
+use crate::model::models::ModelGrant;
 use crate::model::scope::ScopeType;
+use crate::problem::Problem;
+
+mod orgs;
+mod teams;
+mod users;
 
 from_columns! {
     Org { id, account_id, domain, name, description, is_default_global, created_by, created_at, updated_at, version }
@@ -17,460 +29,202 @@ from_columns! {
         created_by, created_at, updated_at, version,
     }
     Membership { team_id, user_id, role, created_at }
+    Placement { user, status, team, org }
 }
 
-/// Where a user belongs: one row for each team.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The team.
-    pub team_id: Id<Team>,
-    /// The team's org.
-    pub org_id: Id<Org>,
+/// What was removed along with a row of the directory, because it hung on it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Uprooted {
+    /// Teams of the org.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub teams: Vec<Id<Team>>,
+    /// Memberships of the teams or the user.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub memberships: Vec<Membership>,
+    /// Model grants to any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub model_grants: Vec<Id<ModelGrant>>,
+    /// Budget allocations of any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budget_allocations: Vec<Id<Allocation>>,
+    /// Budget overrides of any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budget_overrides: Vec<Id<Override>>,
 }
 
-from_columns! { Place { team_id, org_id } }
+/// Why a subject has no place.
+#[derive(Debug, thiserror::Error)]
+pub enum PlacementError {
+    /// They ask to act in a team that they are not a member of, or that does not exist.
+    #[error("not a member of the team")]
+    TeamDenied,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<PlacementError> for Problem {
+    fn from(error: PlacementError) -> Self {
+        match error {
+            PlacementError::TeamDenied => Self::forbidden(
+                "team_denied",
+                "You are not a member of the team in x-alchemi-team-id: name one of your teams, or leave it out",
+            ),
+            PlacementError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Deletes the rows of a table that name a scope, or a team of the org that it is.
+macro_rules! delete_named {
+    ($table:literal, $domain:literal) => {
+        concat!(
+            "DELETE FROM \"",
+            $table,
+            "\" WHERE account_id = $1 AND CAST($2 AS TEXT) = ",
+            $domain,
+            r#" AND ((scope_type = $3 AND scope_id = $4) OR (CAST($3 AS TEXT) = 'org' AND scope_type = 'team' AND scope_id IN
+               (SELECT id FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND org_id = $4))) RETURNING id"#
+        )
+    };
+}
 
 impl Tx<Tenant> {
-    /// Orgs of `domain`, newest first.
+    /// Where a subject stands: their row is the one with their identity id, else the
+    /// one with their verified e-mail address that has no other identity id; their
+    /// team is `team`, else the oldest membership. Without a row, or without a team,
+    /// only the broader scopes remain.
     ///
     /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn orgs(&mut self, domain: Domain, slice: &Slice) -> Result<Page<Org>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Org> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND (created_at, id) < ($3, $4)
-               ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await
-        })?;
-        Ok(slice.page(rows, |o| (o.created_at, o.id.as_str())))
-    }
-
-    /// One org.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn org(&mut self, domain: Domain, id: &Id<Org>) -> Result<Option<Org>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
-    }
-
-    /// Makes an org.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) on `name`.
-    pub async fn insert_org(&mut self, org: &Org) -> Result<()> {
-        let account = self.account.clone();
-        run!(
-            self,
-            r#"INSERT INTO "Alchemi_OrgTable" (account_id, domain, id, name, description, is_default_global, created_by,
-               created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)"#,
-            &account,
-            org.domain,
-            &org.id,
-            &org.name,
-            &org.description,
-            org.is_default_global,
-            &org.created_by,
-            org.created_at
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(())
-    }
-
-    /// Changes an org's name and description.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) on `name`.
-    pub async fn update_org(&mut self, org: &Org) -> Result<()> {
-        let (account, now) = (self.account.clone(), self.now);
-        run!(
-            self,
-            r#"UPDATE "Alchemi_OrgTable" SET name = $4, description = $5, updated_at = $6, version = version + 1
-               WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            org.domain,
-            &org.id,
-            &org.name,
-            &org.description,
-            now
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(())
-    }
-
-    /// Removes an org, its teams and their memberships.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn delete_org(&mut self, domain: Domain, id: &Id<Org>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            domain,
-            id
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(gone > 0)
-    }
-
-    /// Teams of `domain`, or of one org of it, newest first.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn teams(&mut self, domain: Domain, org: Option<&Id<Org>>, slice: &Slice) -> Result<Page<Team>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Team> = on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_TeamTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND domain = ").push_bind(domain);
-            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
-            if let Some(org) = org {
-                q.push(" AND org_id = ").push_bind(org);
-            }
-            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
-            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
-        })?;
-        Ok(slice.page(rows, |t| (t.created_at, t.id.as_str())))
-    }
-
-    /// One team.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn team(&mut self, domain: Domain, id: &Id<Team>) -> Result<Option<Team>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
-    }
-
-    /// Makes a team.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) on `name`, [`StoreError::ForeignKey`](super::StoreError::ForeignKey) without its org.
-    pub async fn insert_team(&mut self, team: &Team) -> Result<()> {
-        let account = self.account.clone();
-        run!(
-            self,
-            r#"INSERT INTO "Alchemi_TeamTable" (account_id, domain, id, org_id, name, description, created_by, created_at,
-               updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)"#,
-            &account,
-            team.domain,
-            &team.id,
-            &team.org_id,
-            &team.name,
-            &team.description,
-            &team.created_by,
-            team.created_at
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(())
-    }
-
-    /// Changes a team's name and description.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) on `name`.
-    pub async fn update_team(&mut self, team: &Team) -> Result<()> {
-        let (account, now) = (self.account.clone(), self.now);
-        run!(
-            self,
-            r#"UPDATE "Alchemi_TeamTable" SET name = $4, description = $5, updated_at = $6, version = version + 1
-               WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            team.domain,
-            &team.id,
-            &team.name,
-            &team.description,
-            now
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(())
-    }
-
-    /// Removes a team and its memberships.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn delete_team(&mut self, domain: Domain, id: &Id<Team>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            domain,
-            id
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(gone > 0)
-    }
-
-    /// Users of `domain`, newest first.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn users(&mut self, domain: Domain, slice: &Slice) -> Result<Page<User>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<User> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND (created_at, id) < ($3, $4)
-               ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await
-        })?;
-        Ok(slice.page(rows, |u| (u.created_at, u.id.as_str())))
-    }
-
-    /// One user.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn user(&mut self, domain: Domain, id: &Id<User>) -> Result<Option<User>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
-    }
-
-    /// The user with this identity id, else the one with this e-mail address who
-    /// has no other identity id.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn user_by_identity(
+    /// [`PlacementError::TeamDenied`] when they are no member of `team`.
+    pub async fn placement(
         &mut self,
         domain: Domain,
-        identity: Option<&str>,
+        subject: &str,
         email: Option<&str>,
-    ) -> Result<Option<User>> {
+        team: Option<&Id<Team>>,
+    ) -> Result<Placement, PlacementError> {
         let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2
-               AND (identity_user_id = $3 OR (email = $4 AND (identity_user_id IS NULL OR $3 IS NULL)))
-               ORDER BY CASE WHEN identity_user_id = $3 THEN 0 ELSE 1 END LIMIT 1"#
+        let placement: Option<Placement> = on!(self, |c| {
+            sqlx::query_as(
+            r#"SELECT u.id AS "user", u.status, t.id AS team, t.org_id AS org FROM "Alchemi_UserTable" u
+               LEFT JOIN "Alchemi_TeamMembershipTable" m ON m.account_id = u.account_id AND m.domain = u.domain
+                 AND m.user_id = u.id AND (CAST($5 AS TEXT) IS NULL OR m.team_id = CAST($5 AS TEXT))
+               LEFT JOIN "Alchemi_TeamTable" t ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id
+               WHERE u.account_id = $1 AND u.domain = $2
+                 AND (u.identity_user_id = $3 OR (u.email = $4 AND u.identity_user_id IS NULL))
+               ORDER BY CASE WHEN u.identity_user_id = $3 THEN 0 ELSE 1 END, m.created_at, m.team_id LIMIT 1"#
         )
         .bind(&account)
         .bind(domain)
-        .bind(identity)
+        .bind(subject)
         .bind(email)
+        .bind(team)
         .fetch_optional(c)
-        .await)
-    }
-
-    /// Makes a user.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) on `email` or `identity_user_id`.
-    pub async fn insert_user(&mut self, user: &User) -> Result<()> {
-        let account = self.account.clone();
-        run!(
-            self,
-            r#"INSERT INTO "Alchemi_UserTable" (account_id, domain, id, identity_user_id, email, display_name, status,
-               created_by, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)"#,
-            &account,
-            user.domain,
-            &user.id,
-            &user.identity_user_id,
-            &user.email,
-            &user.display_name,
-            user.status,
-            &user.created_by,
-            user.created_at
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(())
-    }
-
-    /// Writes every changeable column of a user.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) on `email` or `identity_user_id`.
-    pub async fn update_user(&mut self, user: &User) -> Result<()> {
-        let (account, now) = (self.account.clone(), self.now);
-        run!(
-            self,
-            r#"UPDATE "Alchemi_UserTable" SET identity_user_id = $4, email = $5, display_name = $6, status = $7,
-               updated_at = $8, version = version + 1 WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            user.domain,
-            &user.id,
-            &user.identity_user_id,
-            &user.email,
-            &user.display_name,
-            user.status,
-            now
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(())
-    }
-
-    /// Removes a user and their memberships.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn delete_user(&mut self, domain: Domain, id: &Id<User>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            domain,
-            id
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(gone > 0)
-    }
-
-    /// Members of a team, newest first.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn members(&mut self, domain: Domain, team: &Id<Team>, slice: &Slice) -> Result<Page<Membership>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Membership> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_TeamMembershipTable" WHERE account_id = $1 AND domain = $2 AND team_id = $3
-               AND (created_at, user_id) < ($4, $5) ORDER BY created_at DESC, user_id DESC LIMIT $6 OFFSET $7"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(team)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await)?;
-        Ok(slice.page(rows, |m| (m.created_at, m.user_id.as_str())))
-    }
-
-    /// Makes a user a member of a team, or changes their role; one who is a member
-    /// already keeps their role when `role` is none.
-    ///
-    /// # Errors
-    /// [`StoreError::ForeignKey`](super::StoreError::ForeignKey) without the team or the user.
-    pub async fn put_member(
-        &mut self,
-        domain: Domain,
-        team: &Id<Team>,
-        user: &Id<User>,
-        role: Option<&str>,
-    ) -> Result<Membership> {
-        let (account, now) = (self.account.clone(), self.now);
-        let row = on!(self, |c| sqlx::query_as(
-            r#"INSERT INTO "Alchemi_TeamMembershipTable" (account_id, domain, team_id, user_id, role, created_at)
-               VALUES ($1, $2, $3, $4, COALESCE($5, 'member'), $6)
-               ON CONFLICT (account_id, domain, team_id, user_id)
-               DO UPDATE SET role = COALESCE($5, "Alchemi_TeamMembershipTable".role) RETURNING *"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(team)
-        .bind(user)
-        .bind(role)
-        .bind(now)
-        .fetch_one(c)
-        .await)?;
-        self.changed(ChangeKind::Directory);
-        Ok(row)
-    }
-
-    /// Ends a membership.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn delete_member(&mut self, domain: Domain, team: &Id<Team>, user: &Id<User>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_TeamMembershipTable" WHERE account_id = $1 AND domain = $2 AND team_id = $3 AND user_id = $4"#,
-            &account,
-            domain,
-            team,
-            user
-        )?;
-        self.changed(ChangeKind::Directory);
-        Ok(gone > 0)
-    }
-
-    /// The teams of a user with their orgs, oldest membership first.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn places_of(&mut self, domain: Domain, user: &Id<User>) -> Result<Vec<Place>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT m.team_id, t.org_id FROM "Alchemi_TeamMembershipTable" m
-               JOIN "Alchemi_TeamTable" t ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id
-               WHERE m.account_id = $1 AND m.domain = $2 AND m.user_id = $3 ORDER BY m.created_at, m.team_id"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(user)
-        .fetch_all(c)
-        .await)
+        .await
+        })?;
+        let placement = placement.unwrap_or_default();
+        if team.is_some() && placement.team.as_ref() != team {
+            return Err(PlacementError::TeamDenied);
+        }
+        Ok(placement)
     }
 
     /// Whether the scope is a row of this account's tree of `domain`; the account
     /// itself and the pool always are.
     ///
     /// # Errors
-    /// [`StoreError`](super::StoreError).
+    /// [`StoreError`].
     pub async fn scope_exists(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<bool> {
         let sql = match kind {
             ScopeType::Account => return Ok(self.account.as_str() == id),
             ScopeType::Pool => return Ok(true),
-            ScopeType::Org => {
-                r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-            }
+            ScopeType::Agent => return Ok(false),
+            ScopeType::Org => r#"SELECT id FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
             ScopeType::Team => {
-                r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
+                r#"SELECT id FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
             }
             ScopeType::User => {
-                r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
+                r#"SELECT id FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
             }
-            ScopeType::Agent => return Ok(false),
         };
         let account = self.account.clone();
-        let found: i64 =
-            on!(self, |c| sqlx::query_scalar(sql).bind(&account).bind(domain).bind(id).fetch_one(c).await)?;
-        Ok(found > 0)
+        let found: Option<String> =
+            on!(self, |c| sqlx::query_scalar(sql).bind(&account).bind(domain).bind(id).fetch_optional(c).await)?;
+        Ok(found.is_some())
+    }
+
+    /// As [`Tx::scope_exists`], and keeps the row from being changed or removed by
+    /// others until the end of the transaction.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn hold_scope(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<bool> {
+        // An UPDATE that changes nothing is the row lock that both databases know.
+        let sql = match kind {
+            ScopeType::Account | ScopeType::Pool | ScopeType::Agent => {
+                return self.scope_exists(domain, kind, id).await;
+            }
+            ScopeType::Org => {
+                r#"UPDATE "Alchemi_OrgTable" SET version = version WHERE account_id = $1 AND domain = $2 AND id = $3"#
+            }
+            ScopeType::Team => {
+                r#"UPDATE "Alchemi_TeamTable" SET version = version WHERE account_id = $1 AND domain = $2 AND id = $3"#
+            }
+            ScopeType::User => {
+                r#"UPDATE "Alchemi_UserTable" SET version = version WHERE account_id = $1 AND domain = $2 AND id = $3"#
+            }
+        };
+        let account = self.account.clone();
+        Ok(run!(self, sql, &account, domain, id)? > 0)
+    }
+
+    /// Deletes what hangs on a row of the directory. Budgets are the copilot's.
+    async fn uproot(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<Uprooted> {
+        let at = (domain, kind, id);
+        let model_grants = self.uproot_from(delete_named!("Alchemi_ModelGrantTable", "domain"), at).await?;
+        let budget_allocations =
+            self.uproot_from(delete_named!("Alchemi_CopilotBudgetAllocationTable", "'copilot'"), at).await?;
+        let budget_overrides =
+            self.uproot_from(delete_named!("Alchemi_CopilotBudgetOverrideTable", "'copilot'"), at).await?;
+        let account = self.account.clone();
+        let memberships = on!(self, |c| sqlx::query_as(
+            r#"DELETE FROM "Alchemi_TeamMembershipTable" WHERE account_id = $1 AND domain = $2
+               AND ((CAST($3 AS TEXT) = 'team' AND team_id = $4) OR (CAST($3 AS TEXT) = 'user' AND user_id = $4)
+                 OR (CAST($3 AS TEXT) = 'org' AND team_id IN
+                   (SELECT id FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND org_id = $4)))
+               RETURNING *"#
+        )
+        .bind(&account)
+        .bind(domain)
+        .bind(kind)
+        .bind(id)
+        .fetch_all(c)
+        .await)?;
+        let teams = self
+            .uproot_from(
+                r#"DELETE FROM "Alchemi_TeamTable"
+                   WHERE account_id = $1 AND domain = $2 AND CAST($3 AS TEXT) = 'org' AND org_id = $4 RETURNING id"#,
+                at,
+            )
+            .await?;
+        let uprooted = Uprooted { teams, memberships, model_grants, budget_allocations, budget_overrides };
+        self.changed(ChangeKind::Directory);
+        if !uprooted.model_grants.is_empty() {
+            self.changed(ChangeKind::Models);
+        }
+        if !uprooted.budget_allocations.is_empty() || !uprooted.budget_overrides.is_empty() {
+            self.changed(ChangeKind::Budget);
+        }
+        Ok(uprooted)
+    }
+
+    async fn uproot_from<T: 'static>(
+        &mut self,
+        sql: &'static str,
+        (domain, kind, id): (Domain, ScopeType, &str),
+    ) -> Result<Vec<Id<T>>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_scalar(sql).bind(&account).bind(domain).bind(kind).bind(id).fetch_all(c).await)
     }
 }

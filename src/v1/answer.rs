@@ -145,7 +145,6 @@ pub type Outcome = Result<Answer, Halt>;
 
 /// The refusals that every operation may answer with.
 #[derive(Debug, utoipa::IntoResponses)]
-#[expect(dead_code, reason = "describes answers, is never made")]
 pub enum Refusals {
     /// The request makes no sense.
     #[response(status = 400, content_type = "application/problem+json")]

@@ -1,49 +1,23 @@
-//! `/v1/{domain}/orgs`, `/teams`, `/users` and memberships.
+//! `/v1/{domain}/orgs`, `/teams`, `/users` and memberships; and where the caller of a
+//! self-service route stands in them.
 
+use axum::extract::FromRequestParts;
+use http::request::Parts;
 use serde::Deserialize;
 
-use super::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404, taken};
-use super::call::{Call, DomainAdmin};
-use super::input::{Body, PageParams, Paging, Path, Query};
-use crate::context::Tenant;
+use super::App;
+use super::answer::Halt;
+use super::input::Query;
+use crate::context::{Context, Domain, Tenant};
 use crate::id::Id;
-use crate::model::audit::Action;
-use crate::model::directory::Org;
-use crate::model::field::Field;
-use crate::model::text::{Description, Name};
+use crate::model::directory::{Placement, Team};
+use crate::model::scope::{Scope, ScopeType};
 use crate::problem::Problem;
 use crate::store::Tx;
-use crate::store::audit::Entry;
-use crate::store::page::Slice;
 
-/// A new org.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewOrg {
-    name: Name,
-    #[serde(default)]
-    description: Option<Description>,
-}
-
-/// A change of an org.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct OrgChange {
-    #[serde(default)]
-    #[schema(value_type = Option<Name>)]
-    name: Field<Name>,
-    #[serde(default)]
-    #[schema(value_type = Option<Description>)]
-    description: Field<Description>,
-}
-
-/// The org of the path.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Path)]
-pub struct AtOrg {
-    #[param(value_type = String)]
-    org_id: Id<Org>,
-}
+pub mod orgs;
+pub mod teams;
+pub mod users;
 
 /// How to remove what holds something.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -54,95 +28,106 @@ pub struct Removal {
     cascade: bool,
 }
 
-const ORG_NOT_FOUND: &str = "Org not found";
-const ORG_TAKEN: &str = "An org with this name exists already";
-
-fn org_entry(action: Action, org: &Org) -> Entry<'_> {
-    Entry { action, table: "Alchemi_OrgTable", id: org.id.as_str(), label: org.domain.into() }
+/// 404 for a scope that the domain's tree does not have.
+pub fn not_found(domain: Domain, kind: ScopeType) -> Problem {
+    Problem::not_found(format!("{domain} {kind} not found"))
 }
 
-/// List orgs
-#[utoipa::path(get, path = "/v1/{domain}/orgs", tag = "directory", params(PageParams),
-    responses((status = 200, description = "A page of orgs, newest first", body = Items<Org>), Refusals))]
-pub async fn list_orgs(call: Call<DomainAdmin>, Paging(slice): Paging<1000>) -> Outcome {
-    let orgs = call.read().await?.orgs(call.guard.0, &slice).await?;
-    Ok(Answer::of(&Items::from(orgs)))
-}
-
-/// Make an org
-#[utoipa::path(post, path = "/v1/{domain}/orgs", tag = "directory", request_body = NewOrg,
-    responses((status = 200, description = "The new org", body = Item<Org>), Refusals))]
-pub async fn create_org(call: Call<DomainAdmin>, Body(new): Body<NewOrg>) -> Outcome {
-    let mut tx = call.begin().await?;
-    let org = Org {
-        id: tx.new_id(),
-        account_id: tx.account().clone(),
-        domain: call.guard.0,
-        name: new.name.into_string(),
-        description: new.description.map(Description::into_string),
-        is_default_global: false,
-        created_by: Some(tx.acting().actor.subject.to_string()),
-        created_at: tx.now(),
-        updated_at: tx.now(),
-        version: 1,
-    };
-    tx.insert_org(&org).await.map_err(taken("name", ORG_TAKEN))?;
-    tx.audit(org_entry(Action::Create, &org), None::<&()>, &org).await?;
-    call.done_tagged(tx, &Item { item: &org }, org.version).await
-}
-
-/// Show an org
-#[utoipa::path(get, path = "/v1/{domain}/orgs/{org_id}", tag = "directory", params(AtOrg),
-    responses((status = 200, description = "The org", body = Item<Org>), Refusals))]
-pub async fn get_org(call: Call<DomainAdmin>, Path(AtOrg { org_id: id }): Path<AtOrg>) -> Outcome {
-    let org = found_org(&mut call.read().await?, &call, &id).await?;
-    Ok(Answer::of(&Item { item: &org }).tagged(org.version))
-}
-
-/// Change an org
-#[utoipa::path(patch, path = "/v1/{domain}/orgs/{org_id}", tag = "directory", params(AtOrg),
-    request_body = OrgChange,
-    responses((status = 200, description = "The changed org", body = Item<Org>), Refusals))]
-pub async fn update_org(
-    call: Call<DomainAdmin>,
-    Path(AtOrg { org_id: id }): Path<AtOrg>,
-    Body(change): Body<OrgChange>,
-) -> Outcome {
-    let mut tx = call.begin().await?;
-    let before = found_org(&mut tx, &call, &id).await?;
-    call.expects(before.version)?;
-    let mut org = before.clone();
-    org.name = change.name.map(Name::into_string).over_required(org.name, "/name")?;
-    org.description = change.description.map(Description::into_string).over(org.description);
-    tx.update_org(&org).await.map_err(taken("name", ORG_TAKEN))?;
-    let org = found_org(&mut tx, &call, &id).await?;
-    tx.audit(org_entry(Action::Update, &org), Some(&before), &org).await?;
-    call.done_tagged(tx, &Item { item: &org }, org.version).await
-}
-
-/// Remove an org
+/// 404 or 400, unless `scope` is one of this account's in `domain`.
 ///
-/// An org that has teams is removed only with `cascade=true`, and takes them with it.
-#[utoipa::path(delete, path = "/v1/{domain}/orgs/{org_id}", tag = "directory",
-    params(AtOrg, Removal),
-    responses((status = 200, description = "Removed", body = Deleted), Refusals))]
-pub async fn delete_org(
-    call: Call<DomainAdmin>,
-    Path(AtOrg { org_id: id }): Path<AtOrg>,
-    Query(removal): Query<Removal>,
-) -> Outcome {
-    let mut tx = call.begin().await?;
-    let org = found_org(&mut tx, &call, &id).await?;
-    call.expects(org.version)?;
-    let teams = tx.teams(org.domain, Some(&id), &Slice::first(1)).await?;
-    if !removal.cascade && !teams.items.is_empty() {
-        return Err(Problem::conflict("not_empty", "The org has teams: remove them first, or send cascade=true").into());
-    }
-    let deleted = tx.delete_org(org.domain, &id).await?;
-    tx.audit(org_entry(Action::Delete, &org), Some(&org), &serde_json::json!({})).await?;
-    call.done(tx, &Deleted { deleted }).await
+/// # Errors
+/// The refusal, 503.
+pub async fn check_scope(tx: &mut Tx<Tenant>, domain: Domain, scope: &Scope) -> Result<(), Halt> {
+    let exists = tx.scope_exists(domain, scope.scope_type, &scope.scope_id).await?;
+    known(exists, domain, scope.scope_type)
 }
 
-async fn found_org(tx: &mut Tx<Tenant>, call: &Call<DomainAdmin>, id: &Id<Org>) -> Result<Org, super::answer::Halt> {
-    Ok(or_404(tx.org(call.guard.0, id).await?, ORG_NOT_FOUND)?)
+/// As [`check_scope`], and keeps the scope from being removed until the end of the
+/// transaction, so that something can be hung on it.
+///
+/// # Errors
+/// The refusal, 503.
+pub async fn hold_scope(tx: &mut Tx<Tenant>, domain: Domain, scope: &Scope) -> Result<(), Halt> {
+    let exists = tx.hold_scope(domain, scope.scope_type, &scope.scope_id).await?;
+    known(exists, domain, scope.scope_type)
+}
+
+fn known(exists: bool, domain: Domain, kind: ScopeType) -> Result<(), Halt> {
+    match kind {
+        _ if exists => Ok(()),
+        ScopeType::Account => {
+            Err(Problem::bad_request("account_scope_mismatch", "account scope_id must match current account_id").into())
+        }
+        kind => Err(not_found(domain, kind).into()),
+    }
+}
+
+/// From where the caller of a self-service route asks: the product domain and, if
+/// they name one, the team they act in.
+#[derive(Debug, Clone)]
+pub struct Standpoint {
+    /// The domain.
+    pub domain: Domain,
+    team: Option<Id<Team>>,
+}
+
+/// The query of a [`Standpoint`].
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct StandpointQuery {
+    /// The product domain; else the header `x-alchemi-domain`, else the only one that
+    /// the token allows, else the gateway's default.
+    domain: Option<Domain>,
+}
+
+/// The headers of a [`Standpoint`].
+#[derive(Debug, utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes headers, is never made")]
+pub struct StandpointHeaders {
+    /// The product domain, when the query names none.
+    #[param(rename = "x-alchemi-domain")]
+    domain: Option<Domain>,
+    /// The team to act in, one of the caller's own; else their oldest membership.
+    #[param(rename = "x-alchemi-team-id")]
+    team: Option<String>,
+}
+
+impl FromRequestParts<App> for Standpoint {
+    type Rejection = Halt;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Halt> {
+        let Query(params) = Query::<StandpointQuery>::from_request_parts(parts, app).await?;
+        let header = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap_or_default());
+        let named = header("x-alchemi-domain").map(|name| {
+            let unknown = || Problem::bad_request("invalid_domain", "x-alchemi-domain must be console or copilot");
+            name.parse::<Domain>().map_err(|()| unknown())
+        });
+        let context = parts.extensions.get::<Context>();
+        let domain = match params.domain {
+            Some(domain) => domain,
+            None => match named.transpose()? {
+                Some(domain) => domain,
+                None => context.and_then(|c| c.product_domains().only()).unwrap_or(app.default_domain),
+            },
+        };
+        if let Some(context) = context {
+            context.check_domain(domain)?;
+        }
+        // What cannot be an id is the id of no team: looked up, it is refused as any other.
+        let team = header("x-alchemi-team-id").map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
+        Ok(Self { domain, team })
+    }
+}
+
+impl Standpoint {
+    /// Where the caller stands.
+    ///
+    /// # Errors
+    /// 403 `team_denied`, 503.
+    pub async fn place(&self, tx: &mut Tx<Tenant>, caller: &Context) -> Result<Placement, Halt> {
+        let actor = caller.actor();
+        let placement = tx.placement(self.domain, &actor.subject, actor.email.as_deref(), self.team.as_ref()).await;
+        Ok(placement.map_err(Problem::from)?)
+    }
 }

@@ -1,0 +1,285 @@
+//! Effective rules, cached: what [`decide`](crate::policy::decide) needs to know of
+//! a subject, without a statement once it is known.
+//!
+//! An entry is good while nothing of its account has changed: the change feed bumps
+//! the account's epoch, and an entry loaded under an older one is loaded anew. A
+//! load that was under way during the change carries the older epoch as well, so
+//! it cannot hide it. A time limit stands behind the feed.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use moka::future::Cache;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::AllocationConfig;
+use crate::context::{Actor, Domain, Granted};
+use crate::credits::Factor;
+use crate::id::Id;
+use crate::model::accounts::{Account, AccountStatus, ZitadelConfig};
+use crate::model::directory::Team;
+use crate::model::models::AccessMode;
+use crate::policy::Rules;
+use crate::policy::models::ModelRules;
+use crate::problem::Problem;
+use crate::store::changes::{Change, ChangeKind};
+use crate::store::directory::PlacementError;
+use crate::store::{Store, StoreError};
+
+/// An account and how tokens are bound to it.
+#[derive(Debug, Clone)]
+pub struct AccountFacts {
+    /// The account.
+    pub account: Account,
+    /// Its Zitadel settings, where enabled.
+    pub zitadel: Option<ZitadelConfig>,
+}
+
+impl AccountFacts {
+    /// Whether it is suspended.
+    pub fn suspended(&self) -> bool {
+        self.account.status == AccountStatus::Suspended
+    }
+}
+
+/// Why there are no rules.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RulesError {
+    /// The account is gone.
+    #[error("the account does not exist")]
+    AccountUnknown,
+    /// The subject is no member of the team that was asked for.
+    #[error("not a member of the team")]
+    TeamDenied,
+    /// The store failed.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+}
+
+impl From<StoreError> for RulesError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<PlacementError> for RulesError {
+    fn from(error: PlacementError) -> Self {
+        match error {
+            PlacementError::TeamDenied => Self::TeamDenied,
+            PlacementError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RulesError> for Problem {
+    fn from(error: RulesError) -> Self {
+        match error {
+            RulesError::AccountUnknown => account_unknown(),
+            RulesError::TeamDenied => PlacementError::TeamDenied.into(),
+            RulesError::Store(error) => {
+                tracing::warn!(error = &*error as &dyn std::error::Error, "effective rules cannot be read");
+                Self::unavailable("store_unavailable", "The database cannot be reached; try again", 1)
+            }
+        }
+    }
+}
+
+/// 403 for a token of no account of this installation.
+pub fn account_unknown() -> Problem {
+    Problem::forbidden(
+        "account_unknown",
+        "Your token belongs to no account here: ask the operator to create one for your organization",
+    )
+}
+
+/// Whose rules are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// The account.
+    pub account: Id<Account>,
+    /// The product domain.
+    pub domain: Domain,
+    /// Who.
+    pub actor: Actor,
+    /// The team that was asked for.
+    pub team: Option<Id<Team>>,
+}
+
+/// At which state of an account something was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(u64, u64);
+
+/// The cache of rules.
+#[derive(Debug, Clone)]
+pub struct RuleBook(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    default_access: AccessMode,
+    allocation_required: bool,
+    accounts: Cache<(Box<str>, u64), Option<Arc<AccountFacts>>>,
+    subjects: Cache<(Subject, Epoch), Arc<Rules>>,
+    epochs: Epochs,
+    loads: AtomicU64,
+}
+
+/// Counters that change when what they stand for changes.
+#[derive(Debug)]
+struct Epochs {
+    /// Any account came, went or changed its binding.
+    accounts: AtomicU64,
+    everything: AtomicU64,
+    /// By the account's hash: a neighbour in the same slot costs one load too many.
+    slots: Box<[AtomicU64]>,
+    hasher: foldhash::fast::FixedState,
+}
+
+const SLOTS: usize = 4_096;
+
+impl Epochs {
+    fn new() -> Self {
+        Self {
+            accounts: AtomicU64::new(0),
+            everything: AtomicU64::new(0),
+            slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: foldhash::fast::FixedState::default(),
+        }
+    }
+
+    fn slot(&self, account: &Id<Account>) -> Option<&AtomicU64> {
+        let hash = self.hasher.hash_one(account.as_str());
+        self.slots.get(usize::try_from(hash % SLOTS as u64).unwrap_or(0))
+    }
+
+    fn of(&self, account: &Id<Account>) -> Epoch {
+        let own = self.slot(account).map_or(0, |slot| slot.load(Ordering::Acquire));
+        Epoch(self.everything.load(Ordering::Acquire), own)
+    }
+
+    fn bump(&self, change: &Change) {
+        match change.kind {
+            ChangeKind::Everything => {
+                self.everything.fetch_add(1, Ordering::AcqRel);
+                self.accounts.fetch_add(1, Ordering::AcqRel);
+            }
+            // Deny-lists are kept elsewhere.
+            ChangeKind::Revocations => {}
+            ChangeKind::Account | ChangeKind::Directory | ChangeKind::Budget | ChangeKind::Models => {
+                if change.kind == ChangeKind::Account {
+                    self.accounts.fetch_add(1, Ordering::AcqRel);
+                }
+                if let Some(slot) = self.slot(&change.account) {
+                    slot.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+}
+
+impl RuleBook {
+    /// An empty cache over `store`.
+    pub fn new(store: Store, config: &AllocationConfig, default_access: AccessMode) -> Self {
+        let ttl = Duration::from_secs(config.rules_ttl_seconds.max(1));
+        Self(Arc::new(Inner {
+            store,
+            default_access,
+            allocation_required: config.require,
+            accounts: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
+            subjects: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
+            epochs: Epochs::new(),
+            loads: AtomicU64::new(0),
+        }))
+    }
+
+    /// Follows the change feed for as long as the store lives.
+    pub async fn follow(self) {
+        let mut changes = self.0.store.changes();
+        loop {
+            match changes.recv().await {
+                Ok(change) => self.0.epochs.bump(&change),
+                Err(RecvError::Lagged(_)) => self.0.epochs.bump(&Change::everything()),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// Whether what was read at `epoch` still holds.
+    pub fn is_current(&self, account: &Id<Account>, epoch: Epoch) -> bool {
+        self.0.epochs.of(account) == epoch
+    }
+
+    /// The state of an account, to be taken before reading what depends on it.
+    pub fn epoch(&self, account: &Id<Account>) -> Epoch {
+        self.0.epochs.of(account)
+    }
+
+    /// The state of all accounts' bindings to tokens.
+    pub fn bindings_epoch(&self) -> u64 {
+        self.0.epochs.accounts.load(Ordering::Acquire)
+    }
+
+    /// How often rules were read from the database.
+    pub fn loads(&self) -> u64 {
+        self.0.loads.load(Ordering::Relaxed)
+    }
+
+    /// The account whose id, or whose Zitadel organisation, is `key`.
+    ///
+    /// # Errors
+    /// [`RulesError::Store`].
+    pub async fn account(&self, key: &str) -> Result<Option<Arc<AccountFacts>>, RulesError> {
+        let inner = &self.0;
+        let entry = (Box::from(key), inner.epochs.accounts.load(Ordering::Acquire));
+        inner.accounts.try_get_with(entry, inner.load_account(key)).await.map_err(|e| RulesError::Store(Arc::clone(&e)))
+    }
+
+    /// The effective rules of a subject.
+    ///
+    /// # Errors
+    /// [`RulesError`].
+    pub async fn rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
+        let inner = &self.0;
+        let entry = (subject.clone(), inner.epochs.of(&subject.account));
+        inner.subjects.try_get_with(entry, inner.load_rules(subject)).await.map_err(|e| (*e).clone())
+    }
+}
+
+impl Inner {
+    async fn load_account(&self, key: &str) -> Result<Option<Arc<AccountFacts>>, StoreError> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        let mut tx = self.store.read(&Granted::system()).await?;
+        let Some(account) = tx.account_by_id_or_organization(key).await? else { return Ok(None) };
+        let mut tx = tx.within(account.account_id.clone());
+        let zitadel = tx.zitadel_config().await?.map(|config| config.value).filter(|config| config.enabled);
+        Ok(Some(Arc::new(AccountFacts { account, zitadel })))
+    }
+
+    async fn load_rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        let Subject { account, domain, actor, team } = subject;
+        let mut tx = self.store.read(&Granted::system().over(account.clone())).await?;
+        let row = tx.this_account().await?.ok_or(RulesError::AccountUnknown)?;
+        let placement = tx.placement(*domain, &actor.subject, actor.email.as_deref(), team.as_ref()).await?;
+        let scopes = placement.scopes(account);
+        let grants = tx.model_grants_for(*domain, &scopes).await?;
+        let policy = match domain {
+            Domain::Console => Some(tx.console_model_policy().await?.value),
+            Domain::Copilot => None,
+        };
+        let budget = tx.budget_rules(Some(&placement)).await?;
+        Ok(Arc::new(Rules {
+            account: account.clone(),
+            account_name: row.account_name,
+            account_suspended: row.status == AccountStatus::Suspended,
+            domain: *domain,
+            models: ModelRules::new(*domain, &scopes, grants, policy, self.default_access),
+            factor: budget.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
+            budget,
+            placement,
+            allocation_required: self.allocation_required,
+        }))
+    }
+}

@@ -1,0 +1,111 @@
+//! Commands that look after the database, and small ones.
+
+use std::sync::Arc;
+
+use super::{Backend, Failure, KeyKind, block_on, say};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::context::Granted;
+use crate::id::{Id, RandomIds};
+use crate::store::{Store, StoreError, migrate};
+
+pub(super) fn print_migrations(backend: Backend) -> Result<(), Failure> {
+    let name = match backend {
+        Backend::Sqlite => "sqlite",
+        Backend::Postgres => "postgres",
+    };
+    say(migrate::print(name).map_err(Failure::misconfigured)?.trim_end())
+}
+
+pub(super) fn migrate(config: &Config) -> Result<(), Failure> {
+    block_on(async {
+        let store = open(config).await?;
+        let applied = migrate::apply(&store).await.map_err(store_failure)?;
+        for migration in &applied {
+            say(&format!("applied {:04}_{}", migration.version, migration.name))?;
+        }
+        if applied.is_empty() {
+            say("nothing to apply")?;
+        }
+        store.close().await;
+        Ok(())
+    })
+}
+
+pub(super) fn keygen(kind: KeyKind) -> Result<(), Failure> {
+    use base64::Engine;
+    let mut key = [0_u8; 32];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| Failure::failed("the system gives no randomness"))?;
+    match kind {
+        KeyKind::Master => say(&crate::id::hex(&key)),
+        KeyKind::Secret => say(&base64::engine::general_purpose::STANDARD.encode(key)),
+    }
+}
+
+pub(super) fn verify_audit(config: &Config, only: Option<&str>) -> Result<(), Failure> {
+    block_on(async {
+        let store = open(config).await?;
+        let system = Granted::system();
+        let chains = match only {
+            Some(id) => vec![id.parse::<Id<_>>().map_err(Failure::misconfigured)?],
+            None => store.read(&system).await.map_err(store_failure)?.audited().await.map_err(store_failure)?,
+        };
+        let mut broken = 0;
+        for account in &chains {
+            let mut tx = store.read(&system.over(account.clone())).await.map_err(store_failure)?;
+            let verdict = tx.verify_audit().await.map_err(store_failure)?;
+            match (verdict.broken_at_seq, verdict.reason) {
+                (Some(seq), Some(reason)) => {
+                    broken += 1;
+                    say(&format!("{account}: broken at event {seq}: {reason}"))?;
+                }
+                _ => say(&format!("{account}: {} events, intact", verdict.events))?,
+            }
+        }
+        if broken > 0 {
+            Err(Failure::failed(format!("{broken} of {} chains are broken", chains.len())))
+        } else {
+            Ok(())
+        }
+    })
+}
+
+pub(super) fn verify_ledger(config: &Config) -> Result<(), Failure> {
+    block_on(async {
+        let store = open(config).await?;
+        let report = crate::store::conservation::verify(&store).await.map_err(store_failure)?;
+        for difference in &report.differences {
+            say(&difference.to_string())?;
+        }
+        say(&format!(
+            "{} rows, {} counters, {} open reservations, {} accounts",
+            report.rows, report.counters, report.reservations, report.accounts
+        ))?;
+        match report.differences.len() {
+            0 => Ok(()),
+            n => Err(Failure::failed(format!("{n} differences: the books do not balance"))),
+        }
+    })
+}
+
+pub(super) fn healthcheck(url: &str) -> Result<(), Failure> {
+    block_on(async {
+        let client =
+            reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).build().map_err(Failure::failed)?;
+        let answer = client.get(url).send().await.map_err(|e| Failure::failed(format!("{url}: {e}")))?;
+        let (ready, status) = (answer.status().is_success(), answer.status());
+        let text = answer.text().await.unwrap_or_default();
+        if ready { say(text.trim_end()) } else { Err(Failure::failed(format!("{url}: {status} {text}"))) }
+    })
+}
+
+async fn open(config: &Config) -> Result<Store, Failure> {
+    Store::open(&config.database, Arc::new(SystemClock), Arc::new(RandomIds)).await.map_err(store_failure)
+}
+
+fn store_failure(error: StoreError) -> Failure {
+    match error {
+        StoreError::Setup(_) => Failure::misconfigured(error),
+        other => Failure::failed(other),
+    }
+}

@@ -1,0 +1,500 @@
+//! Configuration: defaults, then a TOML file, then the environment.
+//!
+//! The defaults are `examples/alchemi.toml`, which explains every key; a test holds
+//! it to the `Default` of each section. A key that does not exist, or a value that
+//! cannot be, stops the start with one sentence that names it. This is the only
+//! module that reads the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::Deserialize;
+
+use crate::allocation::AllocationConfig;
+use crate::context::Domain;
+use crate::identity::{IdentityConfig, MasterKey};
+use crate::model::models::AccessMode;
+use crate::proxy::ask::AskRules;
+use crate::proxy::config::{GatewayConfig, LimitsConfig, MeteringConfig};
+use crate::proxy::forward::UpstreamConfig;
+use crate::proxy::headers::Leaks;
+use crate::proxy::ingress::TrustedProxies;
+use crate::secret::SecretString;
+use crate::store::DatabaseConfig;
+
+/// Every key with its default and what it means.
+pub const DEFAULTS: &str = include_str!("../examples/alchemi.toml");
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address of the gateway and `/v1`.
+    pub listen: SocketAddr,
+    /// Address of `/metrics`, `/healthz` and `/readyz` when they are not to be on the main one.
+    #[serde(default)]
+    pub admin_listen: Option<SocketAddr>,
+    /// Folder of the embedded database.
+    pub data_dir: PathBuf,
+    /// The operator's key.
+    #[serde(default)]
+    pub master_key: Option<SecretString>,
+    /// Whether the upstream's own keys (`sk-…`) pass unmanaged.
+    #[serde(deserialize_with = "switch")]
+    pub passthrough: bool,
+    /// Product domain of a governed request that names none.
+    pub domain_default: Domain,
+    /// Networks whose forwarding headers are believed.
+    pub trusted_proxies: Vec<String>,
+    /// Origins of browsers that may call `/v1`.
+    pub cors_origins: Vec<String>,
+    /// Where the data lives.
+    pub database: DatabaseConfig,
+    /// Whose tokens are believed.
+    pub identity: IdentityConfig,
+    /// The LLM proxy behind us.
+    pub upstream: UpstreamConfig,
+    /// What the upstream is told and what clients do not see of it.
+    pub context: ContextConfig,
+    /// How allocations are enforced.
+    pub allocation: AllocationConfig,
+    /// How use is measured.
+    pub metering: MeteringConfig,
+    /// What holds where no grant says anything.
+    pub policy: PolicyConfig,
+    /// How bodies are read.
+    pub ask: AskRules,
+    /// Limits on requests.
+    pub limits: LimitsConfig,
+    /// What is logged.
+    pub log: LogConfig,
+    /// TLS of our listener.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+}
+
+/// What the upstream is told of a request, and what clients do not see of it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContextConfig {
+    /// Whether to set LiteLLM's attribution headers.
+    pub litellm: bool,
+    /// Response headers that are taken out; a `*` at the end stands for anything.
+    pub hidden_response_headers: Leaks,
+}
+
+impl Default for ContextConfig {
+    fn default() -> Self {
+        Self { litellm: true, hidden_response_headers: Leaks::default() }
+    }
+}
+
+/// What holds where no grant says anything.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// Whether a model without any grant is allowed or denied.
+    pub default_model_access: AccessMode,
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        Self { default_model_access: AccessMode::Deny }
+    }
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A filter as `RUST_LOG` takes it, such as `info,alchemi=debug`.
+    pub filter: String,
+}
+
+/// PEM files of our listener's certificate and key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What is wrong with the configuration, in one sentence.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+impl Config {
+    /// Reads the file, if there is one, and the process's environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that names the key, what is wrong with it and what would be accepted.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::from_figment(&figment(file, &environment)?)
+    }
+
+    /// Reads TOML text over the defaults; for tests and embedders.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        Self::from_figment(&Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(text)))
+    }
+
+    fn from_figment(figment: &Figment) -> Result<Self, ConfigError> {
+        let mut config: Self = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
+        if config.database.url.is_empty() {
+            config.database.url = format!("sqlite:{}", config.data_dir.join("alchemi.db").display());
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What no type can say.
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |text: String| Err(ConfigError(text));
+        if let Err(error) = self.identity.check() {
+            return wrong(error.to_string());
+        }
+        if let Some(key) = &self.master_key
+            && let Err(error) = MasterKey::new(key.clone())
+        {
+            return wrong(error.to_string());
+        }
+        if self.identity.issuers.is_empty() && self.master_key.is_none() {
+            return wrong(
+                "identity.issuers (ZITADEL_ISSUER) is empty and there is no master_key (ALCHEMI_MASTER_KEY): nobody \
+                 could call this gateway; set one of them, or try it out with `alchemi dev`"
+                    .to_owned(),
+            );
+        }
+        if self.cors_origins.iter().any(|origin| origin == "*") {
+            return wrong("cors_origins (ALCHEMI_CORS_ORIGINS) holds `*`: name the origins".to_owned());
+        }
+        self.trusted()?;
+        if self.allocation.abandon_after_seconds <= self.upstream.total_timeout.as_secs() {
+            return wrong(format!(
+                "allocation.abandon_after_seconds = {} must be more than upstream.total_timeout = {}: a request under way \
+                 would be charged as abandoned",
+                self.allocation.abandon_after_seconds,
+                self.upstream.total_timeout.as_secs()
+            ));
+        }
+        Ok(())
+    }
+
+    /// The networks whose forwarding headers are believed.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for one that is no network.
+    pub fn trusted(&self) -> Result<TrustedProxies, ConfigError> {
+        self.trusted_proxies
+            .join(",")
+            .parse()
+            .map_err(|error| ConfigError(format!("trusted_proxies (ALCHEMI_TRUSTED_PROXIES): {error}")))
+    }
+
+    /// The part that the gateway is made with.
+    pub fn gateway(&self) -> GatewayConfig {
+        GatewayConfig {
+            passthrough: self.passthrough,
+            domain_default: self.domain_default,
+            ask: self.ask.clone(),
+            metering: self.metering.clone(),
+            max_body: self.limits.body_bytes,
+            body_timeout: Duration::from_secs(self.limits.body_seconds),
+            idle_timeout: self.upstream.idle_timeout,
+            total_timeout: self.upstream.total_timeout,
+            credential: self.upstream.api_key.clone(),
+            litellm: self.context.litellm,
+            leaks: self.context.hidden_response_headers.clone(),
+            callers_capacity: self.allocation.rules_capacity,
+            callers_ttl: Duration::from_secs(self.allocation.rules_ttl_seconds.max(1)),
+        }
+    }
+}
+
+/// What is in force, as TOML with every secret masked.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn show(file: Option<&Path>) -> Result<String, ConfigError> {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let figment = figment(file, &environment)?;
+    Config::from_figment(&figment)?;
+    let mut tree: toml::Table = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
+    mask(&mut tree);
+    toml::to_string_pretty(&tree).map_err(|error| ConfigError(error.to_string()))
+}
+
+fn mask(tree: &mut toml::Table) {
+    for (key, value) in tree.iter_mut() {
+        match value {
+            toml::Value::Table(inner) => mask(inner),
+            toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") => {
+                *text = "********".to_owned();
+            }
+            toml::Value::String(text) if key == "url" => *text = without_password(text),
+            _ => {}
+        }
+    }
+}
+
+fn without_password(text: &str) -> String {
+    match url::Url::parse(text) {
+        Ok(mut url) if url.password().is_some() => {
+            // Only fails for URLs that cannot hold a password.
+            let _ = url.set_password(Some("********"));
+            url.to_string()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn figment(file: Option<&Path>, environment: &dyn Fn(&str) -> Option<String>) -> Result<Figment, ConfigError> {
+    let mut figment = Figment::from(Toml::string(DEFAULTS));
+    if let Some(path) = file {
+        if !path.is_file() {
+            return Err(ConfigError(format!("{}: no such file", path.display())));
+        }
+        figment = figment.merge(Toml::file_exact(path));
+    }
+    Ok(figment.merge(Environment(dict_of(environment)?)))
+}
+
+/// How a variable's text becomes a value.
+#[derive(Debug, Clone, Copy)]
+enum Read {
+    Text,
+    List,
+    /// A comma-separated list of issuers.
+    Issuers,
+}
+
+/// The variables and the keys that they override.
+const VARIABLES: &[(&str, &str, Read)] = &[
+    ("ALCHEMI_LISTEN", "listen", Read::Text),
+    ("ALCHEMI_ADMIN_LISTEN", "admin_listen", Read::Text),
+    ("ALCHEMI_DATA_DIR", "data_dir", Read::Text),
+    ("ALCHEMI_MASTER_KEY", "master_key", Read::Text),
+    ("ALCHEMI_PASSTHROUGH", "passthrough", Read::Text),
+    ("ALCHEMI_DOMAIN_DEFAULT", "domain_default", Read::Text),
+    ("ALCHEMI_TRUSTED_PROXIES", "trusted_proxies", Read::List),
+    ("ALCHEMI_CORS_ORIGINS", "cors_origins", Read::List),
+    ("DATABASE_URL", "database.url", Read::Text),
+    ("ALCHEMI_UPSTREAM_URL", "upstream.urls", Read::List),
+    ("ALCHEMI_UPSTREAM_API_KEY", "upstream.api_key", Read::Text),
+    ("ALCHEMI_ENFORCEMENT", "allocation.enforcement", Read::Text),
+    ("ALCHEMI_TLS_CERT", "tls.cert", Read::Text),
+    ("ALCHEMI_TLS_KEY", "tls.key", Read::Text),
+    ("ALCHEMI_LOG_FORMAT", "log.format", Read::Text),
+    ("RUST_LOG", "log.filter", Read::Text),
+    ("ZITADEL_ISSUER", "identity.issuers", Read::Issuers),
+    ("ZITADEL_ISSUER_URL", "identity.issuers", Read::Issuers),
+    ("ZITADEL_PROJECT_ID", "identity.project_id", Read::Text),
+    ("ZITADEL_AUDIENCE", "identity.audiences", Read::List),
+    ("ZITADEL_INTROSPECTION_CLIENT_ID", "identity.introspection_client_id", Read::Text),
+    ("ZITADEL_INTROSPECTION_CLIENT_SECRET", "identity.introspection_client_secret", Read::Text),
+    ("ZITADEL_INTROSPECTION_KEY_FILE", "identity.introspection_key_file", Read::Text),
+    ("ZITADEL_ACCOUNT_ID_CLAIMS", "identity.account_id_claims", Read::List),
+    ("ZITADEL_SUPER_ADMIN_ROLES", "identity.super_admin_roles", Read::List),
+    ("ZITADEL_SUPER_ADMIN_ORG_ID", "identity.super_admin_org_id", Read::Text),
+];
+
+/// Variables that say more about the issuers of `ZITADEL_ISSUER`.
+const ISSUER_VARIABLES: &[(&str, &str)] = &[("ZITADEL_JWKS_URI", "jwks_uri"), ("ZITADEL_INTERNAL_URL", "internal_url")];
+
+/// What the environment says, as a layer of the configuration.
+struct Environment(Dict);
+
+impl Provider for Environment {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("the environment")
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Map::from([(Profile::Default, self.0.clone())]))
+    }
+}
+
+fn dict_of(environment: &dyn Fn(&str) -> Option<String>) -> Result<Dict, ConfigError> {
+    let mut dict = Dict::new();
+    for (variable, key, read) in VARIABLES {
+        let Some(text) = environment(variable) else { continue };
+        let value = match read {
+            Read::Text => Value::from(text),
+            Read::List => Value::from(items(&text).map(str::to_owned).collect::<Vec<_>>()),
+            Read::Issuers => issuers(&text, environment)?,
+        };
+        put(&mut dict, key, value);
+    }
+    Ok(dict)
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn issuers(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Value, ConfigError> {
+    let urls: Vec<&str> = items(text).collect();
+    let mut list = Vec::new();
+    for url in &urls {
+        let mut issuer = Dict::from([("url".to_owned(), Value::from(*url))]);
+        for (variable, key) in ISSUER_VARIABLES {
+            let Some(value) = environment(variable) else { continue };
+            if urls.len() > 1 {
+                return Err(ConfigError(format!(
+                    "{variable} says something about one issuer, and ZITADEL_ISSUER names {}: use [[identity.issuers]] in \
+                     the file",
+                    urls.len()
+                )));
+            }
+            issuer.insert((*key).to_owned(), Value::from(value));
+        }
+        list.push(Value::from(issuer));
+    }
+    Ok(Value::from(list))
+}
+
+fn put(dict: &mut Dict, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => _ = dict.insert(key.to_owned(), value),
+        Some((section, rest)) => {
+            let entry = dict.entry(section.to_owned()).or_insert_with(|| Value::from(Dict::new()));
+            if let Value::Dict(_, inner) = entry {
+                put(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// figment's error as one sentence that names the key, and the variable if it was one.
+fn sentence(error: figment::Error) -> String {
+    let key = error.path.join(".");
+    let source = error.metadata.as_ref().map_or_else(String::new, |m| match &m.source {
+        Some(source) => format!("{source}: "),
+        None => String::new(),
+    });
+    let variable = VARIABLES.iter().find(|(_, path, _)| *path == key).map(|(name, ..)| *name);
+    let place = match (key.is_empty(), variable) {
+        (true, _) => String::new(),
+        (false, Some(variable)) => format!("{key} ({variable}): "),
+        (false, None) => format!("{key}: "),
+    };
+    format!("{source}{place}{}; `alchemi check-config --help` says where every key is explained", error.kind)
+}
+
+/// `on`, `off`, or a boolean.
+fn switch<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Switch {
+        Bool(bool),
+        Text(String),
+    }
+    match Switch::deserialize(deserializer)? {
+        Switch::Bool(on) => Ok(on),
+        Switch::Text(text) => match text.as_str() {
+            "on" | "true" | "1" => Ok(true),
+            "off" | "false" | "0" => Ok(false),
+            other => Err(serde::de::Error::custom(format!("expected on or off, found {other:?}"))),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from_environment(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let lookup = |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        Config::from_figment(&figment(None, &lookup)?)
+    }
+
+    const KEY: (&str, &str) = ("ALCHEMI_MASTER_KEY", "0123456789abcdef0123456789abcdef");
+
+    #[test]
+    fn the_example_is_the_default_of_every_section() {
+        let config = from_environment(&[KEY]).unwrap();
+        assert_eq!(format!("{:?}", config.identity), format!("{:?}", IdentityConfig::default()));
+        assert_eq!(format!("{:?}", config.upstream), format!("{:?}", UpstreamConfig::default()));
+        assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
+        assert_eq!(format!("{:?}", config.allocation), format!("{:?}", AllocationConfig::default()));
+        assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
+        assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));
+        assert_eq!(format!("{:?}", config.ask), format!("{:?}", AskRules::default()));
+        assert_eq!(format!("{:?}", config.limits), format!("{:?}", LimitsConfig::default()));
+        assert_eq!(format!("{:?}", config.log), format!("{:?}", LogConfig::default()));
+        let database = DatabaseConfig { url: "sqlite:./data/alchemi.db".to_owned(), ..DatabaseConfig::default() };
+        assert_eq!(format!("{:?}", config.database), format!("{database:?}"));
+    }
+
+    #[test]
+    fn variables_override_keys() {
+        let config = from_environment(&[
+            KEY,
+            ("ALCHEMI_LISTEN", "127.0.0.1:9"),
+            ("ALCHEMI_PASSTHROUGH", "off"),
+            ("ALCHEMI_UPSTREAM_URL", "http://a:1, http://b:2"),
+            ("ZITADEL_ISSUER", "https://id.example.com"),
+            ("ZITADEL_JWKS_URI", "https://id.example.com/keys"),
+            ("ZITADEL_PROJECT_ID", "31"),
+            ("DATABASE_URL", "postgres://u:p@h/d"),
+        ])
+        .unwrap();
+        assert_eq!(config.listen.port(), 9);
+        assert!(!config.passthrough);
+        assert_eq!(config.upstream.urls, ["http://a:1", "http://b:2"]);
+        assert_eq!(config.identity.issuers[0].jwks_uri.as_deref(), Some("https://id.example.com/keys"));
+        assert_eq!(config.database.url, "postgres://u:p@h/d");
+    }
+
+    #[test]
+    fn a_mistake_is_one_sentence_that_names_the_key() {
+        let error = |pairs: &[(&str, &str)]| from_environment(pairs).unwrap_err().to_string();
+        assert!(error(&[]).contains("ALCHEMI_MASTER_KEY"));
+        assert!(error(&[("ALCHEMI_MASTER_KEY", "short")]).contains("32 characters"));
+        assert!(error(&[KEY, ("ALCHEMI_LISTEN", "nowhere")]).contains("listen (ALCHEMI_LISTEN)"));
+        assert!(error(&[KEY, ("ALCHEMI_PASSTHROUGH", "perhaps")]).contains("expected on or off"));
+        assert!(error(&[KEY, ("ALCHEMI_ENFORCEMENT", "lax")]).contains("allocation.enforcement (ALCHEMI_ENFORCEMENT)"));
+        assert!(error(&[KEY, ("ZITADEL_ISSUER", "https://a")]).contains("ZITADEL_PROJECT_ID"));
+        assert!(error(&[KEY, ("ALCHEMI_CORS_ORIGINS", "*")]).contains("ALCHEMI_CORS_ORIGINS"));
+        assert!(Config::from_toml("lisen = 'x'").unwrap_err().to_string().contains("lisen"));
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let mut tree: toml::Table =
+            "master_key = 'm'\n[database]\nurl = 'postgres://u:p4ss@h/d'\n[identity]\nintrospection_client_secret = 's'"
+                .parse()
+                .unwrap();
+        mask(&mut tree);
+        let text = toml::to_string(&tree).unwrap();
+        assert!(
+            !text.contains("'m'") && !text.contains("p4ss") && !text.contains("'s'") && !text.contains("\"m\""),
+            "{text}"
+        );
+    }
+}

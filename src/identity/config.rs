@@ -1,0 +1,356 @@
+//! Settings of the section `[identity]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use url::{Host, Url};
+
+use super::claims::ClaimRules;
+use super::jwt::{Audiences, TimeLimits};
+use crate::secret::SecretString;
+
+/// Whose tokens are believed, and what is read from them.
+///
+/// ```
+/// use alchemi::identity::{IdentityConfig, IssuerConfig};
+///
+/// let mut config = IdentityConfig { issuers: vec![IssuerConfig::at("https://login.example.com")], ..Default::default() };
+/// assert!(config.check().unwrap_err().to_string().contains("project_id"));
+/// config.project_id = Some("310716".to_owned());
+/// assert_eq!(config.check(), Ok(()));
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IdentityConfig {
+    /// Trusted issuers. With none, no token is accepted.
+    pub issuers: Vec<IssuerConfig>,
+    /// The Zitadel project whose roles count; also an accepted audience.
+    pub project_id: Option<String>,
+    /// Accepted audiences besides the project; `*` accepts any.
+    pub audiences: Vec<String>,
+    /// When not empty, only tokens issued to these clients are accepted.
+    pub allowed_client_ids: Vec<String>,
+    /// Whether tokens with `act` (token exchange, impersonation) are accepted.
+    pub allow_delegation: bool,
+    /// Client that asks the first issuer about opaque tokens (RFC 7662).
+    pub introspection_client_id: Option<String>,
+    /// Its secret.
+    pub introspection_client_secret: Option<SecretString>,
+    /// Or its key file, as Zitadel hands it out for an application of type API.
+    pub introspection_key_file: Option<PathBuf>,
+    /// Claims that may name the account, tried in order.
+    pub account_id_claims: Vec<String>,
+    /// Project roles that make a super admin.
+    pub super_admin_roles: Vec<String>,
+    /// When set, those roles count only if this organisation granted them.
+    pub super_admin_org_id: Option<String>,
+    /// Domains of a token that names none: `console`, `copilot` or `all`.
+    pub default_product_domains: Vec<String>,
+    /// Where scopes come from: `roles`, `introspection` or `claim:<name>`.
+    pub scopes_source: ScopesSource,
+    /// Tolerated clock difference in seconds, at most 30.
+    pub leeway_seconds: u64,
+    /// Longest accepted `exp - iat` in seconds.
+    pub max_lifetime_seconds: u64,
+    /// Longest accepted token in bytes.
+    pub max_token_bytes: usize,
+    /// Age in seconds at which an issuer's keys are fetched again.
+    pub jwks_ttl_seconds: u64,
+    /// Age in seconds up to which keys serve while the issuer is unreachable.
+    pub jwks_max_stale_seconds: u64,
+    /// Verified tokens that are kept.
+    pub cache_capacity: u64,
+    /// How long an introspection answer is believed, in seconds, at most 60.
+    pub introspection_cache_seconds: u64,
+}
+
+impl Default for IdentityConfig {
+    fn default() -> Self {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        Self {
+            issuers: Vec::new(),
+            project_id: None,
+            audiences: Vec::new(),
+            allowed_client_ids: Vec::new(),
+            allow_delegation: true,
+            introspection_client_id: None,
+            introspection_client_secret: None,
+            introspection_key_file: None,
+            account_id_claims: names(&[
+                "alchemi:account_id",
+                "account_id",
+                super::verified::RESOURCE_OWNER,
+                "urn:zitadel:iam:org:id",
+            ]),
+            super_admin_roles: names(&["super_admin"]),
+            super_admin_org_id: None,
+            default_product_domains: names(&["console", "copilot"]),
+            scopes_source: ScopesSource::Roles,
+            leeway_seconds: 30,
+            max_lifetime_seconds: 24 * 60 * 60,
+            max_token_bytes: 8192,
+            jwks_ttl_seconds: 300,
+            jwks_max_stale_seconds: 3600,
+            cache_capacity: 100_000,
+            introspection_cache_seconds: 60,
+        }
+    }
+}
+
+/// One trusted issuer.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerConfig {
+    /// Exactly what its tokens say in `iss`.
+    pub url: String,
+    /// Where its keys are, when discovery is not to be used.
+    #[serde(default)]
+    pub jwks_uri: Option<String>,
+    /// Where to reach it when not at its own address; the issuer's `Host` is sent.
+    #[serde(default)]
+    pub internal_url: Option<String>,
+    /// Accepted audiences of this issuer's tokens, in place of the general ones.
+    #[serde(default)]
+    pub audiences: Vec<String>,
+}
+
+impl IssuerConfig {
+    /// An issuer with everything taken from discovery.
+    pub fn at(url: impl Into<String>) -> Self {
+        Self { url: url.into(), ..Self::default() }
+    }
+}
+
+/// Where a token's scopes come from. Zitadel's JWT access tokens carry none.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum ScopesSource {
+    /// The roles that count for the account are the scopes.
+    Roles,
+    /// `scope` of the introspection answer; every token is then introspected.
+    /// A client chooses the scopes that it asks for.
+    Introspection,
+    /// A claim, a list or space-separated. An organisation's Action may set it.
+    Claim(String),
+}
+
+impl TryFrom<String> for ScopesSource {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match (text.as_str(), text.strip_prefix("claim:")) {
+            ("roles", _) => Ok(Self::Roles),
+            ("introspection", _) => Ok(Self::Introspection),
+            (_, Some(name)) if !name.is_empty() => Ok(Self::Claim(name.to_owned())),
+            _ => Err(format!("`{text}` is no source of scopes; use `roles`, `introspection` or `claim:<name>`")),
+        }
+    }
+}
+
+/// What is wrong with the settings, in one sentence that says what to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityConfigError {
+    /// Tokens could be meant for anybody.
+    #[error(
+        "identity: nothing says which tokens are meant for this service; set project_id (ZITADEL_PROJECT_ID), or audiences (ZITADEL_AUDIENCE), or accept every audience with audiences = [\"*\"]"
+    )]
+    NoAudience,
+    /// A URL that cannot be used.
+    #[error("identity: {key} = `{value}`: {problem}")]
+    Url {
+        /// The setting.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What would be accepted.
+        problem: &'static str,
+    },
+    /// A number out of range.
+    #[error("identity: {key} = {value} is out of range; {accepted}")]
+    Range {
+        /// The setting.
+        key: &'static str,
+        /// What it says.
+        value: u64,
+        /// What would be accepted.
+        accepted: &'static str,
+    },
+    /// Introspection is half configured.
+    #[error("identity: {0}")]
+    Introspection(&'static str),
+    /// The key file cannot be read or is of the wrong kind.
+    #[error("identity: introspection_key_file `{path}`: {problem}")]
+    KeyFile {
+        /// Where it should be.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The HTTP client cannot be built.
+    #[error("identity: the TLS client cannot start: {0}")]
+    Tls(String),
+}
+
+impl IdentityConfig {
+    /// Checks what can be checked without touching files or the network.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<(), IdentityConfigError> {
+        for issuer in &self.issuers {
+            issuer_url(issuer)?;
+            internal_url(issuer)?;
+            jwks_uri(issuer)?;
+            if matches!(self.audiences_of(issuer), Audiences::These(names) if names.is_empty()) {
+                return Err(IdentityConfigError::NoAudience);
+            }
+        }
+        self.check_introspection()?;
+        in_range("leeway_seconds", self.leeway_seconds, 0, 30, "use 0 to 30")?;
+        in_range("max_lifetime_seconds", self.max_lifetime_seconds, 60, 31_536_000, "use 60 to 31536000 (a year)")?;
+        in_range("max_token_bytes", self.max_token_bytes as u64, 512, 65_536, "use 512 to 65536")?;
+        in_range("jwks_ttl_seconds", self.jwks_ttl_seconds, 30, 86_400, "use 30 to 86400")?;
+        in_range("introspection_cache_seconds", self.introspection_cache_seconds, 0, 60, "use 0 to 60")?;
+        if self.jwks_max_stale_seconds < self.jwks_ttl_seconds {
+            return Err(IdentityConfigError::Range {
+                key: "jwks_max_stale_seconds",
+                value: self.jwks_max_stale_seconds,
+                accepted: "use at least jwks_ttl_seconds",
+            });
+        }
+        Ok(())
+    }
+
+    fn check_introspection(&self) -> Result<(), IdentityConfigError> {
+        let flaw = match (
+            &self.introspection_client_id,
+            &self.introspection_client_secret,
+            &self.introspection_key_file,
+        ) {
+            (Some(_), None, None) => {
+                "introspection_client_id needs introspection_client_secret, or introspection_key_file in place of both"
+            }
+            (None, Some(_), _) => "introspection_client_secret needs introspection_client_id",
+            (Some(_), _, Some(_)) => {
+                "introspection_key_file names its own client; remove introspection_client_id and introspection_client_secret"
+            }
+            (None, None, None) if self.scopes_source == ScopesSource::Introspection => {
+                "scopes_source = \"introspection\" needs introspection_client_id and introspection_client_secret, or introspection_key_file"
+            }
+            (None, None, None) => return Ok(()),
+            _ if self.issuers.is_empty() => "introspection needs an issuer (ZITADEL_ISSUER)",
+            _ => return Ok(()),
+        };
+        Err(IdentityConfigError::Introspection(flaw))
+    }
+
+    /// What is allowed and yet worth a warning at every start.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let mut warnings = Vec::new();
+        if self.issuers.iter().any(|issuer| matches!(self.audiences_of(issuer), Audiences::Any)) {
+            warnings.push("identity: audiences = [\"*\"] accepts tokens that were issued for other services");
+        }
+        if !self.issuers.is_empty() && self.project_id.is_none() {
+            warnings.push("identity: without project_id no role of any token counts");
+        }
+        if !self.issuers.is_empty() && self.super_admin_org_id.is_none() && !self.super_admin_roles.is_empty() {
+            warnings.push("identity: without super_admin_org_id any organisation that may grant the super-admin role can make super admins");
+        }
+        if matches!(self.scopes_source, ScopesSource::Claim(_)) {
+            warnings.push("identity: scopes are read from a claim, which an organisation's own Actions may set");
+        }
+        if self.scopes_source == ScopesSource::Introspection {
+            warnings.push("identity: scopes are read from introspection, where they are what the client asked for");
+        }
+        warnings
+    }
+
+    /// The rules by which claims become a context.
+    pub fn claim_rules(&self) -> ClaimRules {
+        ClaimRules {
+            super_admin_roles: self.super_admin_roles.clone(),
+            super_admin_org_id: self.super_admin_org_id.clone(),
+            default_product_domains: self.default_product_domains.clone(),
+            scopes_from_roles: self.scopes_source == ScopesSource::Roles,
+        }
+    }
+
+    pub(super) fn audiences_of(&self, issuer: &IssuerConfig) -> Audiences {
+        let named = if issuer.audiences.is_empty() { &self.audiences } else { &issuer.audiences };
+        if named.iter().any(|name| name == "*") {
+            return Audiences::Any;
+        }
+        Audiences::These(named.iter().chain(&self.project_id).filter(|name| !name.is_empty()).cloned().collect())
+    }
+
+    pub(super) fn time_limits(&self) -> TimeLimits {
+        TimeLimits {
+            leeway: Duration::from_secs(self.leeway_seconds),
+            max_lifetime: Duration::from_secs(self.max_lifetime_seconds),
+        }
+    }
+}
+
+fn in_range(
+    key: &'static str,
+    value: u64,
+    min: u64,
+    max: u64,
+    accepted: &'static str,
+) -> Result<(), IdentityConfigError> {
+    if (min..=max).contains(&value) { Ok(()) } else { Err(IdentityConfigError::Range { key, value, accepted }) }
+}
+
+/// The issuer as a URL; its exact text stays what `iss` is compared with.
+pub(super) fn issuer_url(issuer: &IssuerConfig) -> Result<Url, IdentityConfigError> {
+    let url = http_url("issuers.url (ZITADEL_ISSUER)", &issuer.url)?;
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+        return Err(url_error("issuers.url (ZITADEL_ISSUER)", &issuer.url, "an issuer has no query, fragment or user"));
+    }
+    secure("issuers.url (ZITADEL_ISSUER)", &issuer.url, url)
+}
+
+pub(super) fn internal_url(issuer: &IssuerConfig) -> Result<Option<Url>, IdentityConfigError> {
+    let key = "issuers.internal_url (ZITADEL_INTERNAL_URL)";
+    issuer.internal_url.as_deref().map(|text| http_url(key, text)).transpose()
+}
+
+pub(super) fn jwks_uri(issuer: &IssuerConfig) -> Result<Option<Url>, IdentityConfigError> {
+    let key = "issuers.jwks_uri (ZITADEL_JWKS_URI)";
+    let Some(text) = issuer.jwks_uri.as_deref() else { return Ok(None) };
+    let url = http_url(key, text)?;
+    if internal_url(issuer)?.is_some() { Ok(Some(url)) } else { secure(key, text, url).map(Some) }
+}
+
+fn http_url(key: &'static str, text: &str) -> Result<Url, IdentityConfigError> {
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.host().is_some() => Ok(url),
+        _ => Err(url_error(key, text, "expected a URL such as https://login.example.com")),
+    }
+}
+
+fn secure(key: &'static str, text: &str, url: Url) -> Result<Url, IdentityConfigError> {
+    if is_secure(&url) {
+        return Ok(url);
+    }
+    Err(url_error(key, text, "http is accepted for loopback hosts only; use https"))
+}
+
+/// Whether what comes from `url` cannot be changed on the way.
+pub(super) fn is_secure(url: &Url) -> bool {
+    url.scheme() == "https" || is_loopback(url)
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
+fn url_error(key: &'static str, value: &str, problem: &'static str) -> IdentityConfigError {
+    IdentityConfigError::Url { key, value: value.to_owned(), problem }
+}

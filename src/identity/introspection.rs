@@ -1,0 +1,229 @@
+//! Opaque tokens: the issuer is asked (RFC 7662), once per token and minute.
+//!
+//! `active` alone admits nobody: Zitadel calls any service user's personal access
+//! token active. What counts is the roles, which the context reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
+
+use super::config::{IdentityConfig, IdentityConfigError};
+use super::error::{Flaw, IdentityError};
+use super::fetch::{FetchError, TIMEOUT};
+use super::issuer::Issuer;
+use super::jwt::{self, TimeLimits};
+use super::verified::{Reading, Registered, Source, Verified};
+use crate::clock::{SharedClock, Timestamp};
+use crate::secret::SecretString;
+
+/// How long a token that was not active is refused without asking.
+const INACTIVE_FOR: Duration = Duration::from_secs(10);
+/// Most questions to the issuer at a time.
+const MAX_CONCURRENT: usize = 64;
+/// Largest answer that is read.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+/// How long a client assertion lives.
+const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
+
+/// An answer, and until when it is believed.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    pub outcome: Result<Arc<Verified>, IdentityError>,
+    pub until: Timestamp,
+}
+
+/// Asks the issuer about tokens.
+#[derive(Debug)]
+pub(super) struct Introspector {
+    issuer: Arc<Issuer>,
+    client: ClientAuth,
+    reading: Arc<Reading>,
+    limits: TimeLimits,
+    ttl: Duration,
+    clock: SharedClock,
+    answers: moka::future::Cache<[u8; 32], Answer, foldhash::fast::RandomState>,
+    permits: Semaphore,
+    pub asked: AtomicU64,
+}
+
+impl Introspector {
+    /// `None` when the settings name no client to ask with.
+    pub(super) fn new(
+        config: &IdentityConfig,
+        issuer: Option<&Arc<Issuer>>,
+        reading: Arc<Reading>,
+        clock: SharedClock,
+    ) -> Result<Option<Self>, IdentityConfigError> {
+        let (Some(client), Some(issuer)) = (ClientAuth::new(config)?, issuer) else { return Ok(None) };
+        Ok(Some(Self {
+            issuer: Arc::clone(issuer),
+            client,
+            reading,
+            limits: config.time_limits(),
+            ttl: Duration::from_secs(config.introspection_cache_seconds),
+            clock,
+            answers: moka::future::Cache::builder()
+                .max_capacity(config.cache_capacity)
+                .build_with_hasher(foldhash::fast::RandomState::default()),
+            permits: Semaphore::new(MAX_CONCURRENT),
+            asked: AtomicU64::new(0),
+        }))
+    }
+
+    /// What the issuer says about the token, now or at most a minute ago. Many
+    /// callers with one token ask once.
+    pub(super) async fn ask(&self, token: &str, digest: [u8; 32]) -> Result<Answer, IdentityError> {
+        let known = self.answers.get(&digest).await;
+        if known.is_some_and(|answer| answer.until <= self.clock.now()) {
+            self.answers.invalidate(&digest).await;
+        }
+        let answer = self.answers.try_get_with(digest, self.exchange(token)).await;
+        answer.map_err(|error: Arc<FetchError>| {
+            tracing::warn!(issuer = %self.issuer.url, %error, "identity: introspection failed");
+            IdentityError::Unavailable
+        })
+    }
+
+    async fn exchange(&self, token: &str) -> Result<Answer, FetchError> {
+        let body = tokio::time::timeout(TIMEOUT, self.post(token)).await.unwrap_or(Err(FetchError::Timeout))?;
+        let claims = super::json::object(&body).ok_or(FetchError::Malformed)?;
+        let now = self.clock.now();
+        let (outcome, until) = match claims.get("active") {
+            Some(Value::Bool(true)) => match self.read(&claims, now) {
+                Ok(verified) => {
+                    let until = verified.expires_at().min(now.plus(self.ttl));
+                    (Ok(Arc::new(verified)), until)
+                }
+                Err(error) => (Err(error), now.plus(INACTIVE_FOR)),
+            },
+            Some(Value::Bool(false)) => (Err(Flaw::Inactive.into()), now.plus(INACTIVE_FOR)),
+            _ => return Err(FetchError::Malformed),
+        };
+        Ok(Answer { outcome, until })
+    }
+
+    async fn post(&self, token: &str) -> Result<Vec<u8>, FetchError> {
+        let _permit = self.permits.acquire().await.map_err(|_| FetchError::Unreachable)?;
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let endpoint = self.issuer.introspection_endpoint().await?;
+        let fetcher = &self.issuer.fetcher;
+        match &self.client {
+            ClientAuth::Basic { id, secret } => {
+                let form = [("token", token)];
+                fetcher.post(&endpoint, &form, Some((id, secret.expose())), MAX_ANSWER_BYTES).await
+            }
+            ClientAuth::KeyFile(key) => {
+                let assertion = key.assertion(&self.issuer.url, self.clock.now()).ok_or(FetchError::Malformed)?;
+                let form = [
+                    ("token", token),
+                    ("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"),
+                    ("client_assertion", &assertion),
+                ];
+                fetcher.post(&endpoint, &form, None, MAX_ANSWER_BYTES).await
+            }
+        }
+    }
+
+    fn read(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Verified, IdentityError> {
+        if claims.get("iss").is_some_and(|iss| iss.as_str() != Some(&*self.issuer.url)) {
+            return Err(Flaw::Issuer.into());
+        }
+        if claims.contains_key("aud") {
+            jwt::check_audience(claims, &self.issuer.audiences)?;
+        }
+        let issued_at = jwt::moment(claims, "iat")?;
+        let expires_at = jwt::moment(claims, "exp")?.unwrap_or(Timestamp::from_micros(i64::MAX));
+        self.limits.check_expiry(expires_at, now)?;
+        self.limits.check_start(jwt::moment(claims, "nbf")?, issued_at, now)?;
+        let base = Registered {
+            issuer: Arc::clone(&self.issuer.url),
+            subject: jwt::text(claims, "sub")?,
+            token_id: claims.get("jti").and_then(Value::as_str),
+            issued_at,
+            expires_at,
+            source: Source::Introspection,
+        };
+        Ok(self.reading.verified(base, claims))
+    }
+}
+
+/// How this service authenticates at the introspection endpoint.
+#[derive(Debug)]
+enum ClientAuth {
+    /// HTTP Basic, both parts form-encoded (RFC 6749 section 2.3.1).
+    Basic { id: String, secret: SecretString },
+    /// `private_key_jwt` (RFC 7523 section 2.2).
+    KeyFile(ClientKey),
+}
+
+impl ClientAuth {
+    fn new(config: &IdentityConfig) -> Result<Option<Self>, IdentityConfigError> {
+        if let Some(path) = &config.introspection_key_file {
+            let failed = |problem: String| IdentityConfigError::KeyFile { path: path.display().to_string(), problem };
+            let file = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+            return ClientKey::parse(&file).map(|key| Some(Self::KeyFile(key))).map_err(|why| failed(why.to_owned()));
+        }
+        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        match (&config.introspection_client_id, &config.introspection_client_secret) {
+            (Some(id), Some(secret)) => {
+                Ok(Some(Self::Basic { id: encode(id), secret: encode(secret.expose()).into() }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The key of an application of type API, as Zitadel hands it out.
+#[derive(Debug)]
+struct ClientKey {
+    client_id: String,
+    key_id: String,
+    key: RsaKeyPair,
+}
+
+impl ClientKey {
+    fn parse(file: &[u8]) -> Result<Self, &'static str> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct File {
+            r#type: String,
+            key_id: String,
+            key: SecretString,
+            client_id: Option<String>,
+        }
+        let file: File = serde_json::from_slice(file).map_err(|_| "is not a key file as Zitadel hands it out")?;
+        let (Some(client_id), "application") = (file.client_id, file.r#type.as_str()) else {
+            return Err("is not the key of an application; Zitadel lets only applications of type API introspect");
+        };
+        let key = match PrivateKeyDer::from_pem_slice(file.key.expose().as_bytes()) {
+            Ok(PrivateKeyDer::Pkcs1(der)) => RsaKeyPair::from_der(der.secret_pkcs1_der()).ok(),
+            Ok(PrivateKeyDer::Pkcs8(der)) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).ok(),
+            _ => None,
+        };
+        Ok(Self { client_id, key_id: file.key_id, key: key.ok_or("holds no RSA private key in PEM form")? })
+    }
+
+    fn assertion(&self, audience: &str, now: Timestamp) -> Option<String> {
+        let header = json!({"alg": "RS256", "typ": "JWT", "kid": self.key_id});
+        let claims = json!({
+            "iss": self.client_id, "sub": self.client_id, "aud": audience,
+            "iat": now.as_secs(), "exp": now.plus(ASSERTION_LIFETIME).as_secs(),
+        });
+        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let input = format!("{}.{}", encode(&header), encode(&claims));
+        let mut signature = vec![0; self.key.public_modulus_len()];
+        self.key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), input.as_bytes(), &mut signature).ok()?;
+        Some(format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+}

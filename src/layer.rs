@@ -1,0 +1,9 @@
+//! The published tower layers, over plain `http` types.
+//!
+//! [`Authenticator`] turns a request's credential into a [`Context`]; the proxy and
+//! the control plane use it directly, and an embedder puts [`AuthenticateLayer`]
+//! in front of services of their own.
+
+pub mod authenticate;
+
+pub use authenticate::{Authenticate, AuthenticateLayer, Authenticator, Credential};

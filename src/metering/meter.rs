@@ -1,0 +1,175 @@
+//! One admitted request on its way: reads what it uses while its answer passes, and
+//! settles its reservation exactly once, at the last byte or when it is dropped.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, header};
+
+use super::charge::{ChargeInputs, Outcome, Unpriced, charge};
+use super::count::CountRules;
+use super::json::{Reported, read_usage};
+use super::price::PriceBook;
+use super::sse::SseMeter;
+use crate::allocation::{Bill, Reservation};
+use crate::model::usage::{RouteKind, Tokens};
+
+/// Most bytes of a JSON answer that are kept to read its usage; a longer one is
+/// charged from its cost header, or as counted.
+const MAX_READ: usize = 32 << 20;
+
+/// What a meter needs to know of the request.
+#[derive(Debug, Clone)]
+pub struct Metered {
+    /// The kind of route.
+    pub kind: RouteKind,
+    /// The model that was asked for.
+    pub model: String,
+    /// What the input was estimated at, in tokens.
+    pub estimated_input: u64,
+    /// Whether the usage chunk of a stream was asked for by us alone.
+    pub withhold_usage: bool,
+    /// The prices in force at admission.
+    pub prices: Arc<PriceBook>,
+    /// What holds for a model without a price.
+    pub unpriced: Unpriced,
+    /// How text becomes tokens.
+    pub count: CountRules,
+    /// The header that the upstream writes the cost into.
+    pub cost_header: http::HeaderName,
+}
+
+/// How far the request has come.
+#[derive(Debug)]
+enum Stage {
+    NotSent,
+    Sent,
+    Body { status: u16, kept: Vec<Bytes>, length: usize, json: bool },
+    Stream { status: u16, sse: Box<SseMeter> },
+    Over,
+}
+
+/// Reads an answer as it passes.
+#[derive(Debug)]
+pub struct Meter {
+    reservation: Option<Reservation>,
+    metered: Metered,
+    stage: Stage,
+    header_cost: Option<String>,
+    call_id: Option<String>,
+}
+
+impl Meter {
+    /// Takes over the reservation.
+    pub fn new(reservation: Reservation, metered: Metered) -> Self {
+        Self { reservation: Some(reservation), metered, stage: Stage::NotSent, header_cost: None, call_id: None }
+    }
+
+    /// Whether part of the answer may be kept from the client.
+    pub fn withholds(&self) -> bool {
+        self.metered.withhold_usage && matches!(self.stage, Stage::Stream { .. })
+    }
+
+    /// The request is about to leave: from here on it is charged, whatever comes.
+    pub fn sent(&mut self) {
+        self.stage = Stage::Sent;
+    }
+
+    /// It did not leave after all.
+    pub fn not_sent(&mut self) {
+        self.stage = Stage::NotSent;
+    }
+
+    /// The answer begins.
+    pub fn answered(&mut self, status: u16, headers: &HeaderMap) {
+        let text = |name: &http::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        self.header_cost = text(&self.metered.cost_header);
+        self.call_id = text(&http::HeaderName::from_static("x-litellm-call-id"));
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        self.stage = if content_type.starts_with("text/event-stream") {
+            let sse = Box::new(SseMeter::new(self.metered.kind, self.metered.withhold_usage));
+            Stage::Stream { status, sse }
+        } else {
+            let json = content_type.starts_with("application/json");
+            Stage::Body { status, kept: Vec::new(), length: 0, json }
+        };
+    }
+
+    /// Takes the next bytes of the answer and gives those to pass on.
+    pub fn push(&mut self, chunk: Bytes) -> Bytes {
+        match &mut self.stage {
+            Stage::Stream { sse, .. } => sse.push(chunk),
+            Stage::Body { kept, length, json: true, .. } => {
+                *length += chunk.len();
+                if *length <= MAX_READ {
+                    kept.push(chunk.clone());
+                } else {
+                    kept.clear();
+                }
+                chunk
+            }
+            _ => chunk,
+        }
+    }
+
+    /// The answer is over: settles, and gives bytes that are still to be passed on.
+    /// `whole` is false when the client or the upstream broke off.
+    pub fn finish(&mut self, whole: bool) -> Bytes {
+        let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        let Some(reservation) = self.reservation.take() else { return Bytes::new() };
+        let mut rest = Bytes::new();
+        let estimated = Tokens { input: self.metered.estimated_input, ..Tokens::default() };
+        let (outcome, status, reported, counted, complete) = match stage {
+            // Dropping it gives the reservation back.
+            Stage::NotSent | Stage::Over => return rest,
+            Stage::Sent => (Outcome::NoAnswer, 0, Reported::default(), estimated, false),
+            Stage::Body { status, kept, json, .. } => {
+                let reported = if json { read_usage(self.metered.kind, &joined(kept)) } else { Reported::default() };
+                (Outcome::Body(status), status, reported, estimated, whole)
+            }
+            Stage::Stream { status, sse } => {
+                let mut report = sse.finish();
+                rest = std::mem::take(&mut report.rest);
+                let counted = report.counted(self.metered.estimated_input, &self.metered.count);
+                let outcome = Outcome::Stream { status, failed: report.failed };
+                (outcome, status, report.reported, counted, whole && report.complete)
+            }
+        };
+        let charged = charge(&ChargeInputs {
+            model: &self.metered.model,
+            outcome,
+            header_cost: self.header_cost.as_deref(),
+            reported: &reported,
+            counted,
+            prices: &self.metered.prices,
+            unpriced: self.metered.unpriced,
+        });
+        reservation.settle(Bill {
+            tokens: charged.tokens,
+            cost: charged.cost,
+            source: Some(charged.source),
+            marks: if complete || status >= 400 { Vec::new() } else { vec!["cut"] },
+            upstream_call_id: self.call_id.take(),
+            status,
+        });
+        rest
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.finish(false);
+    }
+}
+
+/// The whole body; not copied when it came in one piece.
+fn joined(mut kept: Vec<Bytes>) -> Bytes {
+    if kept.len() == 1 {
+        return kept.pop().unwrap_or_default();
+    }
+    let mut whole = BytesMut::with_capacity(kept.iter().map(Bytes::len).sum());
+    for chunk in kept {
+        whole.extend_from_slice(&chunk);
+    }
+    whole.freeze()
+}

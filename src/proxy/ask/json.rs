@@ -1,0 +1,337 @@
+//! One strict pass over a JSON body.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::splice::{Edits, Insertion, Limit, UsageEdit};
+use super::{AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, max_output, one_model, shown};
+use crate::metering::count::{Measure, TextSize};
+use crate::model::usage::RouteKind;
+use crate::policy::{Ask, AskSize};
+
+/// No API has nearly so many members; more would only slow the search for doubles.
+const MAX_MEMBERS: usize = 256;
+
+pub(super) fn read(
+    kind: RouteKind,
+    path_model: Option<&str>,
+    body: &[u8],
+    rules: &AskRules,
+) -> Result<ParsedAsk, AskError> {
+    let text = std::str::from_utf8(body).map_err(|_| AskError::InvalidUtf8)?;
+    let fields = Fields::scan(text, rules)?;
+
+    let model = fields.model.map(|raw| string("model", raw)).transpose()?.flatten();
+    let model = agreed_model(path_model, model)?;
+    if let Some(raw) = fields.metadata {
+        check_metadata(raw.get(), rules)?;
+    }
+    let mut fallbacks = Vec::new();
+    for raw in fields.fallbacks.into_iter().flatten() {
+        let value: Value = serde_json::from_str(raw.get()).map_err(|e| invalid_json(&e))?;
+        collect_models(&value, rules, &mut fallbacks)?;
+    }
+    let stream = match fields.stream.map(RawValue::get) {
+        None | Some("null" | "false") => false,
+        Some("true") => true,
+        Some(_) => return Err(AskError::InvalidField { field: "stream", expected: "must be true or false" }),
+    };
+    let (usage, usage_asked) = fields.stream_options.map_or(Ok((UsageEdit::Options, false)), |raw| usage(raw, text))?;
+    let limits = fields.limits(limit_names(kind), text)?;
+    let answers = [("n", fields.n), ("best_of", fields.best_of)];
+    let answers = answers
+        .into_iter()
+        .try_fold(1, |most, (name, raw)| Ok(raw.map_or(Ok(None), |raw| integer(name, raw))?.unwrap_or(1).max(most)))?;
+    let tools = rules.count.tokens(fields.raw_bytes);
+    let size = AskSize {
+        input_tokens: rules.count.input(&fields.text).saturating_add(tools),
+        max_output: max_output(kind, limits.iter().filter_map(|limit| limit.tokens).max()),
+        answers,
+    };
+    let open = text.find('{').map_or(0, |at| at + 1);
+    Ok(ParsedAsk {
+        ask: Ask { kind, model: Some(model), fallbacks, stream, size },
+        usage_asked,
+        edits: Edits {
+            members: Some(Insertion { at: open, empty: fields.names.is_empty() }),
+            usage,
+            limits,
+            limit_name: limit_names(kind).first().copied(),
+        },
+    })
+}
+
+/// The members of the outer object that are read.
+#[derive(Default)]
+struct Fields<'a> {
+    names: Vec<Cow<'a, str>>,
+    model: Option<&'a RawValue>,
+    stream: Option<&'a RawValue>,
+    stream_options: Option<&'a RawValue>,
+    metadata: Option<&'a RawValue>,
+    max_tokens: Option<&'a RawValue>,
+    max_completion_tokens: Option<&'a RawValue>,
+    max_output_tokens: Option<&'a RawValue>,
+    n: Option<&'a RawValue>,
+    best_of: Option<&'a RawValue>,
+    fallbacks: [Option<&'a RawValue>; 3],
+    text: TextSize,
+    /// Bytes of members that reach the model as they are written: tools and schemas.
+    raw_bytes: u64,
+}
+
+/// A name or string, borrowed where no escape forbids it.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'a> Fields<'a> {
+    fn scan(text: &'a str, rules: &AskRules) -> Result<Self, AskError> {
+        let mut scan = Scan { rules, fields: Fields::default(), refusal: None };
+        let mut json = serde_json::Deserializer::from_str(text);
+        let outcome = json.deserialize_any(&mut scan).and_then(|()| json.end());
+        match (scan.refusal, outcome) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Err(error)) if error.is_data() => Err(AskError::NotAnObject),
+            (None, Err(error)) => Err(invalid_json(&error)),
+            (None, Ok(())) => Ok(scan.fields),
+        }
+    }
+
+    fn limits(&self, names: &[&str], text: &str) -> Result<Vec<Limit>, AskError> {
+        let all = [
+            ("max_tokens", self.max_tokens),
+            ("max_completion_tokens", self.max_completion_tokens),
+            ("max_output_tokens", self.max_output_tokens),
+        ];
+        let set = all.into_iter().filter(|(name, _)| names.contains(name));
+        set.filter_map(|(name, raw)| {
+            raw.map(|raw| Ok(Limit { at: range_of(raw.get(), text), tokens: integer(name, raw)? }))
+        })
+        .collect()
+    }
+}
+
+/// The members that limit output on this kind of route; the first is the one to add.
+const fn limit_names(kind: RouteKind) -> &'static [&'static str] {
+    match kind {
+        RouteKind::Chat => &["max_tokens", "max_completion_tokens"],
+        RouteKind::Completion | RouteKind::Messages => &["max_tokens"],
+        RouteKind::Responses => &["max_output_tokens"],
+        _ => &[],
+    }
+}
+
+struct Scan<'a, 'r> {
+    rules: &'r AskRules,
+    fields: Fields<'a>,
+    refusal: Option<AskError>,
+}
+
+impl<'a> Scan<'a, '_> {
+    fn admit(&self, name: &str) -> Result<(), AskError> {
+        if self.rules.forbids(name) {
+            return Err(AskError::FieldNotAllowed(shown(name)));
+        }
+        if self.fields.names.iter().any(|known| known == name) {
+            return Err(AskError::duplicate(name));
+        }
+        if self.fields.names.len() == MAX_MEMBERS {
+            return Err(AskError::TooManyFields);
+        }
+        Ok(())
+    }
+
+    fn value<A: MapAccess<'a>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let fields = &mut self.fields;
+        let slot = match name {
+            "model" => &mut fields.model,
+            "stream" => &mut fields.stream,
+            "stream_options" => &mut fields.stream_options,
+            "metadata" => &mut fields.metadata,
+            "max_tokens" => &mut fields.max_tokens,
+            "max_completion_tokens" => &mut fields.max_completion_tokens,
+            "max_output_tokens" => &mut fields.max_output_tokens,
+            "n" => &mut fields.n,
+            "best_of" => &mut fields.best_of,
+            "fallbacks" | "context_window_fallbacks" | "content_policy_fallbacks" => {
+                let [a, b, c] = &mut fields.fallbacks;
+                match name {
+                    "fallbacks" => a,
+                    "context_window_fallbacks" => b,
+                    _ => c,
+                }
+            }
+            "messages" | "input" | "prompt" | "suffix" | "system" | "instructions" | "query" | "documents" => {
+                return map.next_value_seed(Measure::of(&mut fields.text));
+            }
+            "tools" | "functions" | "response_format" => {
+                let raw: &RawValue = map.next_value()?;
+                fields.raw_bytes = fields.raw_bytes.saturating_add(raw.get().len() as u64);
+                return Ok(());
+            }
+            _ => return map.next_value::<IgnoredAny>().map(drop),
+        };
+        *slot = Some(map.next_value()?);
+        Ok(())
+    }
+}
+
+impl<'a> Visitor<'a> for &mut Scan<'a, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Text(name)) = map.next_key()? {
+            if let Err(refusal) = self.admit(&name) {
+                self.refusal = Some(refusal);
+                return Err(A::Error::custom("refused"));
+            }
+            self.value(&name, &mut map)?;
+            self.fields.names.push(name);
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what is forbidden in `metadata`. LiteLLM reads a string as JSON, so only
+/// an object may stand there.
+pub(super) fn check_metadata(json: &str, rules: &AskRules) -> Result<(), AskError> {
+    if json == "null" {
+        return Ok(());
+    }
+    let names = names(json).ok_or(AskError::InvalidField { field: "metadata", expected: "must be an object" })?;
+    match rules.forbidden_in_metadata().find(|forbidden| names.iter().any(|name| name == forbidden)) {
+        Some(forbidden) => Err(AskError::FieldNotAllowed(format!("metadata.{forbidden}").into())),
+        None => Ok(()),
+    }
+}
+
+fn names(json: &str) -> Option<Vec<Cow<'_, str>>> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Vec<Cow<'de, str>>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut names = Vec::new();
+            while let Some((Text(name), IgnoredAny)) = map.next_entry()? {
+                names.push(name);
+            }
+            Ok(names)
+        }
+    }
+    serde_json::Deserializer::from_str(json).deserialize_map(Names).ok()
+}
+
+/// Every model that a fallback names, in any of LiteLLM's forms: `"a"`,
+/// `{"model":"a", …}`, `{"for":["a", …]}`, nested in one another. What is no list
+/// of models but might be taken for one is read as one.
+fn collect_models(value: &Value, rules: &AskRules, models: &mut Vec<String>) -> Result<(), AskError> {
+    match value {
+        Value::Null => Ok(()),
+        Value::String(name) => {
+            if models.len() == MAX_FALLBACKS {
+                return Err(AskError::InvalidField { field: "fallbacks", expected: "may name at most 32 models" });
+            }
+            models.push(one_model("fallbacks", name.clone())?);
+            Ok(())
+        }
+        Value::Array(items) => items.iter().try_for_each(|item| collect_models(item, rules, models)),
+        Value::Object(members) => members.iter().try_for_each(|(name, member)| {
+            // A prompt in a fallback would pass unseen by estimate and guardrails.
+            if rules.forbids(name) || matches!(name.as_str(), "messages" | "input" | "prompt") {
+                return Err(AskError::FieldNotAllowed(format!("fallbacks.{}", shown(name)).into()));
+            }
+            match (name.as_str(), member) {
+                ("model", _) | (_, Value::Array(_) | Value::Object(_)) => collect_models(member, rules, models),
+                _ => Ok(()),
+            }
+        }),
+        Value::Bool(_) | Value::Number(_) => {
+            Err(AskError::InvalidField { field: "fallbacks", expected: "must be names of models" })
+        }
+    }
+}
+
+/// Where `include_usage` is or belongs, and whether it is asked for.
+fn usage(raw: &RawValue, text: &str) -> Result<(UsageEdit, bool), AskError> {
+    let whole = range_of(raw.get(), text);
+    if raw.get() == "null" {
+        return Ok((UsageEdit::Null(whole), false));
+    }
+    let options = serde_json::Deserializer::from_str(raw.get())
+        .deserialize_map(Options::default())
+        .map_err(|_| AskError::InvalidField { field: "stream_options", expected: "must be an object" })?;
+    match options.include_usage {
+        None => Ok((UsageEdit::Member(Insertion { at: whole.start + 1, empty: options.empty }), false)),
+        Some(_) if options.twice => Err(AskError::duplicate("stream_options.include_usage")),
+        Some(value) => match value.get() {
+            "true" => Ok((UsageEdit::Options, true)),
+            "false" | "null" => Ok((UsageEdit::Value(range_of(value.get(), text)), false)),
+            _ => {
+                Err(AskError::InvalidField { field: "stream_options.include_usage", expected: "must be true or false" })
+            }
+        },
+    }
+}
+
+struct Options<'a> {
+    include_usage: Option<&'a RawValue>,
+    twice: bool,
+    empty: bool,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self { include_usage: None, twice: false, empty: true }
+    }
+}
+
+impl<'a> Visitor<'a> for Options<'a> {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(Text(name)) = map.next_key()? {
+            self.empty = false;
+            if name == "include_usage" {
+                self.twice |= self.include_usage.replace(map.next_value()?).is_some();
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Where a part of a text stands in it.
+fn range_of(part: &str, text: &str) -> Range<usize> {
+    let start = part.as_ptr().addr().saturating_sub(text.as_ptr().addr());
+    start..start + part.len()
+}
+
+fn string(field: &'static str, raw: &RawValue) -> Result<Option<String>, AskError> {
+    serde_json::from_str(raw.get()).map_err(|_| AskError::InvalidField { field, expected: "must be a string" })
+}
+
+fn integer(field: &'static str, raw: &RawValue) -> Result<Option<u64>, AskError> {
+    serde_json::from_str(raw.get())
+        .map_err(|_| AskError::InvalidField { field, expected: "must be a whole number, at least 0" })
+}
+
+fn invalid_json(error: &serde_json::Error) -> AskError {
+    AskError::InvalidJson { line: error.line(), column: error.column() }
+}

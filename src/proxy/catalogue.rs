@@ -1,0 +1,84 @@
+//! What the upstream offers and what it costs: its `/model/info`, kept as a snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Limited};
+
+use super::balance::Balancer;
+use super::forward::Outgoing;
+use crate::metering::price::{ModelPrice, PriceBook};
+
+/// Largest `/model/info` that is read, in bytes.
+const MAX_LISTING: usize = 64 << 20;
+
+/// Pause before the next attempt while there is no book at all.
+const FIRST_ATTEMPTS: Duration = Duration::from_secs(2);
+
+/// The price book in force; the last good one is kept while the upstream is away.
+#[derive(Debug)]
+pub struct Catalogue {
+    book: ArcSwap<PriceBook>,
+    prices: BTreeMap<String, ModelPrice>,
+    path: String,
+    interval: Duration,
+}
+
+impl Catalogue {
+    /// Configured prices alone, until the first [`refresh`](Self::refresh).
+    pub fn new(prices: BTreeMap<String, ModelPrice>, path: String, interval: Duration) -> Self {
+        let book = PriceBook::default().with_overrides(&prices);
+        Self { book: ArcSwap::from_pointee(book), prices, path, interval }
+    }
+
+    /// The price book in force.
+    pub fn book(&self) -> Arc<PriceBook> {
+        self.book.load_full()
+    }
+
+    /// The models that it knows.
+    pub fn models(&self) -> Vec<String> {
+        self.book.load().models().map(str::to_owned).collect()
+    }
+
+    /// Asks the upstream anew; whether it answered with a listing.
+    pub async fn refresh(&self, balancer: &Balancer, credential: Option<&HeaderValue>) -> bool {
+        let mut request = Request::get(self.path.as_str()).header(header::ACCEPT, "application/json");
+        if let Some(credential) = credential {
+            request = request.header(header::AUTHORIZATION, credential.clone());
+        }
+        let Ok(request) = request.body(Outgoing::empty()) else { return false };
+        let Ok(response) = balancer.send(request).await else { return false };
+        if !response.status().is_success() {
+            tracing::warn!(
+                status = response.status().as_u16(),
+                path = self.path,
+                "the upstream's prices cannot be read"
+            );
+            return false;
+        }
+        let Ok(body) = Limited::new(response.into_body(), MAX_LISTING).collect().await else { return false };
+        match PriceBook::from_model_info(&body.to_bytes()) {
+            Ok(book) => {
+                self.book.store(Arc::new(book.with_overrides(&self.prices)));
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, path = self.path, "the upstream's prices cannot be read");
+                false
+            }
+        }
+    }
+
+    /// Refreshes for ever; to be spawned, and aborted at shutdown.
+    pub async fn watch(&self, balancer: &Balancer, credential: Option<&HeaderValue>) {
+        let mut known = false;
+        loop {
+            known |= self.refresh(balancer, credential).await;
+            tokio::time::sleep(if known { self.interval } else { FIRST_ATTEMPTS.min(self.interval) }).await;
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Settings of the data plane.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use super::ask::AskRules;
+use super::headers::Leaks;
+use crate::context::Domain;
+use crate::metering::charge::Unpriced;
+use crate::metering::price::ModelPrice;
+use crate::problem::Problem;
+
+/// What the gateway needs to know, put together from the sections of the configuration.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Whether the upstream's own keys pass.
+    pub passthrough: bool,
+    /// The domain of a request that names none.
+    pub domain_default: Domain,
+    /// How bodies are read.
+    pub ask: AskRules,
+    /// How use is measured.
+    pub metering: MeteringConfig,
+    /// Largest body, in bytes.
+    pub max_body: u64,
+    /// Until a body has arrived.
+    pub body_timeout: Duration,
+    /// Between two pieces of an answer.
+    pub idle_timeout: Duration,
+    /// For the whole exchange.
+    pub total_timeout: Duration,
+    /// `authorization` towards the upstream on governed routes.
+    pub credential: Option<HeaderValue>,
+    /// Whether to tell LiteLLM whom and what to book on.
+    pub litellm: bool,
+    /// Response headers that clients do not get to see.
+    pub leaks: Leaks,
+    /// How many callers are kept ready.
+    pub callers_capacity: u64,
+    /// For how long, without a word from the change feed.
+    pub callers_ttl: Duration,
+}
+
+impl GatewayConfig {
+    pub(super) fn body_too_large(&self) -> Problem {
+        Problem::new(
+            http::StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("The body is larger than {} bytes (limits.body_bytes)", self.max_body),
+        )
+    }
+}
+
+/// How use is measured and priced.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeteringConfig {
+    /// The header that the upstream writes a response's cost into.
+    pub cost_header: CostHeader,
+    /// What holds for a model without a price: `allow`, `deny` or `flat:<usd>`.
+    pub unpriced: Unpriced,
+    /// Output tokens that a request without a limit is estimated at.
+    pub default_max_output: u64,
+    /// Whether to force the estimate's limit into the request, so that no answer can cost more.
+    pub strict: bool,
+    /// Where the upstream lists its models and prices.
+    pub model_info_path: String,
+    /// How often it is asked, in seconds.
+    pub model_info_seconds: u64,
+    /// Prices by model, over those of the upstream.
+    pub prices: BTreeMap<String, ModelPrice>,
+}
+
+impl Default for MeteringConfig {
+    fn default() -> Self {
+        Self {
+            cost_header: CostHeader(HeaderName::from_static("x-litellm-response-cost")),
+            unpriced: Unpriced::Allow,
+            default_max_output: 1024,
+            strict: false,
+            model_info_path: "/model/info".to_owned(),
+            model_info_seconds: 300,
+            prices: BTreeMap::new(),
+        }
+    }
+}
+
+/// The name of a header, read from the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CostHeader(pub HeaderName);
+
+impl TryFrom<String> for CostHeader {
+    type Error = String;
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse().map(Self).map_err(|_| format!("{name:?} is not the name of a header"))
+    }
+}
+
+/// Limits on requests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Largest body of a governed request, in bytes.
+    pub body_bytes: u64,
+    /// Until a request's head has arrived, in seconds.
+    pub head_seconds: u64,
+    /// Until its body has arrived, in seconds.
+    pub body_seconds: u64,
+    /// Most connections at once; more wait to be accepted.
+    pub connections: usize,
+    /// Most HTTP/2 streams on a connection.
+    pub streams: u32,
+    /// How long requests under way may take after a stop signal, in seconds.
+    pub drain_seconds: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes: 25 << 20,
+            head_seconds: 15,
+            body_seconds: 60,
+            connections: 10_000,
+            streams: 100,
+            drain_seconds: 30,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Refusals in the shape that the client's SDK parses.
+//!
+//! The OpenAI SDK reads `error.message`, `error.code` and `error.type`; Anthropic's
+//! reads `error.type` and `error.message`; everything else gets problem+json.
+
+use axum::body::Body;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
+
+use super::headers::{Decision, stamp};
+use super::ingress::RequestId;
+use crate::model::usage::RouteKind;
+use crate::problem::Problem;
+
+#[derive(Serialize)]
+struct OpenAi<'a> {
+    error: OpenAiError<'a>,
+}
+
+#[derive(Serialize)]
+struct OpenAiError<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    code: &'static str,
+    param: Option<&'static str>,
+    request_id: &'a str,
+    #[serde(flatten)]
+    members: &'a serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Serialize)]
+struct Anthropic<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    error: AnthropicError<'a>,
+    request_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct AnthropicError<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    message: &'a str,
+    code: &'static str,
+    #[serde(flatten)]
+    members: &'a serde_json::Map<String, serde_json::Value>,
+}
+
+/// The answer to a request of `kind`; of no governed kind, problem+json.
+pub fn refuse(problem: Problem, kind: Option<RouteKind>, request_id: &RequestId) -> Response<Body> {
+    let id = request_id.as_str();
+    let code = problem.code();
+    let body = match kind {
+        None => None,
+        Some(RouteKind::Messages | RouteKind::CountTokens) => serde_json::to_vec(&Anthropic {
+            kind: "error",
+            error: AnthropicError {
+                kind: anthropic_type(problem.status_code()),
+                message: problem.detail(),
+                code,
+                members: problem.members(),
+            },
+            request_id: id,
+        })
+        .ok(),
+        Some(_) => serde_json::to_vec(&OpenAi {
+            error: OpenAiError {
+                message: problem.detail(),
+                kind: openai_type(problem.status_code()),
+                code,
+                param: None,
+                request_id: id,
+                members: problem.members(),
+            },
+        })
+        .ok(),
+    };
+    let mut response = match body {
+        Some(body) => {
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = problem.status_code();
+            *response.headers_mut() = problem.headers().clone();
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        None => problem.into_http(Some(id)),
+    };
+    stamp(response.headers_mut(), request_id, Decision::Deny(code));
+    response
+}
+
+fn openai_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        402 => "insufficient_quota",
+        403 => "permission_error",
+        404 => "not_found_error",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    }
+}
+
+fn anthropic_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        402 => "billing_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    }
+}

@@ -1,0 +1,406 @@
+//! The composition root: from a configuration to a running process.
+//!
+//! [`Server::start`] opens the store, puts the parts together and begins to listen;
+//! [`Server::stop`] lets requests under way finish, settles what waits and closes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::IntoResponse;
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tower::ServiceExt;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::allocation::Allocations;
+use crate::allocation::rules::RuleBook;
+use crate::clock::{SharedClock, SystemClock};
+use crate::config::{Config, ConfigError};
+use crate::context::{Context, RequestInfo};
+use crate::id::{IdSource, RandomIds};
+use crate::identity::{Identity, MasterKey};
+use crate::layer::{AuthenticateLayer, Authenticator};
+use crate::metering::settler::Settler;
+use crate::plugin::Guardrail;
+use crate::problem::Problem;
+use crate::proxy::balance::Balancer;
+use crate::proxy::catalogue::Catalogue;
+use crate::proxy::headers::{Decision, stamp};
+use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
+use crate::proxy::metrics::GatewayMetrics;
+use crate::proxy::routes::{Route, method_not_allowed, route};
+use crate::proxy::{Exchange, Gateway, GatewayParts, wire};
+use crate::store::{Store, StoreError, migrate};
+use crate::telemetry::Metrics;
+use crate::v1;
+
+mod background;
+mod listener;
+mod operations;
+mod tls;
+
+use listener::{Answer, Listener};
+use operations::Operations;
+use tls::Tls;
+
+/// What stands outside of the configuration: time, identifiers, guardrails.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The time.
+    pub clock: SharedClock,
+    /// Where identifiers come from.
+    pub ids: Arc<dyn IdSource>,
+    /// Run in this order on every permitted request.
+    pub guardrails: Vec<Box<dyn Guardrail>>,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock), ids: Arc::new(RandomIds), guardrails: Vec::new() }
+    }
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The database cannot be used.
+    #[error("database: {0}")]
+    Store(#[from] StoreError),
+    /// An address cannot be listened on.
+    #[error("{key} = {address}: {reason}")]
+    Listen {
+        /// The configuration's key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        reason: std::io::Error,
+    },
+}
+
+/// A running process.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    store: Store,
+    stop: watch::Sender<bool>,
+    listeners: Vec<JoinHandle<bool>>,
+    background: JoinSet<()>,
+    settler: JoinHandle<u64>,
+}
+
+/// What a server did at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Requests settled since the start.
+    pub settled: u64,
+    /// Whether every connection ended in time.
+    pub drained: bool,
+}
+
+impl Server {
+    /// Opens the store, applies migrations, and listens.
+    ///
+    /// # Errors
+    /// [`StartError`], one sentence that names the key and the remedy.
+    pub async fn start(config: &Config, surroundings: Surroundings) -> Result<Self, StartError> {
+        let Surroundings { clock, ids, guardrails } = surroundings;
+        let store = Store::open(&config.database, Arc::clone(&clock), Arc::clone(&ids)).await?;
+        for migration in migrate::at_start(&store, config.database.migrate).await? {
+            tracing::info!(version = migration.version, name = migration.name, "migration applied");
+        }
+        let wrong = |text: String| StartError::Config(ConfigError(text));
+        let identity = Identity::new(&config.identity, Arc::clone(&clock)).map_err(|e| wrong(e.to_string()))?;
+        for warning in config.identity.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
+        let rules = RuleBook::new(store.clone(), &config.allocation, config.policy.default_model_access);
+        let authenticator = Authenticator::new(identity.clone(), master_key, rules.clone());
+        let (settler, outbox) = Settler::new(store.clone());
+        let allocations = Allocations::new(store.clone(), Arc::clone(&clock), &config.allocation, outbox);
+        let balancer =
+            Arc::new(Balancer::new(&config.upstream, Arc::clone(&clock)).map_err(|e| wrong(format!("upstream: {e}")))?);
+        let catalogue = Arc::new(Catalogue::new(
+            config.metering.prices.clone(),
+            config.metering.model_info_path.clone(),
+            Duration::from_secs(config.metering.model_info_seconds.max(1)),
+        ));
+        let gateway_metrics = GatewayMetrics::default();
+        let metrics = Arc::new(Metrics::new(
+            &gateway_metrics,
+            identity.clone(),
+            rules.clone(),
+            allocations.clone(),
+            settler.counts(),
+            Arc::clone(&balancer),
+            store.clone(),
+        ));
+        let gateway = Gateway::new(GatewayParts {
+            authenticator: authenticator.clone(),
+            allocations: allocations.clone(),
+            balancer: Arc::clone(&balancer),
+            catalogue: Arc::clone(&catalogue),
+            guardrails,
+            metrics: gateway_metrics,
+            config: config.gateway(),
+            clock: Arc::clone(&clock),
+        });
+        background::load_revocations(&store, &identity).await?;
+        let operations =
+            Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
+        let front = Front(Arc::new(FrontParts {
+            gateway,
+            control: control_plane(config, &store, &authenticator, &catalogue),
+            documentation: documentation(),
+            operations: operations.clone(),
+            authenticator,
+            metrics_open: config.admin_listen.is_some(),
+            trusted: config.trusted()?,
+            clock,
+            ids,
+        }));
+        let mut background = JoinSet::new();
+        background.spawn(rules.follow());
+        background.spawn(background::follow_revocations(store.clone(), identity.clone()));
+        background.spawn(background::charge_abandoned(allocations));
+        let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());
+        background.spawn(async move { watched.watch().await });
+        background.spawn(async move { listed.watch(&balancer, credential.as_ref()).await });
+        background.spawn(async move { identity.warm().await });
+        Self::listen(config, store, front, operations, background, settler).await
+    }
+
+    async fn listen(
+        config: &Config,
+        store: Store,
+        front: Front,
+        operations: Operations,
+        mut background: JoinSet<()>,
+        settler: Settler,
+    ) -> Result<Self, StartError> {
+        let tls = config.tls.as_ref().map(Tls::open).transpose().map_err(|e| StartError::Config(ConfigError(e)))?;
+        if let (Some(tls), Some(files)) = (tls.clone(), config.tls.clone()) {
+            background.spawn(tls.follow(files));
+        }
+        let (stop, stopped) = watch::channel(false);
+        let socket = bind("listen (ALCHEMI_LISTEN)", config.listen).await?;
+        let address = socket.local_addr().unwrap_or(config.listen);
+        let mut listeners = Vec::new();
+        let mut admin_address = None;
+        if let Some(admin) = config.admin_listen {
+            let socket = bind("admin_listen (ALCHEMI_ADMIN_LISTEN)", admin).await?;
+            admin_address = socket.local_addr().ok();
+            let limits = config.limits.clone();
+            listeners.push(tokio::spawn(
+                Listener { socket, tls: None, answer: AdminFront(operations), limits }.run(stopped.clone()),
+            ));
+        }
+        let limits = config.limits.clone();
+        listeners.push(tokio::spawn(Listener { socket, tls, answer: front, limits }.run(stopped)));
+        let settler = tokio::spawn(settler.run());
+        Ok(Self { address, admin_address, store, stop, listeners, background, settler })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it answers operators, when that is an address of its own.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// The store, for jobs that run beside the server.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Accepts nothing more, lets requests under way finish for as long as
+    /// `limits.drain_seconds` says, settles what waits, and closes the store.
+    pub async fn stop(mut self) -> Stopped {
+        let _ = self.stop.send(true);
+        let mut drained = true;
+        for listener in self.listeners {
+            drained &= listener.await.unwrap_or(false);
+        }
+        // What holds the settler's other end goes with the listeners and the jobs.
+        self.background.shutdown().await;
+        let settled = tokio::time::timeout(Duration::from_secs(10), self.settler).await;
+        self.store.close().await;
+        Stopped { settled: settled.ok().and_then(Result::ok).unwrap_or_default(), drained }
+    }
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|reason| StartError::Listen { key, address, reason })
+}
+
+/// `/v1`, behind authentication, for the origins that the configuration names.
+fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
+    let models = Arc::clone(catalogue);
+    let app = v1::App::new(store.clone())
+        .with_catalogue(v1::models::Catalogue::new(move || models.models()))
+        .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
+        .with_default_model_access(config.policy.default_model_access)
+        .with_default_domain(config.domain_default);
+    let origins = config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect::<Vec<_>>();
+    let cors = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::IF_MATCH,
+            http::HeaderName::from_static("idempotency-key"),
+            http::HeaderName::from_static("x-account-id"),
+        ])
+        .expose_headers([header::ETAG, ingress::REQUEST_ID]);
+    v1::router(app).layer(AuthenticateLayer::new(authenticator.clone())).layer(cors)
+}
+
+fn documentation() -> Router {
+    Router::new().merge(SwaggerUi::new("/docs").url("/openapi.json", v1::description()))
+}
+
+/// Answers every request of the main listener.
+#[derive(Clone)]
+struct Front(Arc<FrontParts>);
+
+struct FrontParts {
+    gateway: Gateway,
+    control: Router,
+    documentation: Router,
+    operations: Operations,
+    authenticator: Authenticator,
+    /// Whether `/metrics` has an address of its own and needs no credential there.
+    metrics_open: bool,
+    trusted: TrustedProxies,
+    clock: SharedClock,
+    ids: Arc<dyn IdSource>,
+}
+
+impl Answer for Front {
+    async fn answer(&self, mut request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let received = Instant::now();
+        let own = &*self.0;
+        let id = RequestId::new(&*own.ids, own.clock.now());
+        if let Some(problem) = wire::refusal(request.uri().path()) {
+            return told(problem, &id);
+        }
+        let arrival = match ingress::admit(&mut request, peer, &own.trusted) {
+            Ok(arrival) => arrival,
+            Err(problem) => return told(problem, &id),
+        };
+        let exchange = Exchange { id, arrival, received };
+        // The path is borrowed from a clone of the URI, which shares its bytes.
+        let uri = request.uri().clone();
+        match route(request.method(), uri.path()) {
+            Route::Governed(governed) => own.gateway.govern(request, &exchange, governed).await,
+            Route::MethodNotAllowed { allow } => told(method_not_allowed(allow), &exchange.id),
+            Route::ControlPlane => self.control(request, &exchange).await,
+            Route::Ungoverned => match self.own(&request, &exchange).await {
+                Some(response) => response,
+                None if is_documentation(uri.path()) => self.documentation(request).await,
+                None => own.gateway.pass_through(request, &exchange).await,
+            },
+        }
+    }
+}
+
+fn is_documentation(path: &str) -> bool {
+    path == "/openapi.json" || path == "/docs" || path.starts_with("/docs/")
+}
+
+impl Front {
+    async fn control(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
+        let mut request = request.map(Body::new);
+        let info = RequestInfo { id: exchange.id.text(), client_ip: Some(exchange.arrival.client_ip) };
+        request.extensions_mut().insert(info);
+        let mut response = infallible(self.0.control.clone().oneshot(request).await);
+        response.headers_mut().insert(ingress::REQUEST_ID, exchange.id.header_value());
+        response
+    }
+
+    async fn documentation(&self, request: Request<Incoming>) -> Response<Body> {
+        infallible(self.0.documentation.clone().oneshot(request.map(Body::new)).await)
+    }
+
+    /// `/healthz`, `/readyz` and `/metrics` on the main address.
+    async fn own(&self, request: &Request<Incoming>, exchange: &Exchange) -> Option<Response<Body>> {
+        let own = &*self.0;
+        if request.uri().path() == "/metrics" {
+            return Some(match self.may_see_metrics(request).await {
+                Ok(()) => metrics(&own.operations),
+                Err(problem) => told(problem, &exchange.id),
+            });
+        }
+        operator_route(request, &own.operations).await
+    }
+
+    async fn may_see_metrics(&self, request: &Request<Incoming>) -> Result<(), Problem> {
+        if self.0.metrics_open {
+            return Err(Problem::not_found("Metrics are on the address of admin_listen"));
+        }
+        let asked = crate::proxy::headers::RequestHeaders::take(&mut request.headers().clone())?;
+        let presented = asked.bearer.as_ref().map(crate::proxy::headers::Bearer::token);
+        let credential = self.0.authenticator.credential(presented).await?;
+        let context: Context = self.0.authenticator.establish(&credential, None).await?.context;
+        context.super_admin().map(drop)
+    }
+}
+
+/// Answers every request of the operators' own listener.
+#[derive(Clone)]
+struct AdminFront(Operations);
+
+impl Answer for AdminFront {
+    async fn answer(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
+        if request.uri().path() == "/metrics" {
+            return metrics(&self.0);
+        }
+        let unknown = || Problem::not_found("This address has /healthz, /readyz and /metrics").into_http(None);
+        operator_route(&request, &self.0).await.unwrap_or_else(unknown)
+    }
+}
+
+async fn operator_route(request: &Request<Incoming>, operations: &Operations) -> Option<Response<Body>> {
+    match request.uri().path() {
+        "/healthz" => Some((StatusCode::OK, "ok\n").into_response()),
+        "/readyz" => {
+            let (status, readiness) = operations.readiness().await;
+            Some((status, axum::Json(readiness)).into_response())
+        }
+        _ => None,
+    }
+}
+
+fn metrics(operations: &Operations) -> Response<Body> {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], operations.metrics.text()).into_response()
+}
+
+fn told(problem: Problem, id: &RequestId) -> Response<Body> {
+    let code = problem.code();
+    let mut response = problem.into_http(Some(id.as_str()));
+    stamp(response.headers_mut(), id, Decision::Deny(code));
+    response
+}
+
+fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {
+    match result {
+        Ok(value) => value,
+    }
+}

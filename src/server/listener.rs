@@ -1,0 +1,125 @@
+//! Accepting connections: TCP or TLS, gated, with limits, and drained at the end.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use super::tls::Tls;
+use crate::proxy::config::LimitsConfig;
+use crate::proxy::ingress::Peer;
+use crate::proxy::wire::GatedIo;
+
+/// Largest head of a request, in bytes.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// Answers requests, whatever the connection.
+pub(super) trait Answer: Clone + Send + Sync + 'static {
+    fn answer(&self, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// One listening socket.
+pub(super) struct Listener<A> {
+    pub(super) socket: TcpListener,
+    pub(super) tls: Option<Tls>,
+    pub(super) answer: A,
+    pub(super) limits: LimitsConfig,
+}
+
+impl<A: Answer> Listener<A> {
+    /// Accepts until `stop` changes, then waits for the connections under way; gives
+    /// whether all of them ended in time.
+    pub(super) async fn run(self, mut stop: watch::Receiver<bool>) -> bool {
+        let connections = GracefulShutdown::new();
+        let permits = Arc::new(Semaphore::new(self.limits.connections));
+        let builder = Arc::new(self.builder());
+        loop {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break };
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: wait for some to be freed.
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            // Only a delay is lost without it.
+            let _ = stream.set_nodelay(true);
+            let (answer, builder, watcher) = (self.answer.clone(), Arc::clone(&builder), connections.watcher());
+            match self.tls.clone() {
+                None => {
+                    tokio::spawn(async move {
+                        serve(stream, peer(address, false), &builder, watcher, answer).await;
+                        drop(permit);
+                    });
+                }
+                Some(tls) => {
+                    let handshake_limit = Duration::from_secs(self.limits.head_seconds);
+                    tokio::spawn(async move {
+                        if let Ok(Ok(stream)) = tokio::time::timeout(handshake_limit, tls.accept(stream)).await {
+                            serve(stream, peer(address, true), &builder, watcher, answer).await;
+                        }
+                        drop(permit);
+                    });
+                }
+            }
+        }
+        drop(self.socket);
+        tokio::time::timeout(Duration::from_secs(self.limits.drain_seconds), connections.shutdown()).await.is_ok()
+    }
+
+    fn builder(&self) -> auto::Builder<TokioExecutor> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs(self.limits.head_seconds))
+            .max_buf_size(MAX_HEAD * 2);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.limits.streams)
+            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+            .keep_alive_interval(Duration::from_secs(30));
+        builder
+    }
+}
+
+fn peer(address: SocketAddr, tls: bool) -> Peer {
+    Peer { ip: address.ip(), tls }
+}
+
+async fn serve<A: Answer, S>(
+    stream: S,
+    peer: Peer,
+    builder: &auto::Builder<TokioExecutor>,
+    watcher: hyper_util::server::graceful::Watcher,
+    answer: A,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let answer = answer.clone();
+        async move { Ok::<_, Infallible>(answer.answer(request, peer).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(GatedIo::new(stream)), service);
+    if let Err(error) = watcher.watch(connection.into_owned()).await {
+        tracing::debug!(error = &*error, "a connection ended early");
+    }
+}

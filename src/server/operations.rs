@@ -1,0 +1,69 @@
+//! What operators ask a running process: is it alive, is it ready, what has it counted.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::identity::Identity;
+use crate::proxy::balance::Balancer;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// The dependencies that readiness looks at.
+#[derive(Debug, Clone)]
+pub(super) struct Operations {
+    /// The database.
+    pub(super) store: Store,
+    /// The issuers.
+    pub(super) identity: Identity,
+    /// The upstreams.
+    pub(super) balancer: Arc<Balancer>,
+    /// The counts.
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// The answer of `/readyz`.
+#[derive(Debug, Serialize)]
+pub(super) struct Readiness {
+    status: &'static str,
+    checks: Vec<Check>,
+}
+
+/// One dependency.
+#[derive(Debug, Serialize)]
+pub(super) struct Check {
+    name: String,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+impl Check {
+    fn new(name: impl Into<String>, ready: bool, detail: Option<String>) -> Self {
+        Self { name: name.into(), status: if ready { "ok" } else { "down" }, detail }
+    }
+}
+
+impl Operations {
+    /// Asks every dependency; 503 when one that requests need is down.
+    pub(super) async fn readiness(&self) -> (StatusCode, Readiness) {
+        let mut checks = Vec::new();
+        let database = self.store.ping().await;
+        checks.push(Check::new("database", database.is_ok(), database.err().map(|error| error.to_string())));
+        let upstreams = self.balancer.status();
+        for (n, upstream) in upstreams.iter().enumerate() {
+            checks.push(Check::new(format!("upstream {}", n + 1), upstream.up, None));
+        }
+        for (n, issuer) in self.identity.status().iter().enumerate() {
+            // An issuer whose keys have never been needed is not down.
+            let ready = issuer.last_error.is_none() || issuer.keys > 0;
+            let detail = issuer.stale_since.map(|since| format!("keys are stale since {since}"));
+            checks.push(Check::new(format!("issuer {}", n + 1), ready, detail));
+        }
+        let required = |check: &Check| !check.name.starts_with("upstream");
+        let ready = checks.iter().filter(|c| required(c)).all(|c| c.status == "ok") && self.balancer.is_ready();
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, Readiness { status: if ready { "ready" } else { "not ready" }, checks })
+    }
+}

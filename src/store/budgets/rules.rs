@@ -1,0 +1,221 @@
+//! What a budget is decided by, read in few statements.
+//!
+//! Which override counts, and until when credits that were rolled over do, is said
+//! here and nowhere else: in [`EFFECTIVE`].
+
+use jiff::tz::TimeZone;
+
+use crate::clock::Timestamp;
+use crate::context::{Domain, Tenant};
+use crate::credits::{Credits, Factor};
+use crate::id::Id;
+use crate::model::accounts::{Account, JsonText};
+use crate::model::budgets::{AccountAllocation, Division, EffectiveAllocation, Plan, Standing, zone_of};
+use crate::model::directory::{Placement, Team, User};
+use crate::model::scope::{Scope, ScopeType};
+use crate::policy::budget::BudgetRules;
+use crate::store::{Result, Tx, from_columns, on};
+
+/// Allocations with the override that counts: the newest that has not expired.
+const EFFECTIVE: [&str; 3] = [
+    r#"SELECT a.scope_type, a.scope_id, a.overflow_cap,
+       a.allocated_credits - CASE WHEN a.rollover_until <= "#,
+    r#" THEN a.rollover_credits ELSE 0 END AS base,
+       (SELECT o.override_credits FROM "Alchemi_CopilotBudgetOverrideTable" o
+        WHERE o.account_id = a.account_id AND o.plan_id = a.plan_id AND o.scope_type = a.scope_type
+        AND o.scope_id = a.scope_id AND (o.expires_at IS NULL OR o.expires_at > "#,
+    r#") ORDER BY o.created_at DESC, o.id DESC LIMIT 1) AS override_credits
+       FROM "Alchemi_CopilotBudgetAllocationTable" a WHERE a.account_id = "#,
+];
+
+struct EffectiveRow {
+    scope_type: ScopeType,
+    scope_id: String,
+    base: Credits,
+    overflow_cap: Option<Credits>,
+    override_credits: Option<Credits>,
+}
+
+struct StandingRow {
+    scope_type: ScopeType,
+    scope_id: String,
+    team_id: Option<String>,
+    org_id: String,
+}
+
+/// The account's metadata beside its allocation, if it has one.
+struct TermsRow {
+    account_id: Id<Account>,
+    metadata: JsonText,
+    monthly_credits: Option<Credits>,
+    overflow_limit: Option<Credits>,
+    credit_factor: Option<Factor>,
+    effective_from: Option<Timestamp>,
+    updated_by: Option<String>,
+    created_at: Option<Timestamp>,
+    updated_at: Option<Timestamp>,
+    version: Option<i64>,
+}
+
+from_columns! {
+    EffectiveRow { scope_type, scope_id, base, overflow_cap, override_credits }
+    StandingRow { scope_type, scope_id, team_id, org_id }
+    TermsRow {
+        account_id, metadata, monthly_credits, overflow_limit, credit_factor, effective_from, updated_by,
+        created_at, updated_at, version,
+    }
+}
+
+impl From<EffectiveRow> for EffectiveAllocation {
+    fn from(row: EffectiveRow) -> Self {
+        Self {
+            scope: Scope::new(row.scope_type, row.scope_id),
+            base: row.base,
+            effective: row.override_credits.unwrap_or(row.base),
+            overridden: row.override_credits.is_some(),
+            overflow_cap: row.overflow_cap,
+        }
+    }
+}
+
+impl From<StandingRow> for Standing {
+    fn from(row: StandingRow) -> Self {
+        Self {
+            scope: Scope::new(row.scope_type, row.scope_id),
+            team: row.team_id.map(|id| Scope::new(ScopeType::Team, id)),
+            org: Scope::new(ScopeType::Org, row.org_id),
+        }
+    }
+}
+
+impl TermsRow {
+    fn allocation(self) -> Option<AccountAllocation> {
+        Some(AccountAllocation {
+            account_id: self.account_id,
+            monthly_credits: self.monthly_credits?,
+            overflow_limit: self.overflow_limit?,
+            credit_factor: self.credit_factor?,
+            effective_from: self.effective_from?,
+            updated_by: self.updated_by,
+            created_at: self.created_at?,
+            updated_at: self.updated_at?,
+            version: self.version?,
+        })
+    }
+}
+
+impl Tx<Tenant> {
+    /// What budgets follow from: with a `place`, for a subject who stands there,
+    /// else with every allocation of the active plan. At most three statements.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn budget_rules(&mut self, place: Option<&Placement>) -> Result<BudgetRules> {
+        let (zone, account) = self.account_terms().await?;
+        let plan = self.active_plan().await?;
+        let allocations = match &plan {
+            Some(plan) => self.effective_allocations(&plan.id, place).await?,
+            None => Vec::new(),
+        };
+        Ok(BudgetRules { zone, account, plan, allocations })
+    }
+
+    /// The account's time zone and its allocation.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn account_terms(&mut self) -> Result<(TimeZone, Option<AccountAllocation>)> {
+        let account = self.account.clone();
+        let terms: Option<TermsRow> = on!(self, |c| {
+            sqlx::query_as(
+            r#"SELECT a.account_id, a.metadata, l.monthly_credits, l.overflow_limit, l.credit_factor, l.effective_from,
+               l.updated_by, l.created_at, l.updated_at, l.version FROM "Alchemi_AccountTable" a
+               LEFT JOIN "Alchemi_AccountAllocationTable" l ON l.account_id = a.account_id WHERE a.account_id = $1"#
+        )
+        .bind(&account)
+        .fetch_optional(c)
+        .await
+        })?;
+        Ok(match terms {
+            Some(terms) => (zone_of(&terms.metadata), terms.allocation()),
+            None => (TimeZone::UTC, None),
+        })
+    }
+
+    /// What `plan` gives now: to the scopes of `place` and the pool, or to everybody.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn effective_allocations(
+        &mut self,
+        plan: &Id<Plan>,
+        place: Option<&Placement>,
+    ) -> Result<Vec<EffectiveAllocation>> {
+        let (account, now) = (self.account.clone(), self.now);
+        let scopes = place.map(|place| place.scopes(&account));
+        let [until, unexpired, of] = EFFECTIVE;
+        let rows: Vec<EffectiveRow> = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(until);
+            q.push_bind(now).push(unexpired).push_bind(now).push(of).push_bind(&account);
+            q.push(" AND a.plan_id = ").push_bind(plan);
+            if let Some(scopes) = &scopes {
+                q.push(" AND (a.scope_type = 'pool'");
+                for scope in scopes {
+                    q.push(" OR (a.scope_type = ").push_bind(scope.scope_type);
+                    q.push(" AND a.scope_id = ").push_bind(&scope.scope_id).push(")");
+                }
+                q.push(")");
+            }
+            q.push(" ORDER BY a.scope_type, a.scope_id").build_query_as().fetch_all(c).await
+        })?;
+        Ok(rows.into_iter().map(EffectiveAllocation::from).collect())
+    }
+
+    /// What `plan` gives to everybody, and where those it gives to stand.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn division(&mut self, plan: &Id<Plan>) -> Result<Division> {
+        let allocations = self.effective_allocations(plan, None).await?;
+        let account = self.account.clone();
+        let rows: Vec<StandingRow> = on!(self, |c| {
+            sqlx::query_as(
+            r#"SELECT a.scope_type, a.scope_id, NULL AS team_id, t.org_id FROM "Alchemi_CopilotBudgetAllocationTable" a
+               JOIN "Alchemi_TeamTable" t ON t.account_id = a.account_id AND t.domain = $3 AND t.id = a.scope_id
+               WHERE a.account_id = $1 AND a.plan_id = $2 AND a.scope_type = 'team'
+               UNION ALL
+               SELECT a.scope_type, a.scope_id, m.team_id, t.org_id FROM "Alchemi_CopilotBudgetAllocationTable" a
+               JOIN "Alchemi_TeamMembershipTable" m ON m.account_id = a.account_id AND m.domain = $3 AND m.user_id = a.scope_id
+               JOIN "Alchemi_TeamTable" t ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id
+               WHERE a.account_id = $1 AND a.plan_id = $2 AND a.scope_type = 'user'"#
+        )
+        .bind(&account)
+        .bind(plan)
+        .bind(Domain::Copilot)
+        .fetch_all(c)
+        .await
+        })?;
+        Ok(Division { allocations, standings: rows.into_iter().map(Standing::from).collect() })
+    }
+
+    /// The team that a user joined first: where a request of theirs is counted that
+    /// names no other.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn first_team(&mut self, domain: Domain, user: &Id<User>) -> Result<Option<Team>> {
+        let account = self.account.clone();
+        on!(self, |c| {
+            sqlx::query_as(
+                r#"SELECT t.* FROM "Alchemi_TeamMembershipTable" m
+               JOIN "Alchemi_TeamTable" t ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id
+               WHERE m.account_id = $1 AND m.domain = $2 AND m.user_id = $3 ORDER BY m.created_at, m.team_id LIMIT 1"#,
+            )
+            .bind(&account)
+            .bind(domain)
+            .bind(user)
+            .fetch_optional(c)
+            .await
+        })
+    }
+}

@@ -1,0 +1,159 @@
+//! Users.
+
+use super::Uprooted;
+use crate::context::{Domain, Tenant};
+use crate::id::Id;
+use crate::model::directory::User;
+use crate::model::scope::ScopeType;
+use crate::store::changes::ChangeKind;
+use crate::store::page::{Page, Slice};
+use crate::store::{Result, Tx, on, run};
+
+impl Tx<Tenant> {
+    /// Users of `domain`, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn users(&mut self, domain: Domain, slice: &Slice) -> Result<Page<User>> {
+        let account = self.account.clone();
+        let (at, id) = slice.before();
+        let rows: Vec<User> = on!(self, |c| {
+            sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND (created_at, id) < ($3, $4)
+               ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
+        )
+        .bind(&account)
+        .bind(domain)
+        .bind(at)
+        .bind(&id)
+        .bind(slice.fetch())
+        .bind(slice.skip())
+        .fetch_all(c)
+        .await
+        })?;
+        Ok(slice.page(rows, |u| (u.created_at, u.id.as_str())))
+    }
+
+    /// One user.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn user(&mut self, domain: Domain, id: &Id<User>) -> Result<Option<User>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
+        )
+        .bind(&account)
+        .bind(domain)
+        .bind(id)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// A user that is about to be changed, kept from everybody else until the end of
+    /// the transaction.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn hold_user(&mut self, domain: Domain, id: &Id<User>) -> Result<Option<User>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"UPDATE "Alchemi_UserTable" SET version = version
+               WHERE account_id = $1 AND domain = $2 AND id = $3 RETURNING *"#
+        )
+        .bind(&account)
+        .bind(domain)
+        .bind(id)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// The users with this identity id or this e-mail address, at most two, kept
+    /// from everybody else until the end of the transaction.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn hold_users_of(
+        &mut self,
+        domain: Domain,
+        identity: Option<&str>,
+        email: Option<&str>,
+    ) -> Result<Vec<User>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"UPDATE "Alchemi_UserTable" SET version = version
+               WHERE account_id = $1 AND domain = $2 AND (identity_user_id = $3 OR email = $4) RETURNING *"#
+        )
+        .bind(&account)
+        .bind(domain)
+        .bind(identity)
+        .bind(email)
+        .fetch_all(c)
+        .await)
+    }
+
+    /// Makes a user.
+    ///
+    /// # Errors
+    /// [`StoreError::Unique`](crate::store::StoreError::Unique) on `email` or `identity_user_id`.
+    pub async fn insert_user(&mut self, user: &User) -> Result<()> {
+        let account = self.account.clone();
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_UserTable" (account_id, domain, id, identity_user_id, email, display_name, status,
+               created_by, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)"#,
+            &account,
+            user.domain,
+            &user.id,
+            &user.identity_user_id,
+            &user.email,
+            &user.display_name,
+            user.status,
+            &user.created_by,
+            user.created_at
+        )?;
+        self.changed(ChangeKind::Directory);
+        Ok(())
+    }
+
+    /// Changes every changeable column of a user; gives the new row.
+    ///
+    /// # Errors
+    /// [`StoreError::Unique`](crate::store::StoreError::Unique) on `email` or `identity_user_id`.
+    pub async fn update_user(&mut self, user: &User) -> Result<User> {
+        let (account, now) = (self.account.clone(), self.now);
+        self.changed(ChangeKind::Directory);
+        on!(self, |c| sqlx::query_as(
+            r#"UPDATE "Alchemi_UserTable" SET identity_user_id = $4, email = $5, display_name = $6, status = $7,
+               updated_at = $8, version = version + 1
+               WHERE account_id = $1 AND domain = $2 AND id = $3 RETURNING *"#
+        )
+        .bind(&account)
+        .bind(user.domain)
+        .bind(&user.id)
+        .bind(&user.identity_user_id)
+        .bind(&user.email)
+        .bind(&user.display_name)
+        .bind(user.status)
+        .bind(now)
+        .fetch_one(c)
+        .await)
+    }
+
+    /// Removes a user and everything that hangs on it.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn delete_user(&mut self, domain: Domain, id: &Id<User>) -> Result<Uprooted> {
+        let uprooted = self.uproot(domain, ScopeType::User, id.as_str()).await?;
+        let account = self.account.clone();
+        run!(
+            self,
+            r#"DELETE FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
+            &account,
+            domain,
+            id
+        )?;
+        Ok(uprooted)
+    }
+}

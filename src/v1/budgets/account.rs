@@ -1,0 +1,148 @@
+//! What an account may spend in a calendar month.
+
+use serde::{Deserialize, Serialize};
+
+use super::require;
+use crate::clock::Timestamp;
+use crate::credits::{Credits, Factor};
+use crate::id::Id;
+use crate::model::accounts::Account;
+use crate::model::audit::{Action, Label};
+use crate::model::budgets::AccountAllocation;
+use crate::store::audit::Entry;
+use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, StatusOk, or_404};
+use crate::v1::call::{Call, CopilotAdmin, SuperAdmin};
+use crate::v1::input::{Body, PageParams, Paging, Query};
+
+/// What an account may spend from now on.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewAccountAllocation {
+    account_id: Id<Account>,
+    /// Credits for each calendar month of the account's time zone.
+    #[serde(default)]
+    #[schema(example = 1000)]
+    monthly_credits: Credits,
+    /// Credits that may be spent beyond them.
+    #[serde(default)]
+    #[schema(example = 100)]
+    overflow_limit: Credits,
+    /// Credits for each US dollar that the upstream charges.
+    #[serde(default = "one")]
+    #[schema(example = 1)]
+    credit_factor: Factor,
+}
+
+fn one() -> Factor {
+    Factor::ONE
+}
+
+/// Whose allocation.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct OfAccount {
+    /// One account; without it, a page of all.
+    #[param(value_type = Option<String>)]
+    account_id: Option<Id<Account>>,
+}
+
+/// `{"item": …}` with `account_id`, `{"items": …}` without.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum AccountAllocations {
+    /// One account's; `null` when it has none.
+    One(Item<Option<AccountAllocation>>),
+    /// A page, the one that was last set first.
+    Page(Items<AccountAllocation>),
+}
+
+/// What the caller's account may spend.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Terms {
+    /// Credits for each month.
+    monthly_credits: Credits,
+    /// Credits that may be spent beyond them.
+    overflow_limit: Credits,
+    /// Credits for each US dollar.
+    credit_factor: Factor,
+    /// Since when; absent while nothing was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effective_from: Option<Timestamp>,
+    /// When last set; absent while nothing was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    updated_at: Option<Timestamp>,
+}
+
+impl From<Option<AccountAllocation>> for Terms {
+    fn from(allocation: Option<AccountAllocation>) -> Self {
+        Self {
+            monthly_credits: allocation.as_ref().map(|a| a.monthly_credits).unwrap_or_default(),
+            overflow_limit: allocation.as_ref().map(|a| a.overflow_limit).unwrap_or_default(),
+            credit_factor: allocation.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
+            effective_from: allocation.as_ref().map(|a| a.effective_from),
+            updated_at: allocation.as_ref().map(|a| a.updated_at),
+        }
+    }
+}
+
+/// Set what an account may spend
+///
+/// Holds from now on, for requests that are admitted from now on. A plan that
+/// forbids over-commitment does not stand in the operator's way.
+#[utoipa::path(post, path = "/v1/budgets/account-allocation", tag = "budgets", request_body = NewAccountAllocation,
+    responses((status = 200, description = "Set", body = StatusOk), Refusals))]
+pub async fn set_account_allocation(call: Call<SuperAdmin>, Body(new): Body<NewAccountAllocation>) -> Outcome {
+    require(!new.monthly_credits.is_negative(), "/monthly_credits", "cannot be negative")?;
+    require(!new.overflow_limit.is_negative(), "/overflow_limit", "cannot be negative")?;
+    require(new.credit_factor.nanos() > 0, "/credit_factor", "must be above 0")?;
+    let mut tx = call.begin().await?.within(new.account_id.clone());
+    or_404(tx.this_account().await?, "Account not found")?;
+    let before = tx.account_allocation().await?;
+    let allocation = AccountAllocation {
+        account_id: new.account_id,
+        monthly_credits: new.monthly_credits,
+        overflow_limit: new.overflow_limit,
+        credit_factor: new.credit_factor,
+        effective_from: tx.now(),
+        updated_by: super::acting(&tx),
+        created_at: tx.now(),
+        updated_at: tx.now(),
+        version: 1,
+    };
+    let after = tx.put_account_allocation(&allocation).await?;
+    let id = after.account_id.clone();
+    let entry = Entry {
+        action: Action::Upsert,
+        table: "Alchemi_AccountAllocationTable",
+        id: id.as_str(),
+        label: Label::Billing,
+    };
+    tx.audit(entry, before.as_ref(), &after).await?;
+    call.done(tx, &StatusOk::OK).await
+}
+
+/// Show what an account may spend, or what each account may
+#[utoipa::path(get, path = "/v1/budgets/account-allocation", tag = "budgets", params(OfAccount, PageParams),
+    responses((status = 200, description = "One account's, or a page of all", body = AccountAllocations), Refusals))]
+pub async fn list_account_allocations(
+    call: Call<SuperAdmin>,
+    Query(of): Query<OfAccount>,
+    Paging(slice): Paging<100>,
+) -> Outcome {
+    let mut tx = call.read().await?;
+    let Some(account) = of.account_id else {
+        let page = tx.account_allocations(&slice).await?;
+        return Ok(Answer::of(&AccountAllocations::Page(page.into())));
+    };
+    let item = tx.within(account).account_allocation().await?;
+    let version = item.as_ref().map(|a| a.version);
+    let answer = Answer::of(&AccountAllocations::One(Item { item }));
+    Ok(version.into_iter().fold(answer, Answer::tagged))
+}
+
+/// Show what the caller's account may spend
+#[utoipa::path(get, path = "/v1/budgets/copilot/account-allocation", tag = "budgets",
+    responses((status = 200, description = "Zeros and a factor of 1 while nothing was set", body = Terms), Refusals))]
+pub async fn get_account_allocation(call: Call<CopilotAdmin>) -> Outcome {
+    Ok(Answer::of(&Terms::from(call.read().await?.account_allocation().await?)))
+}

@@ -1,0 +1,275 @@
+//! Renewals: one plan is closed, its successor begins with what was left.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use super::plans::OVERTAKEN;
+use super::{acting, entry, require};
+use crate::clock::Timestamp;
+use crate::context::{Domain, Tenant};
+use crate::credits::Credits;
+use crate::id::Id;
+use crate::model::accounts::JsonText;
+use crate::model::audit::Action;
+use crate::model::budgets::{Allocation, BudgetCycle, Division, Override, Plan, PlanStatus, RenewalSummary, day_of};
+use crate::model::scope::{Scope, ScopeType};
+use crate::model::text::Name;
+use crate::policy::budget::POOL;
+use crate::problem::Problem;
+use crate::store::Tx;
+use crate::store::ledger::Counter;
+use crate::store::page::Slice;
+use crate::store::usage::CostFilter;
+use crate::v1::answer::{Answer, Halt, Items, Outcome, Refusals, or_404, taken};
+use crate::v1::call::{Call, CopilotAdmin};
+use crate::v1::input::{Body, PageParams, Paging};
+
+const ROLLED_OVER: &str = "cycle_rollover";
+
+/// The cycle to be closed.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Renewal {
+    /// Its first moment.
+    cycle_start: Timestamp,
+    /// The first moment behind it.
+    cycle_end: Timestamp,
+    /// The new plan's name; else the old one with the end's date.
+    #[serde(default)]
+    new_plan_name: Option<Name>,
+    /// The most that is carried over; null: all that was not used.
+    #[serde(default)]
+    rollover_cap: Option<Credits>,
+    /// Whether overrides that have not expired go on.
+    #[serde(default)]
+    copy_overrides: bool,
+}
+
+/// What came of a renewal.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Renewed {
+    /// The id of the renewal.
+    #[schema(value_type = String)]
+    cycle_id: Id<BudgetCycle>,
+    /// The new plan, in force.
+    item: Plan,
+    /// What was found and carried over.
+    #[schema(value_type = RenewalSummary)]
+    summary: JsonText,
+}
+
+/// Renew the plan in force
+///
+/// Closes the plan and puts a copy of its allocations in its place. What the plan
+/// gave out and nobody used or holds in the cycle's last window, up to
+/// `rollover_cap`, is added to the new plan's pool until the end of its window.
+/// A renewal that was done is answered again, not done again.
+#[utoipa::path(post, path = "/v1/budgets/copilot/cycles/renew", tag = "budgets", request_body = Renewal,
+    responses((status = 200, description = "The new plan", body = Renewed), Refusals))]
+pub async fn renew_budget_cycle(call: Call<CopilotAdmin>, Body(renewal): Body<Renewal>) -> Outcome {
+    if renewal.cycle_end <= renewal.cycle_start {
+        return Err(Problem::bad_request("invalid_cycle", "cycle_end must be after cycle_start").into());
+    }
+    require(!renewal.rollover_cap.unwrap_or_default().is_negative(), "/rollover_cap", "cannot be negative")?;
+    let mut tx = call.begin().await?;
+    let source = or_404(tx.active_plan().await?, "No active budget plan found")?;
+    if let Some(done) = tx.renewal_into(&source.id).await? {
+        if (done.cycle_start, done.cycle_end) == (renewal.cycle_start, renewal.cycle_end) {
+            let again = Renewed { cycle_id: done.id, item: source, summary: done.summary_json };
+            return call.done(tx, &again).await;
+        }
+        if renewal.cycle_start < done.cycle_end && done.cycle_start < renewal.cycle_end {
+            let detail = format!("The plan began with the renewal of {} to {}", done.cycle_start, done.cycle_end);
+            return Err(Problem::conflict("cycle_overlaps", detail).into());
+        }
+    }
+    tx.deactivate_plan().await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
+    let (zone, account) = tx.account_terms().await?;
+    let closed = Closed::find(&mut tx, &source, &renewal, &zone).await?;
+    let plan = successor(&tx, &source, &renewal, &zone);
+    tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
+    let rollover = closed.unused.min(renewal.rollover_cap.unwrap_or(Credits::MAX));
+    let until = plan.window(tx.now().max(renewal.cycle_end), &zone).end;
+    copy_allocations(&mut tx, &source, &plan, (rollover, until)).await?;
+    if renewal.copy_overrides {
+        copy_overrides(&mut tx, &source, &plan).await?;
+    }
+    let monthly = account.map(|a| a.monthly_credits);
+    let overflow = monthly.map_or(Credits::ZERO, |m| closed.used.saturating_sub(m).max(Credits::ZERO));
+    let summary = RenewalSummary {
+        source_plan_id: source.id.clone(),
+        new_plan_id: plan.id.clone(),
+        used_credits: closed.used,
+        monthly_credits: monthly.unwrap_or_default(),
+        overflow_charge_credits: overflow,
+        unused_credits: closed.unused,
+        rollover_credits: rollover,
+    };
+    let cycle = BudgetCycle {
+        id: tx.new_id(),
+        account_id: tx.account().clone(),
+        source_plan_id: source.id,
+        new_plan_id: plan.id.clone(),
+        cycle_start: renewal.cycle_start,
+        cycle_end: renewal.cycle_end,
+        rollover_credits: rollover,
+        overflow_charge_credits: overflow,
+        summary_json: JsonText::of(&summary),
+        created_by: acting(&tx),
+        created_at: tx.now(),
+    };
+    tx.insert_renewal(&cycle).await.map_err(taken("source", "This plan has been renewed already"))?;
+    tx.audit(entry(Action::Create, "Alchemi_CopilotBudgetCycleTable", cycle.id.as_str()), None::<&()>, &cycle).await?;
+    call.done(tx, &Renewed { cycle_id: cycle.id.clone(), item: plan, summary: cycle.summary_json }).await
+}
+
+/// List renewals
+#[utoipa::path(get, path = "/v1/budgets/copilot/cycles/history", tag = "budgets", params(PageParams),
+    responses((status = 200, description = "A page of renewals, newest first", body = Items<BudgetCycle>), Refusals))]
+pub async fn list_budget_cycles(call: Call<CopilotAdmin>, Paging(slice): Paging<50>) -> Outcome {
+    let cycles = call.read().await?.renewals(&slice).await?;
+    Ok(Answer::of(&Items::from(cycles)))
+}
+
+/// What a closed cycle leaves behind.
+struct Closed {
+    /// Credits of the copilot domain on the days of the cycle.
+    used: Credits,
+    /// What the plan gave out, less what is used and held, in the last window.
+    unused: Credits,
+}
+
+impl Closed {
+    async fn find(tx: &mut Tx<Tenant>, plan: &Plan, renewal: &Renewal, zone: &TimeZone) -> Result<Self, Halt> {
+        let last_moment = renewal.cycle_end.minus(Duration::from_micros(1));
+        let days = CostFilter {
+            from: Some(day_of(renewal.cycle_start, zone)),
+            to: Some(day_of(last_moment, zone)),
+            ..CostFilter::of(Domain::Copilot)
+        };
+        let used = tx.cost_total(&days).await?.credits;
+        let window = plan.window(last_moment.min(tx.now()), zone);
+        let counters = tx.counters_from(window.start).await?;
+        let unused = unused(&tx.division(&plan.id).await?, counters);
+        Ok(Self { used, unused })
+    }
+}
+
+fn unused(division: &Division, counters: Vec<Counter>) -> Credits {
+    let taken: HashMap<Scope, Credits> =
+        counters.into_iter().map(|c| (Scope::new(c.scope_type, c.scope_id), c.used.saturating_add(c.leased))).collect();
+    division.outermost().fold(Credits::ZERO, |sum, a| {
+        let left = a.effective.saturating_sub(taken.get(&a.scope).copied().unwrap_or_default());
+        sum.saturating_add(left.max(Credits::ZERO))
+    })
+}
+
+fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, zone: &TimeZone) -> Plan {
+    let name = renewal.new_plan_name.as_ref().map_or_else(
+        || format!("{} ({})", undated(&source.name), day_of(renewal.cycle_end, zone)),
+        |name| name.as_str().to_owned(),
+    );
+    Plan {
+        id: tx.new_id(),
+        name,
+        status: PlanStatus::Active,
+        created_by: acting(tx),
+        created_at: tx.now(),
+        updated_at: tx.now(),
+        version: 1,
+        ..source.clone()
+    }
+}
+
+/// A plan's name without the date that a renewal put behind it.
+fn undated(name: &str) -> &str {
+    let dated = |date: &str| date.strip_suffix(')').is_some_and(|d| d.parse::<Date>().is_ok());
+    match name.rsplit_once(" (") {
+        Some((name, date)) if dated(date) => name,
+        _ => name,
+    }
+}
+
+/// Copies the shares without what had been rolled over into them, and rolls `over`
+/// into the pool.
+async fn copy_allocations(
+    tx: &mut Tx<Tenant>,
+    from: &Plan,
+    to: &Plan,
+    (over, until): (Credits, Option<Timestamp>),
+) -> Result<(), Halt> {
+    let source = tx.allocations(Some(&from.id), &Slice::first(u32::MAX)).await?.items;
+    let (account, by, now) = (tx.account().clone(), acting(tx), tx.now());
+    let mut copies: Vec<Allocation> = source
+        .into_iter()
+        .map(|a| Allocation {
+            id: tx.new_id(),
+            plan_id: to.id.clone(),
+            allocated_credits: a.allocated_credits.saturating_sub(a.rollover_credits),
+            rollover_credits: Credits::ZERO,
+            rollover_until: None,
+            created_by: by.clone(),
+            created_at: now,
+            updated_at: now,
+            ..a
+        })
+        .filter(|a| a.source != ROLLED_OVER || a.allocated_credits > Credits::ZERO)
+        .collect();
+    if over > Credits::ZERO {
+        let is_pool = |a: &Allocation| a.scope_type == ScopeType::Pool && a.scope_id == POOL;
+        let pool = copies.iter().position(is_pool).map(|at| copies.swap_remove(at));
+        let base = pool.as_ref().map(|p| p.allocated_credits).unwrap_or_default();
+        copies.push(Allocation {
+            id: tx.new_id(),
+            account_id: account,
+            plan_id: to.id.clone(),
+            scope_type: ScopeType::Pool,
+            scope_id: POOL.to_owned(),
+            allocated_credits: base.saturating_add(over),
+            overflow_cap: pool.and_then(|p| p.overflow_cap),
+            rollover_credits: over,
+            rollover_until: until,
+            source: ROLLED_OVER.to_owned(),
+            created_by: by,
+            created_at: now,
+            updated_at: now,
+            version: 1,
+        });
+    }
+    Ok(tx.insert_allocations(&copies).await?)
+}
+
+/// Copies overrides that have not expired; their order, which decides, stays.
+async fn copy_overrides(tx: &mut Tx<Tenant>, from: &Plan, to: &Plan) -> Result<(), Halt> {
+    let source = tx.overrides(Some(&from.id), &Slice::first(u32::MAX)).await?.items;
+    let (by, now) = (acting(tx), tx.now());
+    let copies: Vec<Override> = source
+        .into_iter()
+        .rev()
+        .filter(|o| o.expires_at.is_none_or(|at| now < at))
+        .map(|o| Override {
+            id: tx.new_id(),
+            plan_id: to.id.clone(),
+            reason: Some(format!("copied_from:{}", from.id)),
+            created_by: by.clone(),
+            ..o
+        })
+        .collect();
+    Ok(tx.insert_overrides(&copies).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::undated;
+
+    #[test]
+    fn a_renewed_name_does_not_grow() {
+        assert_eq!(undated("2026 (2026-02-01)"), "2026");
+        assert_eq!(undated("Plan (draft)"), "Plan (draft)");
+        assert_eq!(undated("Plan"), "Plan");
+    }
+}

@@ -1,0 +1,158 @@
+//! Plans: how the copilot domain's credits are divided, and for how long.
+
+use serde::Deserialize;
+
+use super::{Dividing, PLAN_NOT_FOUND, entry, over_committed};
+use crate::id::Id;
+use crate::model::audit::Action;
+use crate::model::budgets::{Cycle, OverCommit, Plan, PlanStatus, newly_exceeded};
+use crate::model::field::Field;
+use crate::model::text::Name;
+use crate::problem::Problem;
+use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, or_404, taken};
+use crate::v1::call::{Call, CopilotAdmin};
+use crate::v1::input::{Body, PageParams, Paging, Path};
+
+const TABLE: &str = "Alchemi_CopilotBudgetPlanTable";
+pub(super) const OVERTAKEN: &str = "Another plan was put in force at the same moment: look at it, then repeat";
+
+/// A new plan.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewPlan {
+    name: Name,
+    /// How long its windows are.
+    #[serde(default = "monthly")]
+    cycle: Cycle,
+    /// Whether allocations may add up to more than there is.
+    #[serde(default)]
+    over_commit: OverCommit,
+}
+
+fn monthly() -> Cycle {
+    Cycle::Monthly
+}
+
+/// A change of a plan.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlanChange {
+    #[serde(default)]
+    #[schema(value_type = Option<Name>)]
+    name: Field<String>,
+    #[serde(default)]
+    #[schema(value_type = Option<OverCommit>)]
+    over_commit: Field<OverCommit>,
+}
+
+/// The plan of the path.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct AtPlan {
+    #[param(value_type = String)]
+    plan_id: Id<Plan>,
+}
+
+/// List plans
+#[utoipa::path(get, path = "/v1/budgets/copilot/plans", tag = "budgets", params(PageParams),
+    responses((status = 200, description = "A page of plans, newest first", body = Items<Plan>), Refusals))]
+pub async fn list_budget_plans(call: Call<CopilotAdmin>, Paging(slice): Paging<100>) -> Outcome {
+    let plans = call.read().await?.plans(&slice).await?;
+    Ok(Answer::of(&Items::from(plans)))
+}
+
+/// Make a plan and put it in force
+///
+/// The plan that was in force is kept, without effect.
+#[utoipa::path(post, path = "/v1/budgets/copilot/plans", tag = "budgets", request_body = NewPlan,
+    responses((status = 200, description = "The new plan", body = Item<Plan>), Refusals))]
+pub async fn create_budget_plan(call: Call<CopilotAdmin>, Body(new): Body<NewPlan>) -> Outcome {
+    let mut tx = call.begin().await?;
+    let former = tx.deactivate_plan().await?;
+    let plan = Plan {
+        id: tx.new_id(),
+        account_id: tx.account().clone(),
+        name: new.name.into_string(),
+        cycle: new.cycle,
+        status: PlanStatus::Active,
+        over_commit: new.over_commit,
+        created_by: super::acting(&tx),
+        created_at: tx.now(),
+        updated_at: tx.now(),
+        version: 1,
+    };
+    tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
+    tx.audit(entry(Action::Create, TABLE, plan.id.as_str()), former.as_ref(), &plan).await?;
+    call.done_tagged(tx, &Item { item: &plan }, plan.version).await
+}
+
+/// Show the plan in force
+#[utoipa::path(get, path = "/v1/budgets/copilot/plans/active", tag = "budgets",
+    responses((status = 200, description = "The plan, or null", body = Item<Option<Plan>>), Refusals))]
+pub async fn get_active_budget_plan(call: Call<CopilotAdmin>) -> Outcome {
+    let item = call.read().await?.active_plan().await?;
+    let version = item.as_ref().map(|p| p.version);
+    Ok(version.into_iter().fold(Answer::of(&Item { item }), Answer::tagged))
+}
+
+/// Show a plan
+#[utoipa::path(get, path = "/v1/budgets/copilot/plans/{plan_id}", tag = "budgets", params(AtPlan),
+    responses((status = 200, description = "The plan", body = Item<Plan>), Refusals))]
+pub async fn get_budget_plan(call: Call<CopilotAdmin>, Path(AtPlan { plan_id }): Path<AtPlan>) -> Outcome {
+    let plan = or_404(call.read().await?.plan(&plan_id).await?, PLAN_NOT_FOUND)?;
+    Ok(Answer::of(&Item { item: &plan }).tagged(plan.version))
+}
+
+/// Change a plan
+///
+/// A plan whose allocations add up to more than there is cannot begin to forbid that.
+#[utoipa::path(patch, path = "/v1/budgets/copilot/plans/{plan_id}", tag = "budgets", params(AtPlan),
+    request_body = PlanChange,
+    responses((status = 200, description = "The changed plan", body = Item<Plan>), Refusals))]
+pub async fn update_budget_plan(
+    call: Call<CopilotAdmin>,
+    Path(AtPlan { plan_id }): Path<AtPlan>,
+    Body(change): Body<PlanChange>,
+) -> Outcome {
+    let mut tx = call.begin().await?;
+    let before = Dividing::begin(&mut tx, &plan_id).await?.plan;
+    call.expects(before.version)?;
+    let mut plan = before.clone();
+    plan.name = renamed(change.name, plan.name)?;
+    plan.over_commit = change.over_commit.over_required(plan.over_commit, "/over_commit")?;
+    if plan.over_commit == OverCommit::Forbid && before.over_commit == OverCommit::Allow {
+        let (_, account) = tx.account_terms().await?;
+        let promised = tx.division(&plan.id).await?.commitments(account.as_ref());
+        newly_exceeded(&[], &promised).map_or(Ok(()), |c| Err(over_committed(&c)))?;
+    }
+    let plan = tx.update_plan(&plan).await?;
+    tx.audit(entry(Action::Update, TABLE, plan.id.as_str()), Some(&before), &plan).await?;
+    call.done_tagged(tx, &Item { item: &plan }, plan.version).await
+}
+
+fn renamed(name: Field<String>, old: String) -> Result<String, Problem> {
+    let name = name.over_required(old, "/name")?;
+    if name.trim().is_empty() {
+        return Err(Problem::bad_request("name_required", "name is required"));
+    }
+    name.parse().map(Name::into_string).map_err(|e| Problem::invalid("/name", e))
+}
+
+/// Put a plan in force
+///
+/// The plan that was in force is kept, without effect.
+#[utoipa::path(post, path = "/v1/budgets/copilot/plans/{plan_id}/activate", tag = "budgets", params(AtPlan),
+    responses((status = 200, description = "The plan, in force", body = Item<Plan>), Refusals))]
+pub async fn activate_budget_plan(call: Call<CopilotAdmin>, Path(AtPlan { plan_id }): Path<AtPlan>) -> Outcome {
+    let mut tx = call.begin().await?;
+    let before = or_404(tx.locked_plan(&plan_id).await?, PLAN_NOT_FOUND)?;
+    call.expects(before.version)?;
+    if before.status == PlanStatus::Active {
+        return call.done_tagged(tx, &Item { item: &before }, before.version).await;
+    }
+    tx.deactivate_plan().await?;
+    let plan = Plan { status: PlanStatus::Active, ..before.clone() };
+    let plan = tx.update_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
+    tx.audit(entry(Action::Update, TABLE, plan.id.as_str()), Some(&before), &plan).await?;
+    call.done_tagged(tx, &Item { item: &plan }, plan.version).await
+}

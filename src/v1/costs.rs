@@ -1,0 +1,312 @@
+//! What was spent, out of sums that are kept when a request settles.
+
+use serde::{Deserialize, Serialize};
+
+use super::answer::{Answer, Halt, Outcome, Refusals};
+use super::budgets::require;
+use super::call::{Call, CopilotAdmin, SignedIn};
+use super::input::Query;
+use crate::clock::Timestamp;
+use crate::context::{Domain, Tenant};
+use crate::credits::{Credits, Usd};
+use crate::id::Id;
+use crate::model::budgets::day_of;
+use crate::model::directory::{Org, Team, User};
+use crate::model::usage::CostDimension;
+use crate::problem::Problem;
+use crate::store::Tx;
+use crate::store::page::Slice;
+use crate::store::usage::{CostFilter, CostRow};
+
+/// How many dimensions a caller may ask for.
+const MAX_GROUPS: usize = 3;
+/// What is broken down by when nothing is asked for.
+const BY_DEFAULT: [CostDimension; 4] =
+    [CostDimension::Llm, CostDimension::Agent, CostDimension::Connection, CostDimension::Guardrail];
+
+/// Which days.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Days {
+    /// The first day in the account's time zone: a date, or a moment of it.
+    #[param(example = "2026-01-01")]
+    from: Option<String>,
+    /// The last day: a date, or the first moment that is too late.
+    #[param(example = "2026-01-31")]
+    to: Option<String>,
+}
+
+impl Days {
+    /// Reads the days and writes them into `filter`.
+    async fn read(&self, tx: &mut Tx<Tenant>, filter: CostFilter) -> Result<CostFilter, Halt> {
+        if self.from.is_none() && self.to.is_none() {
+            return Ok(filter);
+        }
+        let (zone, _) = tx.account_terms().await?;
+        let day = |text: &Option<String>, name: &str, behind: i64| {
+            let Some(text) = text else { return Ok(None) };
+            if let Ok(date) = text.parse::<jiff::civil::Date>().map(|d| d.to_string()) {
+                // jiff reads the date of a date and time, too.
+                if date == *text {
+                    return Ok(Some(date));
+                }
+            }
+            let at: Timestamp = text.parse().map_err(|_| {
+                Problem::invalid(name, "must be a date such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z")
+            })?;
+            Ok::<_, Problem>(Some(day_of(Timestamp::from_micros(at.as_micros().saturating_sub(behind)), &zone)))
+        };
+        Ok(CostFilter { from: day(&self.from, "from", 0)?, to: day(&self.to, "to", 1)?, ..filter })
+    }
+}
+
+/// What the copilot domain's costs are broken down by.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct By {
+    /// `agent`, `llm`, `connection` or `guardrail`.
+    #[param(example = "llm")]
+    #[serde(default = "agent")]
+    by: String,
+}
+
+fn agent() -> String {
+    CostDimension::Agent.as_str().to_owned()
+}
+
+/// Costs by one dimension.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct CostsBy {
+    /// The dimension.
+    by: CostDimension,
+    /// The most expensive first.
+    items: Vec<CostBy>,
+}
+
+/// What one agent, model, connection or guardrail cost.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct CostBy {
+    /// Which; null: none.
+    #[schema(example = "gpt-4o-mini")]
+    key: Option<String>,
+    /// In US dollars.
+    raw_cost: Usd,
+    /// In credits.
+    credits: Credits,
+}
+
+/// Break the copilot domain's costs down by one dimension
+#[utoipa::path(get, path = "/v1/budgets/copilot/cost-breakdown", tag = "budgets", params(By, Days),
+    responses((status = 200, description = "Costs, the largest first", body = CostsBy), Refusals))]
+pub async fn get_budget_cost_breakdown(
+    call: Call<CopilotAdmin>,
+    Query(By { by }): Query<By>,
+    Query(days): Query<Days>,
+) -> Outcome {
+    let by = BY_DEFAULT.into_iter().find(|d| d.as_str() == by).ok_or_else(|| {
+        Problem::bad_request("invalid_breakdown", "by must be one of: agent,llm,connection,guardrail")
+    })?;
+    let mut tx = call.read().await?;
+    let filter = days.read(&mut tx, CostFilter::of(Domain::Copilot)).await?;
+    let rows = tx.costs(&filter, &[by], &Slice::first(u32::MAX)).await?;
+    let items =
+        rows.iter().map(|row| CostBy { key: or_none(row.keys()[0]), raw_cost: row.raw_cost, credits: row.credits });
+    Ok(Answer::of(&CostsBy { by, items: items.collect() }))
+}
+
+fn or_none(key: &str) -> Option<String> {
+    (!key.is_empty()).then(|| key.to_owned())
+}
+
+/// Which costs, and how they are broken down.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Breakdown {
+    /// The product domain.
+    #[serde(default = "copilot")]
+    #[param(required = false)]
+    domain: Domain,
+    /// Only this org's.
+    #[param(value_type = Option<String>)]
+    org_id: Option<Id<Org>>,
+    /// Only this team's.
+    #[param(value_type = Option<String>)]
+    team_id: Option<Id<Team>>,
+    /// Only this user's.
+    #[param(value_type = Option<String>)]
+    user_id: Option<Id<User>>,
+    /// Up to three of agent, llm, connection, guardrail, org, team, user and day,
+    /// separated by commas; the first four unless said.
+    #[param(example = "llm,day")]
+    group_by: Option<String>,
+    /// How many items at most.
+    #[param(minimum = 1, maximum = 10000)]
+    #[serde(default = "a_thousand")]
+    limit: u32,
+    /// Items to skip.
+    #[serde(default)]
+    offset: u64,
+}
+
+fn copilot() -> Domain {
+    Domain::Copilot
+}
+
+fn a_thousand() -> u32 {
+    1_000
+}
+
+impl Breakdown {
+    fn dimensions(&self) -> Result<Vec<CostDimension>, Problem> {
+        let Some(names) = &self.group_by else { return Ok(BY_DEFAULT.to_vec()) };
+        let wrong =
+            || Problem::invalid("group_by", "must be up to three of agent,llm,connection,guardrail,org,team,user,day");
+        let mut dimensions = Vec::new();
+        for name in names.split(',').map(str::trim) {
+            let dimension = CostDimension::ALL.into_iter().find(|d| d.as_str() == name).ok_or_else(wrong)?;
+            if !dimensions.contains(&dimension) {
+                dimensions.push(dimension);
+            }
+        }
+        if dimensions.len() > MAX_GROUPS { Err(wrong()) } else { Ok(dimensions) }
+    }
+
+    fn filter(&self) -> CostFilter {
+        CostFilter {
+            org: self.org_id.as_ref().map(Id::to_string),
+            team: self.team_id.as_ref().map(Id::to_string),
+            user: self.user_id.as_ref().map(Id::to_string),
+            ..CostFilter::of(self.domain)
+        }
+    }
+}
+
+/// Costs of one combination. Of the first eight fields, those that were grouped
+/// by are there; null stands for none.
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct CostItem {
+    /// The model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "gpt-4o-mini")]
+    model_name: Option<Option<String>>,
+    /// The agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    agent_id: Option<Option<String>>,
+    /// The connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    connection_id: Option<Option<String>>,
+    /// The guardrail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    guardrail_code: Option<Option<String>>,
+    /// The org.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    org_id: Option<Option<String>>,
+    /// The team.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    team_id: Option<Option<String>>,
+    /// The user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    user_id: Option<Option<String>>,
+    /// The day of the account's time zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "2026-01-31")]
+    day: Option<Option<String>>,
+    #[serde(flatten)]
+    totals: CostTotals,
+}
+
+/// What requests cost.
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct CostTotals {
+    /// How many requests.
+    requests: i64,
+    /// Their input tokens.
+    input_tokens: i64,
+    /// Their output tokens.
+    output_tokens: i64,
+    /// What they cost in US dollars.
+    raw_cost: Usd,
+    /// What the account paid.
+    credits_incurred: Credits,
+}
+
+impl From<&CostRow> for CostTotals {
+    fn from(row: &CostRow) -> Self {
+        Self {
+            requests: row.requests,
+            input_tokens: row.input_tokens,
+            output_tokens: row.output_tokens,
+            raw_cost: row.raw_cost,
+            credits_incurred: row.credits,
+        }
+    }
+}
+
+impl CostItem {
+    fn of(row: &CostRow, dimensions: &[CostDimension]) -> Self {
+        let mut item = Self { totals: row.into(), ..Self::default() };
+        for (dimension, key) in dimensions.iter().zip(row.keys()) {
+            let field = match dimension {
+                CostDimension::Llm => &mut item.model_name,
+                CostDimension::Agent => &mut item.agent_id,
+                CostDimension::Connection => &mut item.connection_id,
+                CostDimension::Guardrail => &mut item.guardrail_code,
+                CostDimension::Org => &mut item.org_id,
+                CostDimension::Team => &mut item.team_id,
+                CostDimension::User => &mut item.user_id,
+                CostDimension::Day => &mut item.day,
+            };
+            *field = Some(or_none(key));
+        }
+        item
+    }
+}
+
+/// Costs with their sum.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Costs {
+    /// The product domain.
+    domain: Domain,
+    /// The first day; null: from the beginning.
+    from: Option<String>,
+    /// The last day; null: until now.
+    to: Option<String>,
+    /// The most expensive first.
+    items: Vec<CostItem>,
+    /// `offset` of the next page; null at the end.
+    next_offset: Option<u64>,
+    /// The sum of all items, on whatever page.
+    totals: CostTotals,
+}
+
+/// Break costs down
+///
+/// Needs the admin rights of the domain that is asked for.
+#[utoipa::path(get, path = "/v1/costs/breakdown", tag = "costs", params(Breakdown, Days),
+    responses((status = 200, description = "Costs, the largest first, and their sum", body = Costs), Refusals))]
+pub async fn get_cost_breakdown(
+    call: Call<SignedIn>,
+    Query(wanted): Query<Breakdown>,
+    Query(days): Query<Days>,
+) -> Outcome {
+    let call = call.domain_admin(wanted.domain)?;
+    require((1..=10_000).contains(&wanted.limit), "limit", "must be 1 to 10000")?;
+    let dimensions = wanted.dimensions()?;
+    let mut tx = call.read().await?;
+    let filter = days.read(&mut tx, wanted.filter()).await?;
+    let slice = Slice { limit: wanted.limit, after: None, offset: wanted.offset };
+    let mut rows = tx.costs(&filter, &dimensions, &slice).await?;
+    let page = usize::try_from(wanted.limit).unwrap_or(usize::MAX);
+    let next_offset = (rows.len() > page).then(|| wanted.offset.saturating_add(u64::from(wanted.limit)));
+    rows.truncate(page);
+    let totals = CostTotals::from(&tx.cost_total(&filter).await?);
+    let items = rows.iter().map(|row| CostItem::of(row, &dimensions)).collect();
+    let CostFilter { domain, from, to, .. } = filter;
+    Ok(Answer::of(&Costs { domain, from, to, items, next_offset, totals }))
+}

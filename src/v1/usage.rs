@@ -1,0 +1,375 @@
+//! What was used: usage by scope, alerts, recorded usage, and the caller's own.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::answer::{Answer, Halt, Item, Items, Outcome, Refusals, or_404};
+use super::budgets::effective::{Counted, placement};
+use super::budgets::{OfPlan, PLAN_NOT_FOUND, require};
+use super::call::{Call, CopilotAdmin, Member};
+use super::directory::{Standpoint, StandpointHeaders, StandpointQuery};
+use super::input::{Body, PageParams, Paging, Query};
+use crate::context::{Domain, Tenant};
+use crate::credits::{Credits, Factor, MAX_UNITS, Usd};
+use crate::id::Id;
+use crate::model::accounts::JsonText;
+use crate::model::audit::{Action, Label};
+use crate::model::budgets::{EffectiveAllocation, Plan, Window, day_of};
+use crate::model::directory::{Org, Placement, Team, User};
+use crate::model::scope::{Scope, ScopeType};
+use crate::model::text::Name;
+use crate::model::usage::{CostSource, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens, UsageEntry};
+use crate::policy::budget::BudgetRules;
+use crate::problem::Problem;
+use crate::store::Tx;
+use crate::store::audit::Entry;
+use crate::store::usage::CostFilter;
+
+/// What a scope has used of its share in the current window.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ScopeUsage {
+    /// The kind of scope.
+    scope_type: ScopeType,
+    /// The scope.
+    scope_id: String,
+    /// What it has: the override that counts, else what was allocated.
+    allocated_credits: Credits,
+    /// Credits of settled requests.
+    used: Credits,
+    /// Used of allocated; 0 when nothing is allocated.
+    #[schema(example = 81.5)]
+    usage_percentage: f64,
+    /// Credits that may be spent beyond.
+    overflow_cap: Option<Credits>,
+    /// Credits that were.
+    overflow_used: Credits,
+}
+
+/// What a plan's scopes have used.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct UsageByScope {
+    /// The plan; null: none is in force.
+    #[schema(value_type = Option<String>)]
+    plan_id: Option<Id<Plan>>,
+    /// Its scopes.
+    items: Vec<ScopeUsage>,
+}
+
+/// Show what a plan's scopes have used
+///
+/// In the plan's current window, of the plan in force unless `plan_id` is sent.
+#[utoipa::path(get, path = "/v1/budgets/copilot/usage-by-scope", tag = "budgets", params(OfPlan),
+    responses((status = 200, description = "Usage of each allocated scope", body = UsageByScope), Refusals))]
+pub async fn get_usage_by_scope(call: Call<CopilotAdmin>, Query(of): Query<OfPlan>) -> Outcome {
+    let mut tx = call.read().await?;
+    let plan = match &of.plan_id {
+        Some(id) => Some(or_404(tx.plan(id).await?, PLAN_NOT_FOUND)?),
+        None => tx.active_plan().await?,
+    };
+    let items = match &plan {
+        Some(plan) => scope_usage(&mut tx, plan).await?,
+        None => Vec::new(),
+    };
+    Ok(Answer::of(&UsageByScope { plan_id: plan.map(|p| p.id), items }))
+}
+
+async fn scope_usage(tx: &mut Tx<Tenant>, plan: &Plan) -> Result<Vec<ScopeUsage>, Halt> {
+    let (zone, _) = tx.account_terms().await?;
+    let allocations = tx.effective_allocations(&plan.id, None).await?;
+    let counted = Counted::new(tx.counters_from(plan.window(tx.now(), &zone).start).await?);
+    Ok(allocations.into_iter().map(|a| ScopeUsage::of(counted.used(&a.scope), a)).collect())
+}
+
+impl ScopeUsage {
+    fn of(used: Credits, allocation: EffectiveAllocation) -> Self {
+        Self {
+            scope_type: allocation.scope.scope_type,
+            scope_id: allocation.scope.scope_id,
+            allocated_credits: allocation.effective,
+            used,
+            usage_percentage: used.percent_of(allocation.effective),
+            overflow_cap: allocation.overflow_cap,
+            overflow_used: used.saturating_sub(allocation.effective).max(Credits::ZERO),
+        }
+    }
+}
+
+/// From where on a budget is worth telling.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Threshold {
+    /// Per cent of what is allocated.
+    #[param(minimum = 0, maximum = 1000)]
+    #[serde(default = "eighty")]
+    threshold: f64,
+}
+
+fn eighty() -> f64 {
+    80.0
+}
+
+/// How near a budget is to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AlertLevel {
+    /// Below 90 per cent.
+    Warning,
+    /// From 90 per cent on.
+    Critical,
+    /// From 100 per cent on.
+    Exceeded,
+}
+
+impl AlertLevel {
+    fn of(percentage: f64) -> Self {
+        match percentage {
+            p if p >= 100.0 => Self::Exceeded,
+            p if p >= 90.0 => Self::Critical,
+            _ => Self::Warning,
+        }
+    }
+}
+
+/// A budget that nears its end.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Alert {
+    /// Whose: the name, a user's e-mail address, else the id.
+    #[schema(example = "Research")]
+    entity_name: String,
+    /// Used of allocated in the current window.
+    usage_percentage: f64,
+    /// How near.
+    alert_level: AlertLevel,
+    /// Which budget.
+    budget: AlertBudget,
+}
+
+/// Which budget an alert is about.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AlertBudget {
+    /// `ACCOUNT`, `ORG`, `TEAM`, `USER` or `POOL`.
+    #[schema(example = "ORG")]
+    entity_type: String,
+    /// The scope.
+    entity_id: String,
+}
+
+/// `{"items": […]}`
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Alerts {
+    /// The nearest to its end first.
+    items: Vec<Alert>,
+}
+
+/// Show budgets that near their end
+///
+/// The account's month and the scopes of the plan in force, each in its current window.
+#[utoipa::path(get, path = "/v1/budgets/copilot/alerts", tag = "budgets", params(Threshold),
+    responses((status = 200, description = "Budgets at or above the threshold", body = Alerts), Refusals))]
+pub async fn list_budget_alerts(call: Call<CopilotAdmin>, Query(of): Query<Threshold>) -> Outcome {
+    require((0.0..=1000.0).contains(&of.threshold), "threshold", "must be 0 to 1000")?;
+    let mut tx = call.read().await?;
+    let mut usages = Vec::from_iter(account_usage(&mut tx).await?);
+    let mut names = HashMap::new();
+    if let Some(plan) = tx.active_plan().await? {
+        usages.extend(scope_usage(&mut tx, &plan).await?);
+        names = tx.scope_names(&plan.id).await?;
+    }
+    if let Some(account) = tx.this_account().await? {
+        names.insert(Scope::new(ScopeType::Account, account.account_id.as_str()), account.account_name);
+    }
+    usages.retain(|u| u.usage_percentage >= of.threshold);
+    usages.sort_by(|a, b| b.usage_percentage.total_cmp(&a.usage_percentage));
+    let alert = |usage: ScopeUsage| Alert {
+        entity_name: names
+            .remove(&Scope::new(usage.scope_type, usage.scope_id.as_str()))
+            .unwrap_or_else(|| usage.scope_id.clone()),
+        usage_percentage: usage.usage_percentage,
+        alert_level: AlertLevel::of(usage.usage_percentage),
+        budget: AlertBudget { entity_type: usage.scope_type.as_str().to_ascii_uppercase(), entity_id: usage.scope_id },
+    };
+    Ok(Answer::of(&Alerts { items: usages.into_iter().map(alert).collect() }))
+}
+
+/// The account's month, if it is limited.
+async fn account_usage(tx: &mut Tx<Tenant>) -> Result<Option<ScopeUsage>, Halt> {
+    let (zone, account) = tx.account_terms().await?;
+    let Some(account) = account else { return Ok(None) };
+    let scope = Scope::new(ScopeType::Account, account.account_id.as_str());
+    let rules = BudgetRules { zone, account: None, plan: None, allocations: Vec::new() };
+    let window = rules.account_window(tx.now());
+    let used = Counted::new(tx.counters_from(window.start).await?).used(&scope);
+    let allocation = EffectiveAllocation {
+        scope,
+        base: account.monthly_credits,
+        effective: account.monthly_credits,
+        overridden: false,
+        overflow_cap: Some(account.overflow_limit),
+    };
+    Ok(Some(ScopeUsage::of(used, allocation)))
+}
+
+/// Usage that did not pass through the gateway.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalUsage {
+    /// What it cost in US dollars.
+    raw_cost: Usd,
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    org_id: Option<Id<Org>>,
+    /// Brings its org along.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    team_id: Option<Id<Team>>,
+    /// Without a team and an org: in the team that they joined first.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    user_id: Option<Id<User>>,
+    #[serde(default)]
+    agent_id: Option<Name>,
+    #[serde(default)]
+    model_name: Option<Name>,
+    #[serde(default)]
+    connection_id: Option<Name>,
+    #[serde(default)]
+    guardrail_code: Option<Name>,
+    /// The caller's notes.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    metadata: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Record usage that did not pass through the gateway
+///
+/// Its credits, at the factor that holds now, are drawn from the same counters as
+/// a request's, even where that goes over a cap: it has happened. Send an
+/// `Idempotency-Key`, so that a repeated call counts once.
+#[utoipa::path(post, path = "/v1/budgets/copilot/usage/record", tag = "budgets", request_body = ExternalUsage,
+    responses((status = 200, description = "The ledger's row", body = Item<UsageEntry>), Refusals))]
+pub async fn record_usage(call: Call<CopilotAdmin>, Body(usage): Body<ExternalUsage>) -> Outcome {
+    require(!usage.raw_cost.is_negative(), "/raw_cost", "cannot be negative")?;
+    let mut tx = call.begin().await?;
+    let place = placement(&mut tx, usage.org_id.as_ref(), usage.team_id.as_ref(), usage.user_id.as_ref()).await?;
+    let rules = tx.budget_rules(Some(&place)).await?;
+    let factor = rules.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor);
+    let credits = bookable(&mut tx, usage.raw_cost, factor).await?;
+    let links = rules.chain(tx.account(), Domain::Copilot, &place, tx.now());
+    let text = |name: Option<Name>| name.map(Name::into_string);
+    let row = LedgerRow {
+        request_id: tx.new_id::<LedgerRow>().to_string(),
+        account_id: tx.account().clone(),
+        kind: RouteKind::Chat,
+        entry: EntryKind::Usage,
+        domain: Domain::Copilot,
+        dimensions: Dimensions {
+            org_id: place.org.map(|id| id.to_string()),
+            team_id: place.team.map(|id| id.to_string()),
+            user_id: place.user.map(|id| id.to_string()),
+            subject: None,
+            agent_id: text(usage.agent_id),
+            model_name: text(usage.model_name),
+            connection_id: text(usage.connection_id),
+            guardrail_code: text(usage.guardrail_code),
+        },
+        tokens: Tokens::default(),
+        raw_cost: usage.raw_cost,
+        credit_factor: factor,
+        credits,
+        cost_source: CostSource::Recorded,
+        marks: String::new(),
+        upstream_call_id: None,
+        status: 0,
+        duration_us: 0,
+        plan_id: rules.plan.as_ref().map(|p| p.id.to_string()),
+        cycle_start: rules.plan.as_ref().map(|p| p.window(tx.now(), &rules.zone).start.as_micros()),
+        metadata: JsonText::of(&usage.metadata).get().to_owned(),
+        day: day_of(tx.now(), &rules.zone),
+        created_at: tx.now(),
+    };
+    tx.record(&row, &links).await?;
+    let item = UsageEntry::from(row);
+    let entry =
+        Entry { action: Action::Create, table: "Alchemi_UsageLedgerTable", id: &item.id, label: Label::Copilot };
+    tx.audit(entry, None::<&()>, &item).await?;
+    call.done(tx, &Item { item: &item }).await
+}
+
+/// What `cost` is in credits, if the account's books can hold it beside what they hold.
+async fn bookable(tx: &mut Tx<Tenant>, cost: Usd, factor: Factor) -> Result<Credits, Halt> {
+    let booked = tx.booked().await?;
+    let fits = factor.credits(cost).filter(|credits| {
+        let credits = booked.credits.saturating_add(*credits);
+        let cost = booked.raw_cost.saturating_add(cost);
+        credits <= Credits::from_units(MAX_UNITS) && cost <= Usd::from_units(MAX_UNITS)
+    });
+    Ok(fits.ok_or_else(|| Problem::invalid("/raw_cost", "would take the account's books above 9000000000"))?)
+}
+
+/// The caller's own usage.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct OwnUsage {
+    /// Sums of the current window; null for one whom the directory does not know.
+    totals: Option<UsageTotals>,
+    /// A page of the ledger, newest first.
+    items: Vec<UsageEntry>,
+    /// Where the next page starts: send it as `cursor`. `null` at the end.
+    next_cursor: Option<String>,
+}
+
+/// Sums of the days of a window.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct UsageTotals {
+    /// The window.
+    window: Window,
+    /// How many requests.
+    requests: i64,
+    /// Their input tokens.
+    input_tokens: i64,
+    /// Their output tokens.
+    output_tokens: i64,
+    /// What they cost in US dollars.
+    raw_cost: Usd,
+    /// What the account paid.
+    credits_incurred: Credits,
+}
+
+/// Show the caller's own usage
+#[utoipa::path(get, path = "/v1/me/usage", tag = "self-service", params(StandpointQuery, StandpointHeaders, PageParams),
+    responses((status = 200, description = "Sums of the current window and a page of the ledger", body = OwnUsage),
+        Refusals))]
+pub async fn get_own_usage(call: Call<Member>, standpoint: Standpoint, Paging(slice): Paging<100>) -> Outcome {
+    let mut tx = call.read().await?;
+    let place = standpoint.place(&mut tx, &call.context).await?;
+    let page = tx.usage_of(place.user.as_ref(), &call.context.actor().subject, &slice).await?;
+    let totals = match &place.user {
+        Some(user) => Some(own_totals(&mut tx, standpoint.domain, user).await?),
+        None => None,
+    };
+    let Items { items, next_cursor } = Items::from(page);
+    Ok(Answer::of(&OwnUsage { totals, items, next_cursor }))
+}
+
+async fn own_totals(tx: &mut Tx<Tenant>, domain: Domain, user: &Id<User>) -> Result<UsageTotals, Halt> {
+    let rules = tx.budget_rules(Some(&Placement::default())).await?;
+    let now = tx.now();
+    let window = match (&rules.plan, domain) {
+        (Some(plan), Domain::Copilot) => plan.window(now, &rules.zone),
+        _ => rules.account_window(now),
+    };
+    let days = CostFilter {
+        from: Some(day_of(window.start, &rules.zone)),
+        user: Some(user.to_string()),
+        ..CostFilter::of(domain)
+    };
+    let sum = tx.cost_total(&days).await?;
+    Ok(UsageTotals {
+        window,
+        requests: sum.requests,
+        input_tokens: sum.input_tokens,
+        output_tokens: sum.output_tokens,
+        raw_cost: sum.raw_cost,
+        credits_incurred: sum.credits,
+    })
+}

@@ -1,0 +1,173 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use alchemi::credits::Usd;
+use alchemi::metering::json::Reported;
+use alchemi::metering::price::{ModelPrice, PriceBook};
+use alchemi::model::usage::Tokens;
+use alchemi::policy::AskSize;
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::fixture;
+
+fn book(deployments: serde_json::Value) -> PriceBook {
+    PriceBook::from_model_info(json!({ "data": deployments }).to_string().as_bytes()).unwrap()
+}
+
+fn nanos(book: &PriceBook, tokens: Tokens) -> Option<i64> {
+    book.price("m", &tokens.into()).map(Usd::nanos)
+}
+
+#[test]
+fn the_captured_model_list() {
+    let book = PriceBook::from_model_info(&fixture::response("model_info").body).unwrap();
+    let tokens = Tokens { input: 19, output: 21, ..Tokens::default() };
+    assert_eq!(
+        book.price("gpt-4o-mini", &tokens.into()),
+        Some(Usd::from_nanos(15_450)),
+        "as LiteLLM's own header says"
+    );
+    let embedding = Tokens { input: 2, ..Tokens::default() };
+    assert_eq!(book.price("text-embedding-3-small", &embedding.into()), Some(Usd::from_nanos(40)));
+    let cached = Tokens { input: 1000, cached: 1000, ..Tokens::default() };
+    assert_eq!(book.price("gpt-4o", &cached.into()), Some(Usd::from_nanos(1_250_000)));
+    assert_eq!(book.max_output("gpt-4o"), Some(16_384));
+    assert_eq!(book.price("claude-mock", &tokens.into()), None, "listed without a price");
+    assert_eq!(book.max_output("claude-mock"), Some(64_000));
+    assert_eq!(book.price("unheard-of", &tokens.into()), None);
+}
+
+#[test]
+fn special_prices_and_what_stands_in_for_them() {
+    let used = Tokens {
+        input: 100,
+        output: 50,
+        cached: 60,
+        cache_creation: 10,
+        reasoning: 20,
+        audio_input: 5,
+        audio_output: 4,
+    };
+    let plain =
+        book(json!([{"model_name":"m","model_info":{"input_cost_per_token":1e-6,"output_cost_per_token":2e-6}}]));
+    assert_eq!(nanos(&plain, used), Some(100_000 + 100_000));
+    let special = book(json!([{"model_name":"m","model_info":{
+        "input_cost_per_token":1e-6,"output_cost_per_token":2e-6,"cache_read_input_token_cost":1e-7,
+        "cache_creation_input_token_cost":1.25e-6,"output_cost_per_reasoning_token":3e-6,
+        "input_cost_per_audio_token":1e-5,"output_cost_per_audio_token":2e-5}}]));
+    let input = 25 * 1000 + 60 * 100 + 10 * 1250 + 5 * 10_000;
+    assert_eq!(nanos(&special, used), Some(input + 26 * 2000 + 20 * 3000 + 4 * 20_000));
+    // Parts larger than the whole are held to it.
+    let absurd = Tokens { input: 10, cached: u64::MAX, cache_creation: u64::MAX, ..Tokens::default() };
+    assert_eq!(nanos(&special, absurd), Some(1000));
+}
+
+#[test]
+fn the_dearest_deployment_counts() {
+    let book = book(json!([
+        {"model_name":"m","model_info":{"input_cost_per_token":1e-6,"output_cost_per_token":5e-6,"cache_read_input_token_cost":1e-7,"max_output_tokens":10}},
+        {"model_name":"m","model_info":{"input_cost_per_token":2e-6,"output_cost_per_token":4e-6,"max_tokens":20}},
+        {"model_name":"m","model_info":null},
+        {"model_name":"m"},
+    ]));
+    let tokens = Tokens { input: 10, output: 10, cached: 5, ..Tokens::default() };
+    assert_eq!(nanos(&book, tokens), Some(20_000 + 50_000), "the second one has no price for cached input");
+    assert_eq!(book.max_output("m"), Some(20));
+}
+
+#[test]
+fn sums_are_rounded_once_half_to_even() {
+    let cheap =
+        book(json!([{"model_name":"m","model_info":{"input_cost_per_token":5e-10,"output_cost_per_token":5e-10}}]));
+    assert_eq!(nanos(&cheap, Tokens { input: 1, output: 1, ..Tokens::default() }), Some(1));
+    assert_eq!(nanos(&cheap, Tokens { input: 1, ..Tokens::default() }), Some(0));
+    assert_eq!(nanos(&cheap, Tokens { input: 3, ..Tokens::default() }), Some(2));
+    let huge = Tokens { input: u64::MAX, output: u64::MAX, ..Tokens::default() };
+    let dear = book(json!([{"model_name":"m","model_info":{"input_cost_per_token":9e9,"output_cost_per_token":9e9}}]));
+    assert_eq!(nanos(&dear, huge), None, "no overflow, no wrap");
+}
+
+#[test]
+fn prices_are_read_as_they_are_written() {
+    let body = br#"{"data":[{"model_name":"m","model_info":{"input_cost_per_token":1.4999999999999998e-07,"output_cost_per_token":"6e-7"}},
+                            {"model_name":"bad","model_info":{"input_cost_per_token":-1,"output_cost_per_token":{}}}]}"#;
+    let book = PriceBook::from_model_info(body).unwrap();
+    assert_eq!(nanos(&book, Tokens { input: 1_000_000_000, ..Tokens::default() }), Some(150_000_000_000));
+    assert_eq!(nanos(&book, Tokens { output: 1, ..Tokens::default() }), Some(600));
+    assert_eq!(book.price("bad", &Tokens { input: 1, ..Tokens::default() }.into()), None);
+    for bad in ["", "[]", "{}", r#"{"data":[{}]}"#, r#"{"error":"x"}"#] {
+        assert!(PriceBook::from_model_info(bad.as_bytes()).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_missing_price_is_never_taken_for_nothing() {
+    let input_only = book(json!([{"model_name":"m","model_info":{"input_cost_per_token":1e-6}}]));
+    assert_eq!(nanos(&input_only, Tokens { input: 2, ..Tokens::default() }), Some(2000));
+    assert_eq!(nanos(&input_only, Tokens { input: 2, output: 1, ..Tokens::default() }), None);
+}
+
+#[test]
+fn seconds_images_and_searches() {
+    let book = book(
+        json!([{"model_name":"m","model_info":{"input_cost_per_second":0.0001,"output_cost_per_image":0.04,"input_cost_per_query":0.002}}]),
+    );
+    let price = |used: Reported| book.price("m", &used).map(Usd::nanos);
+    assert_eq!(price(Reported { duration: Some(Duration::from_millis(3100)), ..Reported::default() }), Some(310_000));
+    assert_eq!(
+        price(Reported { images: Some(3), tokens: Some(Tokens::default()), ..Reported::default() }),
+        Some(120_000_000)
+    );
+    assert_eq!(price(Reported { queries: Some(1), ..Reported::default() }), Some(2_000_000));
+    assert_eq!(price(Reported::default()), None);
+}
+
+#[test]
+fn configuration_wins_field_by_field() {
+    let base =
+        book(json!([{"model_name":"m","model_info":{"input_cost_per_token":1e-6,"output_cost_per_token":2e-6}}]));
+    let prices: BTreeMap<String, ModelPrice> = serde_json::from_value(
+        json!({"m":{"output_cost_per_token":"3e-6"},"new":{"input_cost_per_token":1.5e-7,"output_cost_per_token":0}}),
+    )
+    .unwrap();
+    let book = base.with_overrides(&prices);
+    let tokens = Tokens { input: 1, output: 1, ..Tokens::default() };
+    assert_eq!(nanos(&book, tokens), Some(4000));
+    assert_eq!(book.price("new", &tokens.into()), Some(Usd::from_nanos(150)));
+    for bad in [json!({"input_cost":1}), json!({"input_cost_per_token":-1}), json!({"input_cost_per_token":"x"})] {
+        assert!(serde_json::from_value::<ModelPrice>(bad).is_err());
+    }
+}
+
+#[test]
+fn estimates_are_bounded_by_request_and_model() {
+    let book = book(
+        json!([{"model_name":"m","model_info":{"input_cost_per_token":1e-6,"output_cost_per_token":2e-6,"max_output_tokens":100}},
+                           {"model_name":"picture","model_info":{"output_cost_per_image":0.04}}]),
+    );
+    let estimate = |model: &str, max_output, answers| {
+        let estimate = book.estimate(model, &AskSize { input_tokens: 10, max_output, answers }, 1024);
+        (estimate.tokens.input, estimate.tokens.output, estimate.cost.map(Usd::nanos))
+    };
+    assert_eq!(estimate("m", Some(20), 1), (10, 20, Some(50_000)));
+    assert_eq!(estimate("m", Some(20), 3), (10, 60, Some(130_000)));
+    assert_eq!(estimate("m", None, 1), (10, 100, Some(210_000)));
+    assert_eq!(estimate("m", Some(u64::MAX), 2), (10, 200, Some(410_000)));
+    assert_eq!(estimate("other", None, 0), (10, 1024, None));
+    assert_eq!(estimate("other", Some(u64::MAX), u64::MAX), (10, u64::MAX, None));
+    assert_eq!(estimate("picture", None, 2).2, Some(80_000_000));
+}
+
+proptest! {
+    #[test]
+    fn a_price_is_exact_to_the_nano(input in 0_u64..10_000_000, output in 0_u64..10_000_000, a in 0_i64..100_000_000, b in 0_i64..100_000_000) {
+        // Prices in units of 1e-12, so the sum is an integer of those.
+        let body = format!(r#"{{"data":[{{"model_name":"m","model_info":{{"input_cost_per_token":{a}e-12,"output_cost_per_token":{b}e-12}}}}]}}"#);
+        let book = PriceBook::from_model_info(body.as_bytes()).unwrap();
+        let pico = i128::from(input) * i128::from(a) + i128::from(output) * i128::from(b);
+        let (whole, rest) = (pico / 1000, pico % 1000);
+        let rounded = whole + i128::from(rest > 500 || (rest == 500 && whole % 2 == 1));
+        prop_assert_eq!(nanos(&book, Tokens { input, output, ..Tokens::default() }).map(i128::from), Some(rounded));
+    }
+}
