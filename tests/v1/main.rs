@@ -1,0 +1,10 @@
+//! The control plane, through its routes, on each database.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "the helpers of tests may panic")]
+
+#[path = "../common/postgres.rs"]
+mod postgres;
+
+mod directory;
+mod gateway;
+mod models;
