@@ -210,8 +210,3 @@ async fn digest_idempotent(request: Request, next: Next) -> Result<Response, Pro
 fn has_key(headers: &HeaderMap) -> bool {
     headers.contains_key("idempotency-key")
 }
-
-// Until the gateway can be started by tests, they run on a stand-in in here.
-#[cfg(test)]
-#[path = "../tests/v1/in_crate.rs"]
-mod tests;

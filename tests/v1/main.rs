@@ -5,6 +5,12 @@
 #[path = "../common/postgres.rs"]
 mod postgres;
 
+mod accounts;
+mod admins;
+mod audit;
+mod context;
 mod directory;
 mod gateway;
 mod models;
+mod policies;
+mod revocations;

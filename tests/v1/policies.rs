@@ -1,13 +1,14 @@
+//! What only the operator sets for an account.
+
 use serde_json::json;
 
-use super::common::{Gateway, backends};
+use crate::gateway::{gateways, issued};
 
 #[tokio::test]
 async fn settings_are_replaced_whole_and_guarded_by_their_version() {
-    for backend in backends() {
-        let gateway = Gateway::start(backend).await;
+    for gateway in gateways(issued).await {
         let operator = gateway.as_operator();
-        let account = format!("/v1/accounts/{}", gateway.account("Acme").await);
+        let account = format!("/accounts/{}", gateway.created_account("Acme").await);
         let cases = [
             (
                 "feature-pack",
@@ -26,59 +27,58 @@ async fn settings_are_replaced_whole_and_guarded_by_their_version() {
         ];
         for (resource, key, sent, kept, empty) in cases {
             let path = format!("{account}/{resource}");
-            let (status, body, headers) = operator.get(&path).await;
+            let (status, body, headers) = operator.get(&path).await.parts();
             assert_eq!((status, &body[key], &headers["etag"]), (200, &empty, &"\"0\"".parse().unwrap()));
-            let first = operator.clone().with("if-match", "\"0\"");
-            let (status, body, headers) = first.put(&path, sent).await;
+            let first = operator.with("if-match", "\"0\"");
+            let (status, body, headers) = first.put(&path, sent).await.parts();
             assert_eq!((status, &body), (200, &json!({"status": "ok", key: kept})));
             assert_eq!(headers["etag"], "\"1\"");
-            assert_eq!(first.put(&path, json!({})).await.0, 412);
-            assert_eq!(operator.get(&path).await.1, json!({key: kept}));
-            let (_, bundle, _) = operator.get(&account).await;
+            assert_eq!(first.put(&path, json!({})).await.parts().0, 412);
+            assert_eq!(operator.get(&path).await.parts().1, json!({key: kept}));
+            let (_, bundle, _) = operator.get(&account).await.parts();
             assert_eq!(bundle["item"][key], kept);
-            assert_eq!(operator.put(&path, json!({})).await.1[key], empty);
-            assert_eq!(operator.put(&path, json!({"colour": 1})).await.0, 422);
-            let gone = operator.put(&format!("/v1/accounts/nothing/{resource}"), json!({})).await;
+            assert_eq!(operator.put(&path, json!({})).await.parts().1[key], empty);
+            assert_eq!(operator.put(&path, json!({"colour": 1})).await.parts().0, 422);
+            let gone = operator.put(&format!("/accounts/nothing/{resource}"), json!({})).await.parts();
             assert_eq!((gone.0, &gone.1["detail"]), (404, &json!("Account not found")));
-            assert_eq!(operator.get(&format!("/v1/accounts/nothing/{resource}")).await.0, 404);
+            assert_eq!(operator.get(&format!("/accounts/nothing/{resource}")).await.parts().0, 404);
         }
         let path = format!("{account}/console-model-policy");
-        let (status, body, _) = operator.put(&path, json!({"deny_models": ["a*b"]})).await;
+        let (status, body, _) = operator.put(&path, json!({"deny_models": ["a*b"]})).await.parts();
         assert_eq!((status, &body["errors"][0]["pointer"]), (422, &json!("/deny_models/0")));
     }
 }
 
 #[tokio::test]
 async fn an_organisation_belongs_to_one_account() {
-    for backend in backends() {
-        let gateway = Gateway::start(backend).await;
+    for gateway in gateways(issued).await {
         let operator = gateway.as_operator();
-        let path = format!("/v1/accounts/{}/zitadel/config", gateway.account("Acme").await);
-        let other = format!("/v1/accounts/{}/zitadel/config", gateway.account("Other").await);
-        assert_eq!(operator.get(&path).await.1, json!({"zitadel_config": {}}));
+        let path = format!("/accounts/{}/zitadel/config", gateway.created_account("Acme").await);
+        let other = format!("/accounts/{}/zitadel/config", gateway.created_account("Other").await);
+        assert_eq!(operator.get(&path).await.parts().1, json!({"zitadel_config": {}}));
 
         let sent = json!({"issuer": "https://login.example.com", "audience": "aud", "project_id": "p", "organization_id": "o",
             "role_prefix": "acme_", "role_mappings": {"account_admin": "boss"}, "account_id_claim": "c",
             "product_domains_claim": "d"});
         let mut kept = sent.clone();
         kept["enabled"] = json!(true);
-        let (status, body, _) = operator.put(&path, sent).await;
+        let (status, body, _) = operator.put(&path, sent).await.parts();
         assert_eq!((status, &body), (200, &json!({"status": "ok", "zitadel_config": kept})));
-        assert_eq!(operator.get(&path).await.1["zitadel_config"], kept);
+        assert_eq!(operator.get(&path).await.parts().1["zitadel_config"], kept);
 
-        let (status, body, _) = operator.put(&other, json!({"organization_id": "o"})).await;
+        let (status, body, _) = operator.put(&other, json!({"organization_id": "o"})).await.parts();
         assert_eq!((status, &body["field"]), (409, &json!("organization_id")));
-        let (_, body, _) = operator.put(&path, json!({"enabled": false, "organization_id": ""})).await;
+        let (_, body, _) = operator.put(&path, json!({"enabled": false, "organization_id": ""})).await.parts();
         assert_eq!(body["zitadel_config"]["organization_id"], json!(null), "a PUT replaces the whole");
-        assert_eq!(operator.put(&other, json!({"organization_id": "o"})).await.0, 200);
+        assert_eq!(operator.put(&other, json!({"organization_id": "o"})).await.parts().0, 200);
     }
 }
 
 #[tokio::test]
 async fn a_binding_names_safe_urls_and_known_roles() {
-    let gateway = Gateway::start(super::common::Backend::Sqlite).await;
+    let gateway = gateways(issued).await.remove(0);
     let operator = gateway.as_operator();
-    let path = format!("/v1/accounts/{}/zitadel/config", gateway.account("Acme").await);
+    let path = format!("/accounts/{}/zitadel/config", gateway.created_account("Acme").await);
     for issuer in [
         "http://login.example.com",
         "ftp://x.org",
@@ -89,12 +89,12 @@ async fn a_binding_names_safe_urls_and_known_roles() {
         "http://localhost.evil.org",
         "file:///etc/passwd",
     ] {
-        let (status, body, _) = operator.put(&path, json!({"issuer": issuer})).await;
+        let (status, body, _) = operator.put(&path, json!({"issuer": issuer})).await.parts();
         assert_eq!((status, &body["errors"][0]["pointer"]), (422, &json!("/issuer")), "{issuer}");
     }
     for issuer in ["https://login.example.com", "http://localhost:8080", "http://127.0.0.1:1", "http://[::1]:1/x"] {
-        assert_eq!(operator.put(&path, json!({"issuer": issuer})).await.0, 200, "{issuer}");
+        assert_eq!(operator.put(&path, json!({"issuer": issuer})).await.parts().0, 200, "{issuer}");
     }
-    let (status, body, _) = operator.put(&path, json!({"role_mappings": {"boss": "x"}})).await;
+    let (status, body, _) = operator.put(&path, json!({"role_mappings": {"boss": "x"}})).await.parts();
     assert_eq!((status, &body["errors"][0]["pointer"]), (422, &json!("/role_mappings")));
 }
