@@ -165,6 +165,9 @@ impl Usage {
             total_tokens: self.total_tokens.max(earlier.total_tokens),
             cache_read_input_tokens: self.cache_read_input_tokens.max(earlier.cache_read_input_tokens),
             cache_creation_input_tokens: self.cache_creation_input_tokens.max(earlier.cache_creation_input_tokens),
+            // LiteLLM computes the cost of a stream's last usage from that usage alone: without
+            // the input tokens in it, the input was not charged.
+            cost: self.cost.filter(|_| self.input_tokens.or(self.prompt_tokens).is_some()),
             ..self
         }
     }

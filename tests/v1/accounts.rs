@@ -7,7 +7,7 @@ use crate::gateway::{gateways, gateways_at_rest, issued};
 #[tokio::test]
 async fn an_account_starts_with_its_admin_and_the_global_org() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         let (status, body, headers) = operator
             .post(
                 "/accounts",
@@ -50,7 +50,7 @@ async fn an_account_starts_with_its_admin_and_the_global_org() {
 #[tokio::test]
 async fn what_is_taken_is_a_conflict() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         operator.post("/accounts", json!({"account_name": "Acme", "domain": "acme.com"})).await.ok();
         let other = gateway.created_account("Other").await;
         let path = format!("/accounts/{other}");
@@ -76,7 +76,7 @@ async fn what_is_taken_is_a_conflict() {
 #[tokio::test]
 async fn bad_fields_are_named() {
     let gateway = gateways(issued).await.remove(0);
-    let operator = gateway.as_operator();
+    let operator = gateway.as_operator(None);
     let id = gateway.created_account("Acme").await;
     let deep = serde_json::from_str::<Value>(&format!("{}{}", "[".repeat(120), "]".repeat(120))).unwrap();
     let password = json!({"account_name": "x", "admin_password": "hunter2"});
@@ -112,7 +112,7 @@ async fn bad_fields_are_named() {
 #[tokio::test]
 async fn a_patch_keeps_clears_and_sets() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         let (_, made, _) = operator
             .post(
                 "/accounts",
@@ -156,7 +156,7 @@ async fn a_patch_keeps_clears_and_sets() {
 #[tokio::test]
 async fn accounts_are_listed_in_pages_with_as_many_statements_for_two_as_for_one() {
     for (gateway, clock) in gateways_at_rest(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         for name in ["A", "B", "C"] {
             let id = gateway.created_account(name).await;
             operator.post(&format!("/accounts/{id}/admins"), json!({"user_email": "x@y.org"})).await.ok();
@@ -208,7 +208,7 @@ async fn spend_is_the_sum_of_the_rollups() {
                    effective_from, created_at, updated_at) VALUES ('{id}', 10500000000, 0, 2000000000, 0, 0, 0)"#
             ))
             .await;
-        let (_, text, _) = gateway.as_operator().text(http::Method::GET, &format!("/accounts/{id}"), None).await;
+        let (_, text, _) = gateway.as_operator(None).text(http::Method::GET, &format!("/accounts/{id}"), None).await;
         assert!(text.contains(r#""spend":1.500000001"#), "{text}");
         assert!(text.contains(r#""monthly_credits":10.5"#), "{text}");
         assert!(text.contains(r#""effective_from":"1970-01-01T00:00:00Z""#), "{text}");
@@ -218,7 +218,7 @@ async fn spend_is_the_sum_of_the_rollups() {
 #[tokio::test]
 async fn a_soft_delete_suspends_and_a_hard_one_leaves_audit_and_ledger() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         let id = gateway.created_account("Acme").await;
         let path = format!("/accounts/{id}");
         operator.put(&format!("{path}/zitadel/config"), json!({"organization_id": "org-1"})).await.ok();
@@ -255,7 +255,7 @@ async fn a_soft_delete_suspends_and_a_hard_one_leaves_audit_and_ledger() {
 #[tokio::test]
 async fn a_repeated_creation_is_answered_once() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator().with("idempotency-key", "k-1");
+        let operator = gateway.as_operator(None).with("idempotency-key", "k-1");
         let first = operator.post("/accounts", json!({"account_name": "Acme"})).await.parts();
         let second = operator.post("/accounts", json!({"account_name": "Acme"})).await.parts();
         assert_eq!((first.0, second.0), (200, 200));
@@ -268,7 +268,7 @@ async fn a_repeated_creation_is_answered_once() {
 async fn of_concurrent_changes_to_one_version_one_is_made() {
     for gateway in gateways(issued).await {
         let path = format!("/accounts/{}", gateway.created_account("Acme").await);
-        let operator = gateway.as_operator().with("if-match", "\"1\"");
+        let operator = gateway.as_operator(None).with("if-match", "\"1\"");
         let answers = futures_util::future::join_all((0..8).map(|n| {
             let (operator, path) = (&operator, &path);
             async move { operator.patch(path, json!({"account_alias": format!("a{n}")})).await.parts().0 }
@@ -276,7 +276,7 @@ async fn of_concurrent_changes_to_one_version_one_is_made() {
         .await;
         assert_eq!(answers.iter().filter(|status| **status == 200).count(), 1, "{answers:?}");
         assert!(answers.iter().all(|status| [200, 412].contains(status)), "{answers:?}");
-        let (_, verdict, _) = gateway.as_operator().get(&format!("{path}/audit/verify")).await.parts();
+        let (_, verdict, _) = gateway.as_operator(None).get(&format!("{path}/audit/verify")).await.parts();
         assert_eq!((&verdict["item"]["valid"], &verdict["item"]["events"]), (&json!(true), &json!(3)));
     }
 }

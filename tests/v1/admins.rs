@@ -7,26 +7,26 @@ use crate::gateway::{gateways, issued};
 #[tokio::test]
 async fn admins_are_added_changed_and_removed() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         let path = format!("/accounts/{}/admins", gateway.created_account("Acme").await);
 
         let (status, body, _) =
-            operator.post(&path, json!({"user_email": " Ada@Acme.com ", "password": null})).await.ok();
+            operator.post(&path, json!({"user_email": " Ada@Acme.com ", "password": null})).await.parts();
         assert_eq!((status, &body["status"]), (200, &json!("ok")));
         let id = body["item"]["id"].clone();
         assert_eq!(body["item"]["role"], "account_admin");
         let (_, body, headers) =
-            operator.post(&path, json!({"user_email": "ada@acme.com", "role": "console_org_admin"})).await.ok();
+            operator.post(&path, json!({"user_email": "ada@acme.com", "role": "console_org_admin"})).await.parts();
         assert_eq!((&body["item"]["id"], &body["item"]["role"]), (&id, &json!("console_org_admin")));
         assert_eq!(headers["etag"], "\"2\"");
 
         let (status, body, _) =
-            operator.patch(&format!("{path}/ada@acme.com"), json!({"new_email": "al@acme.com"})).await.ok();
+            operator.patch(&format!("{path}/ada@acme.com"), json!({"new_email": "al@acme.com"})).await.parts();
         assert_eq!((status, &body["status"], &body["item"]["id"]), (200, &json!("ok"), &id));
         assert_eq!(operator.patch(&format!("{path}/AL%40acme.com"), json!({})).await.parts().0, 200);
         operator.post(&path, json!({"user_email": "bob@acme.com"})).await.ok();
         let (status, body, _) =
-            operator.patch(&format!("{path}/bob@acme.com"), json!({"new_email": "al@acme.com"})).await.ok();
+            operator.patch(&format!("{path}/bob@acme.com"), json!({"new_email": "al@acme.com"})).await.parts();
         assert_eq!((status, &body["detail"]), (409, &json!("new_email already exists for this account")));
 
         let (_, list, _) = operator.get(&path).await.parts();
@@ -40,7 +40,7 @@ async fn admins_are_added_changed_and_removed() {
 #[tokio::test]
 async fn roles_addresses_and_passwords_are_checked() {
     let gateway = gateways(issued).await.remove(0);
-    let operator = gateway.as_operator();
+    let operator = gateway.as_operator(None);
     let path = format!("/accounts/{}/admins", gateway.created_account("Acme").await);
     operator.post(&path, json!({"user_email": "ada@acme.com"})).await.ok();
     let one = format!("{path}/ada@acme.com");

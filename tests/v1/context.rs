@@ -43,7 +43,7 @@ async fn the_issuer_is_shown_to_those_who_signed_in() {
 async fn callers_of_a_suspended_account_see_their_context_and_nothing_else() {
     for gateway in gateways(issued).await {
         let acme = gateway.created_account("Acme").await;
-        gateway.as_operator().delete(&format!("/accounts/{acme}")).await.ok();
+        gateway.as_operator(None).delete(&format!("/accounts/{acme}")).await.ok();
 
         let ada = gateway.as_admin_of(&acme).await;
         assert_eq!(ada.get("/me/context").await.parts().0, 200);
@@ -53,7 +53,7 @@ async fn callers_of_a_suspended_account_see_their_context_and_nothing_else() {
         }
 
         let restored = gateway
-            .as_operator()
+            .as_operator(None)
             .post(&format!("/accounts/{acme}/status"), json!({"status": " Active "}))
             .await
             .parts();
@@ -83,14 +83,14 @@ async fn operators_routes_refuse_others_and_unknown_callers() {
         let (status, body, _) = gateway.as_admin_of(&acme).await.get(&path).await.parts();
         assert_eq!((status, &body["detail"]), (403, &json!("Super admin access required")), "{path}");
         assert_eq!(gateway.as_nobody().get(&path).await.parts().0, 401, "{path}");
-        assert_eq!(gateway.as_operator().get(&path).await.parts().0, 200, "{path}");
+        assert_eq!(gateway.as_operator(None).get(&path).await.parts().0, 200, "{path}");
     }
     for path in ["/audit", "/audit/verify", "/audit/export"] {
         assert_eq!(
             gateway.as_member_of(&acme, "bob", None).await.get(path).await.parts().1["detail"],
             "Account admin access required"
         );
-        assert_eq!(gateway.as_operator().get(path).await.parts().1["detail"], "Account context required");
+        assert_eq!(gateway.as_operator(None).get(path).await.parts().1["detail"], "Account context required");
         assert_eq!(gateway.as_nobody().get(path).await.parts().0, 401);
     }
 }

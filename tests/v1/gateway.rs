@@ -105,7 +105,7 @@ impl Gateway {
 
     /// A new account, as the operator makes it.
     pub(crate) async fn created_account(&self, name: &str) -> Id<Account> {
-        let made = self.as_operator().post("/accounts", json!({ "account_name": name })).await.ok();
+        let made = self.as_operator(None).post("/accounts", json!({ "account_name": name })).await.ok();
         made["account_id"].as_str().unwrap().parse().unwrap()
     }
 
@@ -114,27 +114,11 @@ impl Gateway {
         Client { router: self.router.clone(), context: None, headers: HeaderMap::new() }
     }
 
-    /// The operator, in no account.
-    pub(crate) fn as_operator(&self) -> Client {
-        Client { context: Some(master_key_context(None)), ..self.as_nobody() }
-    }
-
-    /// The operator, in an account.
-    pub(crate) async fn as_operator_in(&self, account: &Id<Account>) -> Client {
-        let binding = self.binding(account).await;
-        Client { context: Some(master_key_context(Some(&binding))), ..self.as_nobody() }
-    }
-
-    async fn binding(&self, account: &Id<Account>) -> AccountBinding {
+    /// Whether the account is suspended, as the store has it.
+    async fn suspended(&self, account: &Id<Account>) -> bool {
         let granted = master_key_context(None).super_admin().unwrap().over(account.clone());
         let row = self.store.read(&granted).await.unwrap().this_account().await.unwrap();
-        AccountBinding {
-            id: account.clone(),
-            suspended: row.is_some_and(|row| row.status == AccountStatus::Suspended),
-            organization_id: None,
-            role_prefix: None,
-            role_mappings: BTreeMap::new(),
-        }
+        row.is_some_and(|row| row.status == AccountStatus::Suspended)
     }
 
     /// A new account, alone in its table.
@@ -145,6 +129,12 @@ impl Gateway {
         tx.insert_account(&account).await.unwrap();
         tx.commit().await.unwrap();
         account.account_id
+    }
+
+    /// The operator, within an account if one is named.
+    pub(crate) fn as_operator(&self, account: Option<&Id<Account>>) -> Client {
+        let binding = account.map(|account| binding(account, false));
+        Client { context: Some(master_key_context(binding.as_ref())), ..self.as_nobody() }
     }
 
     /// An admin of both domains of `account`.
@@ -178,9 +168,19 @@ impl Gateway {
         });
         let token = self.issuer.mint(subject, Duration::from_secs(600)).unwrap();
         let verified = self.identity.verify(&token).await.unwrap();
-        let binding = self.binding(account).await;
+        let binding = binding(account, self.suspended(account).await);
         let context = context(&verified, Some(&binding), false, self.identity.claim_rules()).unwrap();
         Client { context: Some(context), ..self.as_nobody() }
+    }
+}
+
+fn binding(account: &Id<Account>, suspended: bool) -> AccountBinding {
+    AccountBinding {
+        id: account.clone(),
+        suspended,
+        organization_id: None,
+        role_prefix: None,
+        role_mappings: BTreeMap::new(),
     }
 }
 

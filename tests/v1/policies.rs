@@ -7,7 +7,7 @@ use crate::gateway::{gateways, issued};
 #[tokio::test]
 async fn settings_are_replaced_whole_and_guarded_by_their_version() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         let account = format!("/accounts/{}", gateway.created_account("Acme").await);
         let cases = [
             (
@@ -52,7 +52,7 @@ async fn settings_are_replaced_whole_and_guarded_by_their_version() {
 #[tokio::test]
 async fn an_organisation_belongs_to_one_account() {
     for gateway in gateways(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         let path = format!("/accounts/{}/zitadel/config", gateway.created_account("Acme").await);
         let other = format!("/accounts/{}/zitadel/config", gateway.created_account("Other").await);
         assert_eq!(operator.get(&path).await.parts().1, json!({"zitadel_config": {}}));
@@ -77,7 +77,7 @@ async fn an_organisation_belongs_to_one_account() {
 #[tokio::test]
 async fn a_binding_names_safe_urls_and_known_roles() {
     let gateway = gateways(issued).await.remove(0);
-    let operator = gateway.as_operator();
+    let operator = gateway.as_operator(None);
     let path = format!("/accounts/{}/zitadel/config", gateway.created_account("Acme").await);
     for issuer in [
         "http://login.example.com",

@@ -8,7 +8,7 @@ use crate::gateway::{ISSUER, gateways, gateways_at_rest, issued};
 #[tokio::test]
 async fn of_two_moments_the_later_holds() {
     for (gateway, clock) in gateways_at_rest(issued).await {
-        let operator = gateway.as_operator();
+        let operator = gateway.as_operator(None);
         let mut changes = gateway.store.changes();
         let path = "/auth/revocations";
         let (status, first, _) = operator.post(path, json!({"subject": "eve", "reason": "laptop lost"})).await.parts();
@@ -45,7 +45,7 @@ async fn of_two_moments_the_later_holds() {
 #[tokio::test]
 async fn an_issuer_that_is_not_accepted_is_refused() {
     let gateway = gateways(issued).await.remove(0);
-    let operator = gateway.as_operator();
+    let operator = gateway.as_operator(None);
     let misspelt = json!({"issuer": "https://login.example.org", "subject": "eve"});
     let (status, body, _) = operator.post("/auth/revocations", misspelt).await.parts();
     assert_eq!((status, &body["errors"][0]["pointer"]), (422, &json!("/issuer")));
