@@ -5,8 +5,14 @@
 #[path = "../common/postgres.rs"]
 mod postgres;
 
+mod accounts;
+mod admins;
+mod audit;
 mod budgets;
+mod context;
 mod directory;
 mod gateway;
 mod models;
+mod policies;
+mod revocations;
 mod usage;
