@@ -50,6 +50,9 @@ use listener::{Answer, Listener};
 use operations::Operations;
 use tls::Tls;
 
+/// How long the start waits for the upstream's prices; without them, requests would be admitted as free.
+const FIRST_PRICES: Duration = Duration::from_secs(2);
+
 /// What stands outside of the configuration: time, identifiers, guardrails.
 #[derive(Debug)]
 pub struct Surroundings {
@@ -177,7 +180,9 @@ impl Server {
         background.spawn(background::charge_abandoned(allocations));
         let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());
         background.spawn(async move { watched.watch().await });
-        background.spawn(async move { listed.watch(&balancer, credential.as_ref()).await });
+        // The first request finds prices, if the upstream is there to tell them.
+        let first = tokio::time::timeout(FIRST_PRICES, listed.refresh(&balancer, credential.as_ref())).await;
+        background.spawn(async move { listed.watch(&balancer, credential.as_ref(), first.unwrap_or(false)).await });
         background.spawn(async move { identity.warm().await });
         Self::listen(config, store, front, operations, background, settler).await
     }

@@ -73,12 +73,12 @@ impl Catalogue {
         }
     }
 
-    /// Refreshes for ever; to be spawned, and aborted at shutdown.
-    pub async fn watch(&self, balancer: &Balancer, credential: Option<&HeaderValue>) {
-        let mut known = false;
+    /// Refreshes for ever; to be spawned, and aborted at shutdown. `known` says whether
+    /// there is a listing already.
+    pub async fn watch(&self, balancer: &Balancer, credential: Option<&HeaderValue>, mut known: bool) {
         loop {
-            known |= self.refresh(balancer, credential).await;
             tokio::time::sleep(if known { self.interval } else { FIRST_ATTEMPTS.min(self.interval) }).await;
+            known |= self.refresh(balancer, credential).await;
         }
     }
 }

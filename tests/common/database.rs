@@ -1,0 +1,87 @@
+//! The databases that a test runs on, and a second way into them for assertions.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use sqlx::{AssertSqlSafe, Column, Decode, Type};
+
+use super::postgres;
+
+/// Where a gateway keeps its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// A file in the gateway's own folder.
+    Sqlite,
+    /// The database with this URL, fresh and empty.
+    Postgres(String),
+}
+
+/// Each database that there is: SQLite always, PostgreSQL as [`postgres::database`] says.
+pub(crate) async fn backends() -> Vec<Backend> {
+    let postgres = postgres::database().await.map(Backend::Postgres);
+    [Some(Backend::Sqlite), postgres].into_iter().flatten().collect()
+}
+
+/// A row as JSON, by the names of its columns.
+pub(crate) type Row = Map<String, Value>;
+
+/// Connections beside the gateway's own.
+#[derive(Clone, Debug)]
+pub(crate) enum Database {
+    Sqlite(sqlx::SqlitePool),
+    Postgres(sqlx::PgPool),
+}
+
+impl Backend {
+    /// The URL for a gateway whose folder is `folder`.
+    pub(crate) fn url(&self, folder: &Path) -> String {
+        match self {
+            Self::Sqlite => format!("sqlite:{}", folder.join("alchemi.db").display()),
+            Self::Postgres(url) => url.clone(),
+        }
+    }
+}
+
+impl Database {
+    /// Connects, when first used.
+    pub(crate) fn at(url: &str) -> Self {
+        if url.starts_with("sqlite:") {
+            Self::Sqlite(sqlx::SqlitePool::connect_lazy(url).unwrap())
+        } else {
+            Self::Postgres(sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_lazy(url).unwrap())
+        }
+    }
+
+    /// The rows of a query; `$1` and so on stand for `texts`.
+    pub(crate) async fn rows(&self, sql: &str, texts: &[&str]) -> Vec<Row> {
+        match self {
+            Self::Sqlite(pool) => {
+                let query = texts.iter().fold(sqlx::query(AssertSqlSafe(sql.to_owned())), |q, t| q.bind(*t));
+                query.fetch_all(pool).await.unwrap().iter().map(read).collect()
+            }
+            Self::Postgres(pool) => {
+                let query = texts.iter().fold(sqlx::query(AssertSqlSafe(sql.to_owned())), |q, t| q.bind(*t));
+                query.fetch_all(pool).await.unwrap().iter().map(read).collect()
+            }
+        }
+    }
+}
+
+/// Integers, text, booleans and NULL are all that the schema has.
+fn read<R>(row: &R) -> Row
+where
+    R: sqlx::Row,
+    usize: sqlx::ColumnIndex<R>,
+    for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> bool: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> String: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let value = |at: usize| {
+        row.try_get::<Option<i64>, _>(at)
+            .map(Value::from)
+            .or_else(|_| row.try_get::<Option<String>, _>(at).map(Value::from))
+            .or_else(|_| row.try_get::<Option<bool>, _>(at).map(Value::from))
+            .unwrap()
+    };
+    row.columns().iter().map(|column| (column.name().to_owned(), value(column.ordinal()))).collect()
+}

@@ -1,0 +1,11 @@
+//! A whole gateway for tests, over real HTTP, with the database, issuer and upstream that it needs.
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part of it")]
+
+pub(crate) mod client;
+pub(crate) mod database;
+pub(crate) mod gateway;
+pub(crate) mod postgres;
+
+pub(crate) use client::{Client, Reply};
+pub(crate) use database::{Backend, Row, backends};
+pub(crate) use gateway::{Gateway, Person, UPSTREAM_KEY};
