@@ -160,6 +160,10 @@ impl Gateway {
         if matches!(credential, Credential::Upstream) {
             return self.unmanaged(head, Outgoing::stream(body), exchange).await;
         }
+        refuse_repeated(&head.headers)?;
+        if let Some(target) = ingress::governed_target(&head.uri) {
+            head.uri = target;
+        }
         // Context and rules: who that is here, and what holds for them.
         let caller = self.caller(credential, &asked).await?;
         // Ask: what the body wants, read once and strictly.
@@ -429,6 +433,9 @@ impl Gateway {
         let answered = tokio::time::timeout_at(until.into(), sending).await;
         let answered = answered.unwrap_or(Err(ForwardError::Timeout(own.config.total_timeout)));
         let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();
+        if answer.status.is_informational() {
+            return Err(ForwardError::Switched.into());
+        }
         own.metrics.decided(Some(kind), "allow");
         own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
         if let Some(meter) = admitted.meter() {
@@ -538,6 +545,16 @@ impl Gateway {
         );
         refuse(problem, kind, &exchange.id)
     }
+}
+
+/// What is judged once must stand once, or the upstream might read another line.
+fn refuse_repeated(headers: &http::HeaderMap) -> Result<(), Problem> {
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Problem::bad_request("invalid_header", format!("Header {name} must not be repeated")));
+        }
+    }
+    Ok(())
 }
 
 /// A request that may be forwarded: with a reservation, or of a kind that is free.
