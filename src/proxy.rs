@@ -137,7 +137,7 @@ impl Gateway {
         let kind = route.kind;
         match self.pipeline(request, exchange, &route).await {
             Ok(response) => response,
-            Err(problem) => self.refused(problem, Some(kind), exchange),
+            Err(problem) => self.refused(problem, Some(kind), &exchange.id),
         }
     }
 
@@ -492,7 +492,7 @@ impl Gateway {
     {
         match self.ungoverned(request, exchange).await {
             Ok(response) => response,
-            Err(problem) => self.refused(problem, None, exchange),
+            Err(problem) => self.refused(problem, None, &exchange.id),
         }
     }
 
@@ -534,16 +534,16 @@ impl Gateway {
     }
 
     /// Answers with a refusal, counted and logged.
-    pub fn refused(&self, problem: Problem, kind: Option<RouteKind>, exchange: &Exchange) -> Response<Body> {
+    pub fn refused(&self, problem: Problem, kind: Option<RouteKind>, id: &RequestId) -> Response<Body> {
         self.0.parts.metrics.decided(kind, problem.code());
         tracing::info!(
-            request_id = exchange.id.as_str(),
+            request_id = id.as_str(),
             kind = kind.map_or("other", RouteKind::as_str),
             status = problem.status(),
             code = problem.code(),
             "refused"
         );
-        refuse(problem, kind, &exchange.id)
+        refuse(problem, kind, id)
     }
 }
 

@@ -15,6 +15,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use super::tls::Tls;
 use crate::proxy::config::LimitsConfig;
@@ -38,19 +39,26 @@ pub(super) struct Listener<A> {
 }
 
 impl<A: Answer> Listener<A> {
-    /// Accepts until `stop` changes, then waits for the connections under way; gives
-    /// whether all of them ended in time.
+    /// Accepts until `stop` changes, then waits for the connections under way and cuts
+    /// those that take too long; gives whether all of them ended in time.
     pub(super) async fn run(self, mut stop: watch::Receiver<bool>) -> bool {
-        let connections = GracefulShutdown::new();
+        let graceful = GracefulShutdown::new();
+        let mut connections = JoinSet::new();
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let builder = Arc::new(self.builder());
         loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break };
+            let accept = async {
+                let permit = Arc::clone(&permits).acquire_owned().await.map_err(std::io::Error::other)?;
+                let (stream, address) = self.socket.accept().await?;
+                Ok::<_, std::io::Error>((permit, stream, address))
+            };
             let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
+                accepted = accept => accepted,
+                // Those that have ended are let go of.
+                Some(_) = connections.join_next() => continue,
                 _ = stop.wait_for(|stop| *stop) => break,
             };
-            let (stream, address) = match accepted {
+            let (permit, stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, most likely: wait for some to be freed.
@@ -61,17 +69,17 @@ impl<A: Answer> Listener<A> {
             };
             // Only a delay is lost without it.
             let _ = stream.set_nodelay(true);
-            let (answer, builder, watcher) = (self.answer.clone(), Arc::clone(&builder), connections.watcher());
+            let (answer, builder, watcher) = (self.answer.clone(), Arc::clone(&builder), graceful.watcher());
             match self.tls.clone() {
                 None => {
-                    tokio::spawn(async move {
+                    connections.spawn(async move {
                         serve(stream, peer(address, false), &builder, watcher, answer).await;
                         drop(permit);
                     });
                 }
                 Some(tls) => {
                     let handshake_limit = Duration::from_secs(self.limits.head_seconds);
-                    tokio::spawn(async move {
+                    connections.spawn(async move {
                         if let Ok(Ok(stream)) = tokio::time::timeout(handshake_limit, tls.accept(stream)).await {
                             serve(stream, peer(address, true), &builder, watcher, answer).await;
                         }
@@ -81,7 +89,11 @@ impl<A: Answer> Listener<A> {
             }
         }
         drop(self.socket);
-        tokio::time::timeout(Duration::from_secs(self.limits.drain_seconds), connections.shutdown()).await.is_ok()
+        let limit = Duration::from_secs(self.limits.drain_seconds);
+        let drained = tokio::time::timeout(limit, graceful.shutdown()).await.is_ok();
+        // What a cut connection was doing is dropped, and so settled, before this returns.
+        connections.shutdown().await;
+        drained
     }
 
     fn builder(&self) -> auto::Builder<TokioExecutor> {
