@@ -4,52 +4,13 @@
 //! says which account, roles and domains follow from it; [`Granted`] is the proof
 //! that a guard let them through, and the only key to the database.
 
-use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::id::Id;
 use crate::model::accounts::Account;
+pub use crate::model::domain::Domain;
 use crate::problem::Problem;
-
-/// A product domain: the gateway's admin side, or the end users' assistant side.
-/// Each has its own tree of orgs, teams and users.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Domain {
-    /// The gateway's admin side.
-    Console,
-    /// The end users' assistant side.
-    Copilot,
-}
-
-impl Domain {
-    /// Both, in a fixed order.
-    pub const ALL: [Self; 2] = [Self::Console, Self::Copilot];
-
-    /// `console` or `copilot`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Console => "console",
-            Self::Copilot => "copilot",
-        }
-    }
-}
-
-impl fmt::Display for Domain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl std::str::FromStr for Domain {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|d| d.as_str() == text).ok_or(())
-    }
-}
 
 /// How a caller proved who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,6 +5,7 @@ pub mod accounts;
 pub mod audit;
 pub mod budgets;
 pub mod directory;
+pub mod domain;
 pub mod field;
 pub mod models;
 pub mod revocations;

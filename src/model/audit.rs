@@ -7,6 +7,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use super::domain::Domain;
 use crate::clock::Timestamp;
 
 /// What was done.
@@ -60,11 +61,11 @@ impl Label {
     }
 }
 
-impl From<crate::context::Domain> for Label {
-    fn from(domain: crate::context::Domain) -> Self {
+impl From<Domain> for Label {
+    fn from(domain: Domain) -> Self {
         match domain {
-            crate::context::Domain::Console => Self::Console,
-            crate::context::Domain::Copilot => Self::Copilot,
+            Domain::Console => Self::Console,
+            Domain::Copilot => Self::Copilot,
         }
     }
 }

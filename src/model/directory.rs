@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::accounts::Account;
+use super::domain::Domain;
 use super::scope::{Scope, ScopeType};
 use crate::clock::Timestamp;
-use crate::context::Domain;
 use crate::id::Id;
 
 /// An org of one domain.

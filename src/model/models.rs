@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::accounts::Account;
+use super::domain::Domain;
 use super::scope::ScopeType;
 use crate::clock::Timestamp;
-use crate::context::Domain;
 use crate::id::Id;
 
 /// Whether a grant lets in or keeps out.

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::accounts::{Account, JsonText};
+use super::domain::Domain;
 use super::scope::Scope;
 use crate::clock::Timestamp;
-use crate::context::Domain;
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
 

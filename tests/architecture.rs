@@ -1,0 +1,288 @@
+//! The architecture as data: who may import whom, and where a thing may be written.
+//!
+//! A module that needs something new either belongs elsewhere, or its line here is changed in the same commit, with
+//! the reason.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use alchemi::store::migrate::migrations;
+
+/// Everybody may import these, and they import nothing but each other.
+const VOCABULARY: &[&str] = &["clock", "credits", "id", "problem", "secret"];
+
+/// What a module may import besides the vocabulary.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    // Nouns and rules, without I/O
+    ("model", &[]),
+    ("context", &["model"]),
+    ("policy", &["context", "model"]),
+    // Capabilities. Of `policy`, the store needs the links that a reservation is counted under, and metering the size
+    // of what was asked: both are values that the pipeline hands on.
+    ("store", &["context", "model", "policy"]),
+    ("identity", &["context", "model"]),
+    ("plugin", &["context", "model", "policy"]),
+    ("allocation", &["context", "model", "policy", "store"]),
+    ("metering", &["allocation", "context", "model", "policy", "store"]),
+    // Surfaces. The layer and the proxy know each other: the one reads the headers that the other strips.
+    ("layer", &["allocation", "context", "identity", "metering", "plugin", "policy", "proxy"]),
+    ("proxy", &["allocation", "context", "identity", "layer", "metering", "model", "plugin", "policy"]),
+    ("v1", &["allocation", "context", "model", "policy", "store"]),
+    // For development alone: nothing that serves knows of it.
+    ("dev", &[]),
+    // Composition
+    ("config", &["allocation", "context", "identity", "model", "proxy", "store"]),
+    ("telemetry", &["allocation", "config", "identity", "metering", "proxy", "store"]),
+    (
+        "server",
+        &[
+            "allocation",
+            "config",
+            "context",
+            "identity",
+            "layer",
+            "metering",
+            "plugin",
+            "proxy",
+            "store",
+            "telemetry",
+            "v1",
+        ],
+    ),
+    ("cli", &["config", "context", "dev", "server", "store", "telemetry", "v1"]),
+];
+
+/// Words that only these files may contain.
+const ONLY_IN: &[(&str, &[&str], &str)] = &[
+    ("sqlx", &["store.rs", "store/"], "all SQL is in the store"),
+    ("AssertSqlSafe", &["store/migrate.rs"], "SQL is a literal; only the text of a migration is not"),
+    ("std::env", &["config.rs"], "the environment is read by the configuration"),
+    ("SystemTime::now", &["clock.rs"], "time is injected"),
+    ("now_v7", &["id.rs"], "ids are injected"),
+];
+
+/// Words that these files may not contain.
+const NEVER_IN: &[(&str, &[&str], &str)] = &[
+    ("policy", &["async", "await", "tokio", "sqlx", "reqwest", "hyper"], "a verdict is a pure function"),
+    ("model", &["async", "await", "tokio", "reqwest", "hyper"], "nouns do no I/O"),
+];
+
+/// What says nothing about what is inside.
+const EMPTY_NAMES: &[&str] =
+    &["mod", "util", "utils", "helper", "helpers", "manager", "data", "common", "types", "misc"];
+
+/// Lines of a file without its tests. 500 is the aim.
+const MAX_LINES: usize = 600;
+
+/// SHA-256 of each migration: one that was released is never changed.
+const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
+    ("postgres", 1, "init", "28440ed5f2e51b463425d663a67aef4e7528ffe341330e15f85ca8e2da11d973"),
+    ("sqlite", 1, "init", "28440ed5f2e51b463425d663a67aef4e7528ffe341330e15f85ca8e2da11d973"),
+];
+
+/// A source file, by its path below `src`.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The top-level module that it belongs to; none for the crate's roots.
+    fn module(&self) -> Option<&str> {
+        let first = self.path.split('/').next()?.trim_end_matches(".rs");
+        (!matches!(first, "lib" | "main")).then_some(first)
+    }
+
+    /// Its lines but for comments and tests, with their numbers.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = self.text.lines().enumerate().map(|(index, line)| (index + 1, line));
+        lines.take_while(|(_, line)| *line != "#[cfg(test)]").filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+
+    /// Top-level modules that a line names, from the crate's root or by going up to it.
+    fn named<'a>(&self, line: &'a str) -> Vec<&'a str> {
+        let up = "super::".repeat(self.path.split('/').count());
+        let after =
+            |root: &'a str, prefix: &str| -> Vec<&'a str> { root.split(prefix).skip(1).map(first_word).collect() };
+        let mut names = after(line, "crate::");
+        names.extend(after(line, &up));
+        names.retain(|name| VOCABULARY.contains(name) || MAY_IMPORT.iter().any(|(module, _)| module == name));
+        names
+    }
+
+    fn is_in(&self, places: &[&str]) -> bool {
+        places.iter().any(|place| self.path == *place || (place.ends_with('/') && self.path.starts_with(place)))
+    }
+}
+
+fn first_word(text: &str) -> &str {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
+}
+
+fn has_word(line: &str, word: &str) -> bool {
+    let inside = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + word.len()..]);
+        !before.ends_with(inside) && !after.starts_with(inside)
+    })
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(folder: &Path, base: &Path, found: &mut Vec<Source>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, base, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push(Source { path: path.strip_prefix(base).unwrap().to_str().unwrap().to_owned(), text });
+            }
+        }
+    }
+    let base = root().join("src");
+    let mut found = Vec::new();
+    walk(&base, &base, &mut found);
+    assert!(!found.is_empty());
+    found
+}
+
+/// Fails with every line that breaks a rule.
+#[track_caller]
+fn hold(broken: &str) {
+    assert!(broken.is_empty(), "\n{broken}");
+}
+
+#[test]
+fn modules_import_only_what_they_may() {
+    let mut broken = String::new();
+    for source in sources() {
+        let Some(module) = source.module() else { continue };
+        let allowed = match MAY_IMPORT.iter().find(|(name, _)| *name == module) {
+            Some((_, allowed)) => *allowed,
+            None if VOCABULARY.contains(&module) => &[],
+            None => panic!("src/{}: the module {module} has no line in MAY_IMPORT", source.path),
+        };
+        for (number, line) in source.code() {
+            for name in source.named(line) {
+                if name != module && !VOCABULARY.contains(&name) && !allowed.contains(&name) {
+                    writeln!(broken, "src/{}:{number}: {module} may not import {name}: {}", source.path, line.trim())
+                        .unwrap();
+                }
+            }
+            if line.contains("crate::{") {
+                writeln!(broken, "src/{}:{number}: one line for each module, so that this test sees it", source.path)
+                    .unwrap();
+            }
+        }
+    }
+    hold(&broken);
+}
+
+#[test]
+fn the_control_plane_and_the_proxy_do_not_know_each_other() {
+    let allowed = |module: &str| MAY_IMPORT.iter().find(|(name, _)| *name == module).unwrap().1;
+    assert!(!allowed("proxy").contains(&"v1") && !allowed("layer").contains(&"v1"));
+    assert!(!allowed("v1").contains(&"proxy") && !allowed("v1").contains(&"layer"));
+    for (module, allowed) in MAY_IMPORT {
+        assert!(*module == "cli" || !allowed.contains(&"dev"), "{module} reaches the development issuer");
+    }
+}
+
+#[test]
+fn words_stay_where_they_belong() {
+    let mut broken = String::new();
+    for source in sources() {
+        for (number, line) in source.code() {
+            for (word, places, why) in ONLY_IN {
+                if has_word(line, word) && !source.is_in(places) {
+                    writeln!(broken, "src/{}:{number}: {word}: {why}: {}", source.path, line.trim()).unwrap();
+                }
+            }
+            for (module, words, why) in NEVER_IN {
+                let word = words.iter().find(|word| source.module() == Some(module) && has_word(line, word));
+                if let Some(word) = word {
+                    writeln!(broken, "src/{}:{number}: {word}: {why}: {}", source.path, line.trim()).unwrap();
+                }
+            }
+        }
+    }
+    hold(&broken);
+}
+
+/// `AssertSqlSafe` is what sqlx wants for text that is no literal; this also finds text that is pushed in pieces.
+#[test]
+fn values_are_bound_into_sql_and_never_formatted() {
+    const SQL: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "WHERE", "VALUES", "ORDER BY", "CREATE"];
+    let mut broken = String::new();
+    for source in sources().iter().filter(|source| source.is_in(&["store.rs", "store/"])) {
+        // It makes text for people to run, out of nothing but its own constants.
+        if source.path == "store/migrate.rs" {
+            continue;
+        }
+        let code: Vec<_> = source.code().collect();
+        for (index, (number, line)) in code.iter().enumerate() {
+            let mut statement = code[index..].iter().take(4).map(|(_, line)| *line);
+            let formats = line.contains("format!") || line.contains("write!(");
+            if formats && statement.any(|line| SQL.iter().any(|word| has_word(line, word))) {
+                writeln!(broken, "src/{}:{number}: SQL out of pieces: {}", source.path, line.trim()).unwrap();
+            }
+        }
+    }
+    hold(&broken);
+}
+
+#[test]
+fn names_say_what_is_inside() {
+    let mut broken = String::new();
+    for source in sources() {
+        for part in source.path.split('/').map(|part| part.trim_end_matches(".rs")) {
+            if EMPTY_NAMES.contains(&part) {
+                writeln!(broken, "src/{}: {part} says nothing", source.path).unwrap();
+            }
+        }
+        for (number, line) in source.code() {
+            let name = line.trim().strip_prefix("pub ").unwrap_or(line.trim()).strip_prefix("mod ").map(first_word);
+            if let Some(name) = name.filter(|name| EMPTY_NAMES.contains(name)) {
+                writeln!(broken, "src/{}:{number}: {name} says nothing", source.path).unwrap();
+            }
+        }
+    }
+    hold(&broken);
+}
+
+#[test]
+fn files_are_short_enough_to_be_read() {
+    let mut broken = String::new();
+    for source in sources() {
+        let lines = source.text.lines().take_while(|line| *line != "#[cfg(test)]").count();
+        if lines > MAX_LINES {
+            writeln!(broken, "src/{}: {lines} lines, {MAX_LINES} at most", source.path).unwrap();
+        }
+    }
+    hold(&broken);
+}
+
+#[test]
+fn migrations_are_the_same_on_both_databases_and_frozen() {
+    let mut found = Vec::new();
+    for backend in ["postgres", "sqlite"] {
+        let embedded = migrations(backend).unwrap();
+        let mut files: Vec<String> = fs::read_dir(root().join("migrations").join(backend))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        let names: Vec<String> = embedded.iter().map(|m| format!("{:04}_{}.sql", m.version, m.name)).collect();
+        assert_eq!(files, names, "migrations/{backend} and what is embedded");
+        found.extend(embedded.iter().map(|m| (backend, m.version, m.name, m.checksum())));
+    }
+    let known: Vec<_> =
+        MIGRATIONS.iter().map(|(b, version, name, sum)| (*b, *version, *name, (*sum).to_owned())).collect();
+    assert_eq!(found, known, "a released migration never changes: add another one");
+}

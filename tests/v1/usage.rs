@@ -1,0 +1,185 @@
+//! What was used, what it cost, and what holds for the caller.
+
+use serde_json::{Value, json};
+
+use crate::budgets::{give, plan, tree};
+use crate::gateway::{Client, Gateway, Reply, gateways};
+
+const BUDGETS: &str = "/budgets/copilot";
+
+/// An account with a plan that gives its org, team and user something, at two credits a dollar.
+struct Acme {
+    admin: Client,
+    ada: Client,
+    ids: [String; 3],
+    plan: String,
+}
+
+async fn acme(gateway: &Gateway) -> Acme {
+    let account = gateway.account("Acme").await;
+    let terms = json!({"account_id": account, "monthly_credits": 100, "overflow_limit": 10, "credit_factor": 2});
+    gateway.as_operator(None).post("/budgets/account-allocation", terms).await.ok();
+    let admin = gateway.as_admin_of(&account).await;
+    let ids = tree(&admin).await;
+    let plan = plan(&admin, json!({"name": "2026", "cycle": "none"})).await;
+    for (kind, id, credits) in [("org", &ids[0], 50), ("team", &ids[1], 40), ("user", &ids[2], 10)] {
+        give(&admin, &plan, (kind, id), json!(credits)).await.ok();
+    }
+    let ada = gateway.as_member_of(&account, "ada", Some("ada@acme.com")).await;
+    Acme { admin, ada, ids, plan }
+}
+
+impl Acme {
+    async fn record(&self, body: Value) -> Reply {
+        self.admin.post(&format!("{BUDGETS}/usage/record"), body).await
+    }
+}
+
+fn column<'a>(answer: &'a Value, name: &str) -> Vec<&'a Value> {
+    answer["items"].as_array().unwrap().iter().map(|item| &item[name]).collect()
+}
+
+#[tokio::test]
+async fn recorded_usage_draws_on_the_whole_chain() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [org, team, user] = &acme.ids;
+        let body =
+            json!({"user_id": user, "raw_cost": "4.500000001", "model_name": "gpt-4o-mini", "metadata": {"job": 7}});
+        let row = acme.record(body).await.ok();
+        let item = &row["item"];
+        assert_eq!(item["credits_incurred"].to_string(), "9.000000002");
+        assert_eq!((&item["team_id"], &item["org_id"]), (&json!(team), &json!(org)));
+        assert_eq!((&item["cost_source"], &item["metadata"]), (&json!("recorded"), &json!({"job": 7})));
+
+        let chain = acme.admin.get(&format!("{BUDGETS}/effective-allocation?user_id={user}")).await.ok();
+        assert_eq!(column(&chain, "scope_type"), ["user", "team", "org", "account"]);
+        assert_eq!(column(&chain, "cap"), [10, 40, 50, 110]);
+        let used: Vec<String> = column(&chain, "used").iter().map(ToString::to_string).collect();
+        assert_eq!(used, ["9.000000002"; 4]);
+        assert_eq!(chain["items"][0]["remaining"].to_string(), "0.999999998");
+        assert_eq!(chain["distributed"], Value::Null);
+        assert_eq!(
+            acme.ada.get("/me/allocation").await.ok(),
+            chain,
+            "the caller sees their own chain as the admin does"
+        );
+
+        let usage = acme.admin.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
+        assert_eq!(usage["plan_id"], json!(acme.plan));
+        assert_eq!(column(&usage, "scope_type"), ["org", "team", "user"]);
+        assert_eq!(column(&usage, "allocated_credits"), [50, 40, 10]);
+        acme.record(json!({"team_id": team, "raw_cost": 1})).await.ok();
+        let whole = acme.admin.get(&format!("{BUDGETS}/effective-allocation?plan_id={}", acme.plan)).await.ok();
+        let used: Vec<String> = column(&whole, "used").iter().map(ToString::to_string).collect();
+        assert_eq!(used, ["11.000000002", "11.000000002", "9.000000002"]);
+        assert_eq!((&whole["distributed"], &whole["unallocated"]), (&json!(50), &json!(50)));
+    }
+}
+
+#[tokio::test]
+async fn usage_that_cannot_be_is_refused() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        acme.record(json!({"raw_cost": -1})).await.refused(422);
+        acme.record(json!({})).await.refused(422);
+        acme.record(json!({"raw_cost": 9_000_000_000_u64})).await.refused(422);
+        acme.record(json!({"raw_cost": 4_000_000_000_u64})).await.ok();
+        acme.record(json!({"raw_cost": 4_000_000_000_u64})).await.refused(422);
+        let lost = acme.record(json!({"raw_cost": 1, "team_id": user})).await;
+        assert_eq!(lost.refused(404), "copilot team not found");
+        let other = acme.admin.made("/copilot/orgs", json!({"name": "Sales"})).await;
+        acme.record(json!({"raw_cost": 1, "team_id": team, "org_id": other})).await.refused(422);
+        let stranger = gateway.as_admin_of(&gateway.account("Beta").await).await;
+        let foreign = stranger.post(&format!("{BUDGETS}/usage/record"), json!({"raw_cost": 1, "user_id": user})).await;
+        assert_eq!(foreign.refused(404), "copilot user not found");
+        stranger.get(&format!("{BUDGETS}/effective-allocation?plan_id={}", acme.plan)).await.refused(404);
+        stranger.get(&format!("{BUDGETS}/effective-allocation?user_id={user}")).await.refused(404);
+        stranger.get(&format!("{BUDGETS}/usage-by-scope?plan_id={}", acme.plan)).await.refused(404);
+        let none = stranger.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
+        assert_eq!(none, json!({"plan_id": null, "items": []}));
+    }
+}
+
+#[tokio::test]
+async fn alerts_name_whose_budget_nears_its_end() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        acme.record(json!({"user_id": user, "raw_cost": "4.6"})).await.ok();
+        acme.record(json!({"team_id": team, "raw_cost": "13.4"})).await.ok();
+        let alerts = acme.admin.get(&format!("{BUDGETS}/alerts")).await.ok();
+        assert_eq!(column(&alerts, "entity_name"), ["ada@acme.com", "Language"]);
+        assert_eq!(column(&alerts, "alert_level"), ["critical", "critical"]);
+        assert_eq!(alerts["items"][1]["budget"], json!({"entity_type": "TEAM", "entity_id": team}));
+        let all = acme.admin.get(&format!("{BUDGETS}/alerts?threshold=30")).await.ok();
+        assert_eq!(column(&all, "entity_name"), ["ada@acme.com", "Language", "Research", "Acme"]);
+        acme.record(json!({"user_id": user, "raw_cost": 1})).await.ok();
+        let alerts = acme.admin.get(&format!("{BUDGETS}/alerts?threshold=100")).await.ok();
+        assert_eq!(alerts["items"][0]["alert_level"], "exceeded");
+        acme.admin.get(&format!("{BUDGETS}/alerts?threshold=1001")).await.refused(422);
+    }
+}
+
+#[tokio::test]
+async fn costs_add_up_however_they_are_broken_down() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        acme.record(json!({"user_id": user, "raw_cost": "1.5", "model_name": "a", "agent_id": "x"})).await.ok();
+        acme.record(json!({"team_id": team, "raw_cost": "0.25", "model_name": "b"})).await.ok();
+        let by_model = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=llm")).await.ok();
+        assert_eq!(
+            by_model,
+            json!({"by": "llm", "items": [{"key": "a", "raw_cost": 1.5, "credits": 3}, {"key": "b", "raw_cost": 0.25, "credits": 0.5}]})
+        );
+        let by_agent = acme.admin.get(&format!("{BUDGETS}/cost-breakdown")).await.ok();
+        assert_eq!(column(&by_agent, "key"), [&json!("x"), &Value::Null]);
+        let wrong = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=org")).await;
+        assert_eq!(wrong.refused(400), "by must be one of: agent,llm,connection,guardrail");
+
+        let costs = acme.admin.get("/costs/breakdown").await.ok();
+        assert_eq!(costs["domain"], "copilot");
+        assert_eq!((&costs["totals"]["raw_cost"], &costs["totals"]["requests"]), (&json!(1.75), &json!(2)));
+        assert_eq!(costs["items"][0]["guardrail_code"], Value::Null);
+        assert!(costs["items"][0].get("day").is_none());
+        let one = acme.admin.get(&format!("/costs/breakdown?user_id={user}&group_by=user,day&limit=1")).await.ok();
+        assert_eq!((&one["items"][0]["user_id"], &one["next_offset"]), (&json!(user), &Value::Null));
+        let day = one["items"][0]["day"].as_str().unwrap().to_owned();
+        let first = acme.admin.get("/costs/breakdown?limit=1").await.ok();
+        assert_eq!(first["next_offset"], json!(1));
+        let days = acme.admin.get(&format!("/costs/breakdown?group_by=day&from={day}&to={day}")).await.ok();
+        assert_eq!(days["totals"]["requests"], json!(2));
+        let before = acme.admin.get(&format!("/costs/breakdown?group_by=day&to={day}T00:00:00Z")).await.ok();
+        assert_eq!(before["totals"]["requests"], json!(0), "a moment is the first that is too late");
+        assert_eq!(acme.admin.get("/costs/breakdown?domain=console").await.ok()["items"], json!([]));
+        for query in ["domain=x", "group_by=x", "group_by=org,team,user,day", "from=yesterday", "limit=0"] {
+            acme.admin.get(&format!("/costs/breakdown?{query}")).await.refused(422);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_sees_their_own_usage() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        for cost in [1, 2] {
+            acme.record(json!({"user_id": user, "raw_cost": cost})).await.ok();
+        }
+        acme.record(json!({"team_id": team, "raw_cost": 5})).await.ok();
+        let usage = acme.ada.get("/me/usage?limit=1").await.ok();
+        assert_eq!(column(&usage, "raw_cost"), [2]);
+        assert_eq!((&usage["totals"]["raw_cost"], &usage["totals"]["credits_incurred"]), (&json!(3), &json!(6)));
+        let next = usage["next_cursor"].as_str().unwrap();
+        let rest = acme.ada.get(&format!("/me/usage?cursor={next}")).await.ok();
+        assert_eq!(column(&rest, "raw_cost"), [1]);
+        let account = gateway.account("Beta").await;
+        let unknown = gateway.as_member_of(&account, "eve", None).await;
+        assert_eq!(unknown.get("/me/usage").await.ok(), json!({"totals": null, "items": [], "next_cursor": null}));
+        let chain = unknown.get("/me/allocation").await.ok();
+        assert_eq!(column(&chain, "scope_type"), ["account"]);
+        assert_eq!(column(&chain, "cap"), [&Value::Null], "nothing was set: nothing limits");
+    }
+}
