@@ -13,7 +13,8 @@ const TEXT: &str = "Tell me about alchemy.";
 fn calls() -> Vec<(&'static str, Value, &'static str)> {
     let tool = json!({"type": "function", "function": {"name": "weather", "parameters": {
         "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}});
-    let messages = json!({"model": "claude-sonnet-4-5", "max_tokens": 64, "messages": [{"role": "user", "content": TEXT}]});
+    let messages =
+        json!({"model": "claude-sonnet-4-5", "max_tokens": 64, "messages": [{"role": "user", "content": TEXT}]});
     vec![
         ("/v1/chat/completions", chat("gpt-4o-mini"), "chat"),
         ("/chat/completions", chat("gpt-4o"), "chat"),
@@ -26,6 +27,7 @@ fn calls() -> Vec<(&'static str, Value, &'static str)> {
         ),
         ("/v1/completions", json!({"model": "gpt-4o-mini", "prompt": TEXT}), "completion"),
         ("/v1/responses", json!({"model": "gpt-4o-mini", "input": TEXT}), "responses"),
+        ("/openai/v1/responses", json!({"model": "gpt-4o", "input": TEXT}), "responses"),
         ("/v1/messages", messages, "messages"),
         ("/v1/embeddings", json!({"model": "text-embedding-3-small", "input": [TEXT, TEXT]}), "embeddings"),
         ("/v1/images/generations", json!({"model": "dall-e-3", "prompt": TEXT, "n": 2}), "images"),
@@ -99,9 +101,15 @@ async fn usage_is_added_up_by_day_model_and_place() {
         let rollups = gateway.database.rows(sql, &[account]).await;
         assert_eq!(rollups.len(), 1, "{rollups:#?}");
         let rollup = &rollups[0];
-        assert_eq!([text(rollup, "team_id"), text(rollup, "user_id"), text(rollup, "model_name")], [&team, &user, "gpt-4o"]);
+        assert_eq!(
+            [text(rollup, "team_id"), text(rollup, "user_id"), text(rollup, "model_name")],
+            [&team, &user, "gpt-4o"]
+        );
         assert_eq!((int(rollup, "requests"), int(rollup, "raw_cost")), (3, cost));
-        assert_eq!((int(rollup, "input_tokens"), int(rollup, "output_tokens")), (sum("input_tokens"), sum("output_tokens")));
+        assert_eq!(
+            (int(rollup, "input_tokens"), int(rollup, "output_tokens")),
+            (sum("input_tokens"), sum("output_tokens"))
+        );
         let counters = gateway.counters(account).await;
         for scope in [("account", account), ("org", &org), ("team", &team), ("user", &user)] {
             assert_eq!(counters[&(scope.0.to_owned(), scope.1.clone())], (cost, 0), "{scope:?}");
@@ -122,12 +130,15 @@ async fn a_stream_costs_what_the_same_answer_costs_in_one_piece() {
             let reply = stage.ada.post(path, with(body, "stream", json!(true))).await;
             assert_eq!(reply.status, 200, "{path}: {}", reply.text());
             assert_eq!(reply.header("content-type"), "text/event-stream; charset=utf-8");
-            assert!(reply.json_events().len() > 3, "{path}: {}", reply.text());
+            assert!(reply.json_events().len() >= 3, "{path}: {}", reply.text());
             count += 2;
             let rows = stage.settled(count).await;
             let [whole, row] = &rows[count - 2..] else { panic!("two rows") };
             assert_eq!((text(row, "kind"), int(row, "raw_cost")), (kind, cost), "{path}");
-            assert!(["body", "priced"].contains(&text(row, "cost_source")), "a stream's header is not believed: {row:?}");
+            assert!(
+                ["body", "priced"].contains(&text(row, "cost_source")),
+                "a stream's header is not believed: {row:?}"
+            );
             for column in ["input_tokens", "output_tokens"] {
                 assert_eq!(int(row, column), int(whole, column), "{path}: {column}");
             }

@@ -30,12 +30,19 @@ fn price() -> (String, ModelPrice) {
 async fn a_client_that_hangs_up_ends_the_upstreams_work_and_pays_for_what_was_done() {
     for backend in backends().await {
         let stage = Stage::on(backend).await;
-        stage.gateway.upstream.behave(Behaviour { endless: true, gap: Duration::from_millis(1), ..Behaviour::default() });
+        stage.gateway.upstream.behave(Behaviour {
+            endless: true,
+            gap: Duration::from_millis(1),
+            ..Behaviour::default()
+        });
         let paths = [
             ("/v1/chat/completions", streamed("gpt-4o")),
             ("/v1/responses", json!({"model": "gpt-4o", "input": "x", "stream": true})),
-            ("/v1/messages", json!({"model": "gpt-4o", "max_tokens": 1000, "stream": true,
-                "messages": [{"role": "user", "content": "x"}]})),
+            (
+                "/v1/messages",
+                json!({"model": "gpt-4o", "max_tokens": 1000, "stream": true,
+                "messages": [{"role": "user", "content": "x"}]}),
+            ),
         ];
         for (n, (path, body)) in paths.iter().enumerate() {
             let mut answer = open(&stage.ada, path, body).await;
@@ -113,7 +120,10 @@ async fn the_upstreams_errors_pass_untouched_and_free() {
         let failures = [(429, Some(7)), (500, None), (503, Some(1)), (400, None), (401, None)];
         for (n, (status, retry_after)) in failures.into_iter().enumerate() {
             let status = StatusCode::from_u16(status).unwrap();
-            stage.gateway.upstream.behave(Behaviour { fail: Some(Failure { status, retry_after }), ..Behaviour::default() });
+            stage
+                .gateway
+                .upstream
+                .behave(Behaviour { fail: Some(Failure { status, retry_after }), ..Behaviour::default() });
             let body = if n % 2 == 0 { chat("gpt-4o") } else { streamed("gpt-4o") };
             let reply = stage.ada.post("/v1/chat/completions", body).await;
             assert_eq!((reply.status, reply.header("x-alchemi-decision")), (status, "allow"));
@@ -140,7 +150,10 @@ async fn what_was_never_sent_is_given_back() {
         .await;
         let reply = stage.ada.post("/v1/chat/completions", chat("gpt-4o")).await;
         assert_eq!((reply.status.as_u16(), reply.code().as_str()), (502, "upstream_unreachable"));
-        assert_eq!((reply.header("retry-after"), reply.header("x-alchemi-decision")), ("1", "deny;code=upstream_unreachable"));
+        assert_eq!(
+            (reply.header("retry-after"), reply.header("x-alchemi-decision")),
+            ("1", "deny;code=upstream_unreachable")
+        );
         let row = &stage.settled(1).await[0];
         assert_eq!((text(row, "marks"), int(row, "raw_cost"), int(row, "status")), ("not_forwarded", 0, 0));
         assert_eq!(stage.counter().await, (0, 0));
@@ -183,7 +196,8 @@ async fn requests_find_an_upstream_that_lives() {
     for _ in 0..12 {
         stage.ada.post("/v1/chat/completions", chat("gpt-4o-mini")).await.ok();
     }
-    let chats = |requests: Vec<alchemi::dev::upstream::Recorded>| requests.iter().filter(|r| r.method == "POST").count();
+    let chats =
+        |requests: Vec<alchemi::dev::upstream::Recorded>| requests.iter().filter(|r| r.method == "POST").count();
     let (first, second) = (chats(stage.gateway.forwarded()), chats(second.requests()));
     assert_eq!(first + second, 12, "each is sent once");
     assert!(first >= 3 && second >= 3, "{first} and {second}");

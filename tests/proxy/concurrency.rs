@@ -14,7 +14,8 @@ const MODEL: &str = "free-for-all";
 #[tokio::test]
 async fn of_64_requests_a_budget_for_10_admits_exactly_10() {
     for backend in backends().await {
-        let flat = |config: &mut alchemi::config::Config| config.metering.unpriced = "flat:0.01".parse::<Unpriced>().unwrap();
+        let flat =
+            |config: &mut alchemi::config::Config| config.metering.unpriced = "flat:0.01".parse::<Unpriced>().unwrap();
         let gateway = Gateway::start_with(backend.clone(), flat).await;
         for round in 0..20 {
             let account = gateway.account(&format!("Acme {round}")).await;
@@ -47,7 +48,9 @@ async fn of_64_requests_a_budget_for_10_admits_exactly_10() {
             }
             assert_eq!(gateway.forwarded().len() - before, 10, "a refused request never reaches the upstream");
             let rows = gateway.settled(&account, 10).await;
-            assert!(rows.iter().all(|row| int(row, "raw_cost") == 10_000_000 && text(row, "cost_source") == "unpriced"));
+            assert!(
+                rows.iter().all(|row| int(row, "raw_cost") == 10_000_000 && text(row, "cost_source") == "unpriced")
+            );
             let counters = gateway.counters(&account).await;
             assert_eq!(counters[&("account".to_owned(), account.clone())], (100_000_000, 0));
             assert_eq!(counters[&("team".to_owned(), team.clone())], (100_000_000, 0));
@@ -69,7 +72,9 @@ async fn what_is_not_used_of_a_hold_is_there_for_the_next() {
             ada.post("/v1/chat/completions", chat("gpt-4o")).await.ok();
             gateway.settled(&account, n + 1).await;
         }
-        gateway.upstream.behave(alchemi::dev::Behaviour { delay: std::time::Duration::from_secs(600), ..Default::default() });
+        gateway
+            .upstream
+            .behave(alchemi::dev::Behaviour { delay: std::time::Duration::from_secs(600), ..Default::default() });
         let waiting = tokio::spawn({
             let ada = ada.clone();
             async move { ada.post("/v1/chat/completions", chat("gpt-4o")).await }

@@ -4,7 +4,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::common::{Backend, Gateway, Person, Reply, backends};
-use crate::{Stage, chat, with};
+use crate::{Stage, chat, nanos, with};
 
 /// The three shapes of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -139,9 +139,9 @@ async fn an_exhausted_allocation_is_not_to_be_retried() {
         assert_eq!(reply.header("x-should-retry"), "false");
         assert_eq!(error["type"], "insufficient_quota");
         assert_eq!(error["scope"], json!({"scope_type": "account", "scope_id": stage.account}));
-        assert_eq!(error["remaining_credits"].to_string(), "0.000001");
-        let requested: f64 = error["requested_credits"].to_string().parse().unwrap();
-        assert!((0.001..0.002).contains(&requested), "100 tokens at 0.00001, and the question: {requested}");
+        assert_eq!(nanos(&error["remaining_credits"].to_string()), 1_000);
+        let requested = nanos(&error["requested_credits"].to_string());
+        assert!((1_000_000..2_000_000).contains(&requested), "100 tokens at 0.00001, and the question: {requested}");
         assert!(error["resets_at"].as_str().unwrap().ends_with("-01T00:00:00Z"), "{error}");
         let messages = json!({"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": []});
         let reply = stage.ada.post("/v1/messages", messages).await;
@@ -231,7 +231,9 @@ async fn what_is_not_governed_is_not_forwarded() {
     let reply = stage.ada.get("/v1/chat/completions").await;
     refused(&reply, 405, "method_not_allowed", Shape::Problem);
     assert_eq!(reply.header("allow"), "POST");
-    for path in ["/v1//chat/completions", "/v1/chat/..%2fcompletions", "/v1/chat%00/completions", "/v1/chat;x/completions"] {
+    for path in
+        ["/v1//chat/completions", "/v1/chat/..%2fcompletions", "/v1/chat%00/completions", "/v1/chat;x/completions"]
+    {
         let answer = stage.gateway.raw(format!(
             "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nauthorization: Bearer {}\r\ncontent-length: 2\r\n\r\n{{}}",
             stage.ada.token()

@@ -38,7 +38,10 @@ fn forgeries(stage: &Stage) -> Vec<(&'static str, String, &'static str)> {
     let mut wrong = URL_SAFE_NO_PAD.decode(signature).unwrap();
     wrong[7] ^= 1;
     let symmetric = jsonwebtoken::encode(
-        &jsonwebtoken::Header { kid: head["kid"].as_str().map(str::to_owned), ..jsonwebtoken::Header::new(Algorithm::HS256) },
+        &jsonwebtoken::Header {
+            kid: head["kid"].as_str().map(str::to_owned),
+            ..jsonwebtoken::Header::new(Algorithm::HS256)
+        },
         &claims,
         &jsonwebtoken::EncodingKey::from_secret(b"the issuer's public key, as a secret"),
     );
@@ -100,7 +103,10 @@ async fn what_is_not_to_be_believed_is_401_in_every_plane() {
             assert_eq!(problem.header("content-type"), "application/problem+json", "{what}");
         }
         assert_eq!(chat.json()["error"]["type"], "authentication_error", "{what}");
-        assert_eq!((&messages.json()["type"], &messages.json()["error"]["type"]), (&json!("error"), &json!("authentication_error")));
+        assert_eq!(
+            (&messages.json()["type"], &messages.json()["error"]["type"]),
+            (&json!("error"), &json!("authentication_error"))
+        );
     }
     assert_eq!(stage.gateway.forwarded(), []);
 }
@@ -117,7 +123,9 @@ async fn no_credential_or_one_of_another_kind() {
     let good = stage.ada.token();
     let basic = format!("Basic {good}");
     let cookie = format!("token={good}");
-    for header in [None, Some(("authorization", basic.as_str())), Some(("cookie", &cookie)), Some(("authorization", good))] {
+    for header in
+        [None, Some(("authorization", basic.as_str())), Some(("cookie", &cookie)), Some(("authorization", good))]
+    {
         for path in ["/v1/chat/completions", "/v1/copilot/teams", "/key/info"] {
             let reply = send(header, path, Method::POST).await;
             assert_eq!((reply.status.as_u16(), reply.code().as_str()), (401, "token_missing"), "{}", reply.text());

@@ -83,7 +83,7 @@ async fn a_change_holds_from_the_next_request_on() {
             assert_eq!(ask().await, 403, "a membership");
             operator.delete(&format!("/v1/copilot/models/grants/{deny}")).await.ok();
             operator.delete(&format!("/v1/copilot/users/{user}")).await.ok();
-            operator.delete(&format!("/v1/copilot/orgs/{org}")).await.ok();
+            operator.delete(&format!("/v1/copilot/orgs/{org}?cascade=true")).await.ok();
         }
     }
 }
