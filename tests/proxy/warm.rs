@@ -138,3 +138,32 @@ async fn another_gateway_on_the_same_database_hears_of_it_within_a_second() {
         assert!(becomes(401).await, "a revocation");
     }
 }
+
+/// As a server runs: the change feed's readers are on other threads than the answer to the change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_change_holds_from_the_next_request_on_whatever_thread_serves_it() {
+    for backend in backends().await {
+        let stage = Stage::on(backend).await;
+        let (gateway, account) = (&stage.gateway, &stage.account);
+        let operator = gateway.operator_for(account);
+        // Work that keeps all threads busy.
+        let busy: Vec<_> = (0..4)
+            .map(|n| {
+                let other = gateway.as_end_user(account, &format!("other-{n}"));
+                tokio::spawn(async move {
+                    loop {
+                        other.get("/v1/models").await;
+                    }
+                })
+            })
+            .collect();
+        let ask = async || stage.ada.post("/v1/chat/completions", chat("gpt-4o-mini")).await.status.as_u16();
+        for _ in 0..100 {
+            let deny = gateway.grant(account, "copilot", "gpt-4o-mini", ("account", account), "deny").await;
+            assert_eq!(ask().await, 403);
+            operator.delete(&format!("/v1/copilot/models/grants/{deny}")).await.ok();
+            assert_eq!(ask().await, 200);
+        }
+        busy.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
