@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::admins::{NoPassword, add_admin};
 use super::answer::{Answer, Halt, Item, Items, Outcome, Refusals, or_404, taken};
-use super::call::{Call, SuperAdmin};
+use super::call::{Call, IfMatch, SuperAdmin};
 use super::input::{Body, PageParams, Paging, Path, Query};
 use crate::context::{Domain, Tenant};
 use crate::credits::Usd;
@@ -113,6 +113,7 @@ pub struct AccountRemoval {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtAccount {
+    /// The account.
     #[param(value_type = String)]
     pub(super) account_id: Id<Account>,
 }
@@ -120,7 +121,6 @@ pub struct AtAccount {
 /// What a new account was made of.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct AccountCreated {
-    #[schema(value_type = String)]
     account_id: Id<Account>,
     #[schema(example = "created")]
     status: &'static str,
@@ -133,7 +133,6 @@ pub struct AccountRemoved {
     /// `suspended` or `deleted`.
     #[schema(example = "suspended")]
     status: &'static str,
-    #[schema(value_type = String)]
     account_id: Id<Account>,
 }
 
@@ -248,7 +247,7 @@ pub async fn get_account(call: Call<SuperAdmin>, Path(AtAccount { account_id: id
 }
 
 /// Change an account
-#[utoipa::path(patch, path = "/v1/accounts/{account_id}", tag = "accounts", params(AtAccount),
+#[utoipa::path(patch, path = "/v1/accounts/{account_id}", tag = "accounts", params(AtAccount, IfMatch),
     request_body = AccountChange,
     responses((status = 200, description = "The changed account", body = Item<AccountBundle>), Refusals))]
 pub async fn update_account(
@@ -305,7 +304,7 @@ async fn store_change(call: &Call<SuperAdmin>, mut tx: Tx<Tenant>, before: &Acco
 /// Suspend or restore an account
 ///
 /// Callers of a suspended account are refused everywhere but at `/v1/me/context`.
-#[utoipa::path(post, path = "/v1/accounts/{account_id}/status", tag = "accounts", params(AtAccount),
+#[utoipa::path(post, path = "/v1/accounts/{account_id}/status", tag = "accounts", params(AtAccount, IfMatch),
     request_body = StatusChange,
     responses((status = 200, description = "The account", body = Item<AccountBundle>), Refusals))]
 pub async fn set_account_status(
@@ -325,7 +324,7 @@ pub async fn set_account_status(
 ///
 /// With `hard_delete=true` every row of the account goes in one transaction. Its audit
 /// stays, to be read at `/v1/accounts/{account_id}/audit`, and so do the ledger's totals.
-#[utoipa::path(delete, path = "/v1/accounts/{account_id}", tag = "accounts", params(AtAccount, AccountRemoval),
+#[utoipa::path(delete, path = "/v1/accounts/{account_id}", tag = "accounts", params(AtAccount, AccountRemoval, IfMatch),
     responses((status = 200, description = "Suspended or deleted", body = AccountRemoved), Refusals))]
 pub async fn delete_account(
     call: Call<SuperAdmin>,

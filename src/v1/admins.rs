@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::accounts::{AtAccount, held_account};
 use super::answer::{Answer, Halt, Items, Outcome, Refusals, StatusOk, or_404, taken};
-use super::call::{Call, SuperAdmin};
+use super::call::{Call, IfMatch, SuperAdmin};
 use super::input::{Body, PageParams, Paging, Path};
 use crate::context::Tenant;
 use crate::id::Id;
@@ -67,6 +67,7 @@ pub struct AdminChange {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtAdmin {
+    /// The account.
     #[param(value_type = String)]
     account_id: Id<Account>,
     /// Their e-mail address.
@@ -143,7 +144,7 @@ pub async fn put_account_admin(
 }
 
 /// Change an admin
-#[utoipa::path(patch, path = "/v1/accounts/{account_id}/admins/{email}", tag = "accounts", params(AtAdmin),
+#[utoipa::path(patch, path = "/v1/accounts/{account_id}/admins/{email}", tag = "accounts", params(AtAdmin, IfMatch),
     request_body = AdminChange,
     responses((status = 200, description = "The changed admin", body = AdminStored), Refusals))]
 pub async fn update_account_admin(
@@ -167,7 +168,7 @@ pub async fn update_account_admin(
 /// Remove an admin
 ///
 /// Only the entry goes; what was granted to them in Zitadel is taken back there.
-#[utoipa::path(delete, path = "/v1/accounts/{account_id}/admins/{email}", tag = "accounts", params(AtAdmin),
+#[utoipa::path(delete, path = "/v1/accounts/{account_id}/admins/{email}", tag = "accounts", params(AtAdmin, IfMatch),
     responses((status = 200, description = "Removed", body = StatusOk), Refusals))]
 pub async fn delete_account_admin(
     call: Call<SuperAdmin>,

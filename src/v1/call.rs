@@ -84,6 +84,16 @@ impl Guard for Member {
     }
 }
 
+/// The header of [`Call::expects`], for the description.
+#[derive(Debug, utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes a header, is never made")]
+pub struct IfMatch {
+    /// The `etag` of what you have read: 412 when it has changed since.
+    #[param(rename = "if-match", example = "\"3\"")]
+    if_match: Option<String>,
+}
+
 /// A call that `G` let through.
 #[derive(Debug)]
 pub struct Call<G: Guard> {

@@ -14,7 +14,6 @@ use crate::model::accounts::Account;
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct CallerContext {
     /// The account, if the token or `X-Account-Id` names one.
-    #[schema(value_type = Option<String>)]
     account_id: Option<Id<Account>>,
     /// Whether they may act for every account.
     is_super_admin: bool,
@@ -59,7 +58,6 @@ pub struct ZitadelStatus {
     #[schema(example = "zitadel")]
     auth_provider: Option<&'static str>,
     /// The account, if the token or `X-Account-Id` names one.
-    #[schema(value_type = Option<String>)]
     account_id: Option<Id<Account>>,
     /// Roles that count for the account, by their canonical names.
     roles: Vec<String>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::App;
 use super::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, or_404};
-use super::call::{Call, DomainAdmin, Member};
+use super::call::{Call, DomainAdmin, IfMatch, Member};
 use super::directory::{Standpoint, StandpointHeaders, StandpointQuery, check_scope, hold_scope};
 use super::input::{Body, PageParams, Paging, Path, Query};
 use crate::clock::Timestamp;
@@ -80,16 +80,6 @@ pub struct Trial {
     dry_run: bool,
 }
 
-/// What was done, or with `dry_run=true` what would be.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-#[serde(untagged)]
-pub enum Tried<T> {
-    /// It was done.
-    Done(T),
-    /// It was tried.
-    Trial(Box<GrantEffect>),
-}
-
 /// What a write would do.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct GrantEffect {
@@ -102,7 +92,6 @@ pub struct GrantEffect {
     /// How many users the grant's scope reaches.
     users: i64,
     /// Some of them.
-    #[schema(value_type = Vec<String>)]
     sample: Vec<Id<User>>,
 }
 
@@ -110,6 +99,7 @@ pub struct GrantEffect {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtGrant {
+    /// The grant.
     #[param(value_type = String)]
     grant_id: Id<ModelGrant>,
 }
@@ -162,7 +152,6 @@ pub struct EffectiveModel {
 /// A grant that takes part in a decision.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Candidate {
-    #[schema(value_type = String)]
     id: Id<ModelGrant>,
     /// The name it is for, perhaps with `*` at the end.
     model_name: String,
@@ -223,7 +212,7 @@ pub async fn list_model_grants(
 /// longer wildcard a shorter one. Posted again for the same model and scope, the access
 /// mode is changed. With `dry_run=true` the answer is the effect, and nothing is written.
 #[utoipa::path(post, path = "/v1/{domain}/models/grants", tag = "models", params(Trial), request_body = NewModelGrant,
-    responses((status = 200, description = "The grant", body = Tried<Item<ModelGrant>>), Refusals))]
+    responses((status = 200, description = "The grant", body = Item<ModelGrant>), Refusals))]
 pub async fn create_model_grant(
     call: Call<DomainAdmin>,
     Query(trial): Query<Trial>,
@@ -270,8 +259,8 @@ pub async fn get_model_grant(call: Call<DomainAdmin>, Path(AtGrant { grant_id: i
 /// Remove a model grant
 ///
 /// With `dry_run=true` the answer is the effect, and nothing is removed.
-#[utoipa::path(delete, path = "/v1/{domain}/models/grants/{grant_id}", tag = "models", params(AtGrant, Trial),
-    responses((status = 200, description = "Removed", body = Tried<Deleted>), Refusals))]
+#[utoipa::path(delete, path = "/v1/{domain}/models/grants/{grant_id}", tag = "models", params(AtGrant, Trial, IfMatch),
+    responses((status = 200, description = "Removed", body = Deleted), Refusals))]
 pub async fn delete_model_grant(
     call: Call<DomainAdmin>,
     Path(AtGrant { grant_id: id }): Path<AtGrant>,

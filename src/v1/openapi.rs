@@ -1,10 +1,22 @@
 //! The description: what the route table and the handlers do not say themselves.
 
-use utoipa::openapi::OpenApi;
-use utoipa::openapi::path::{Operation, PathItem};
+use std::collections::BTreeMap;
+
+use http::Method;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{OpenApi, Ref, RefOr, Required, Response};
 
 use crate::context::Domain;
+
+mod examples;
+
+use examples::Examples;
+
+/// The id in examples.
+const EXAMPLE_ID: &str = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11";
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -25,20 +37,25 @@ use crate::context::Domain;
 )]
 pub(super) struct Base;
 
-/// Expands `{domain}` paths for each domain and adds the security scheme.
+/// What holds for every operation and is not said at each: the paths of both domains,
+/// headers, refusals, whole examples, the security scheme.
 pub(super) fn complete(mut description: OpenApi) -> OpenApi {
     description.info.version = env!("CARGO_PKG_VERSION").to_owned();
-    let paths = std::mem::take(&mut description.paths.paths);
-    for (path, item) in paths {
-        if path.contains("/{domain}/") {
-            for domain in Domain::ALL {
-                let path = path.replace("/{domain}/", &format!("/{domain}/"));
-                description.paths.paths.insert(path, for_domain(item.clone(), domain));
+    let mut components = description.components.take().unwrap_or_default();
+    let examples = Examples::of(&components);
+    let mut refusals = Refused::default();
+    for (path, item) in std::mem::take(&mut description.paths.paths) {
+        for (path, mut item, domain) in expanded(path, item) {
+            let tagged = item.put.iter().chain(&item.patch).any(takes_if_match);
+            for (method, operation) in operations(&mut item) {
+                add_headers(operation, &method, tagged);
+                refusals.share(operation, &method);
+                examples.complete(operation, domain);
             }
-        } else {
             description.paths.paths.insert(path, item);
         }
     }
+    components.responses.append(&mut refusals.0);
     let bearer = SecurityScheme::Http(
         Http::builder()
             .scheme(HttpAuthScheme::Bearer)
@@ -46,12 +63,24 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
             .description(Some("A Zitadel access token, or the operator's master key"))
             .build(),
     );
-    description.components.get_or_insert_default().security_schemes.insert("bearer".to_owned(), bearer.into());
+    components.security_schemes.insert("bearer".to_owned(), bearer.into());
+    description.components = Some(components);
     description
 }
 
+/// A `{domain}` path for each domain; any other as it is.
+fn expanded(path: String, item: PathItem) -> Vec<(String, PathItem, Option<Domain>)> {
+    if !path.contains("/{domain}/") {
+        return vec![(path, item, None)];
+    }
+    let of = |domain: Domain| {
+        (path.replace("/{domain}/", &format!("/{domain}/")), for_domain(item.clone(), domain), Some(domain))
+    };
+    Domain::ALL.map(of).into()
+}
+
 fn for_domain(mut item: PathItem, domain: Domain) -> PathItem {
-    for operation in operations(&mut item) {
+    for (_, operation) in operations(&mut item) {
         if let Some(id) = &mut operation.operation_id {
             // list_orgs -> list_copilot_orgs
             let (verb, rest) = id.split_once('_').unwrap_or((id, ""));
@@ -61,6 +90,73 @@ fn for_domain(mut item: PathItem, domain: Domain) -> PathItem {
     item
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    let PathItem { get, post, put, patch, delete, .. } = item;
+    [(Method::GET, get), (Method::POST, post), (Method::PUT, put), (Method::PATCH, patch), (Method::DELETE, delete)]
+        .into_iter()
+        .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+fn takes_if_match(operation: &Operation) -> bool {
+    let named = |p: &RefOr<Parameter>| matches!(p, RefOr::T(p) if p.name == "if-match");
+    operation.parameters.iter().flatten().any(named)
+}
+
+/// Headers that belong to a method or a kind of resource. `tagged`: the path's resource
+/// has versions.
+fn add_headers(operation: &mut Operation, method: &Method, tagged: bool) {
+    let operators_own = operation.tags.iter().flatten().any(|tag| tag == "accounts" || tag == "revocations");
+    let mut headers = Vec::new();
+    if *method == Method::POST {
+        headers.push(header(
+            "idempotency-key",
+            "Any text of yours: the same request sent again gets the first answer",
+            "a81bc81b-dead-4e5d-abff-90865d1e13b1",
+        ));
+    }
+    if !operators_own {
+        headers.push(header("x-account-id", "For operators alone: the account to act in", EXAMPLE_ID));
+    }
+    operation.parameters.get_or_insert_default().extend(headers);
+    let shows_version = match *method {
+        Method::GET => tagged,
+        Method::DELETE => false,
+        _ => takes_if_match(operation),
+    };
+    if shows_version && let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") {
+        let text = ObjectBuilder::new().schema_type(Type::String).examples([serde_json::json!("\"3\"")]);
+        let version = HeaderBuilder::new().schema(Some(text)).description(Some("The version, for `if-match`"));
+        answer.headers.insert("etag".to_owned(), version.build().into());
+    }
+}
+
+fn header(name: &str, description: &str, example: &str) -> RefOr<Parameter> {
+    let text = ObjectBuilder::new().schema_type(Type::String).examples([serde_json::json!(example)]);
+    let header = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Header).required(Required::False);
+    header.description(Some(description)).schema(Some(text)).build().into()
+}
+
+/// Refusals, written once for all operations.
+#[derive(Default)]
+struct Refused(BTreeMap<String, RefOr<Response>>);
+
+impl Refused {
+    /// Drops the refusals that `operation` cannot give, and refers to the others.
+    fn share(&mut self, operation: &mut Operation, method: &Method) {
+        let (reads, bodiless, unversioned) =
+            (*method == Method::GET, operation.request_body.is_none(), !takes_if_match(operation));
+        operation.responses.responses.retain(|status, _| match status.as_str() {
+            "409" => !reads,
+            "413" | "415" => !bodiless,
+            "412" => !unversioned,
+            _ => true,
+        });
+        for (status, response) in &mut operation.responses.responses {
+            if !status.starts_with('2') {
+                let name = format!("Problem{status}");
+                let full = std::mem::replace(response, RefOr::Ref(Ref::from_response_name(&name)));
+                self.0.entry(name).or_insert(full);
+            }
+        }
+    }
 }

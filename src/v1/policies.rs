@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::accounts::{ACCOUNT_NOT_FOUND, AtAccount, held_account};
 use super::answer::{Answer, Halt, Outcome, Refusals, StatusOk, or_404, taken};
-use super::call::{Call, SuperAdmin};
+use super::call::{Call, IfMatch, SuperAdmin};
 use super::input::{Body, Path};
 use crate::context::Tenant;
 use crate::id::Id;
@@ -50,6 +50,14 @@ impl From<NewFeaturePack> for FeaturePack {
 /// How the account is to be bound to Zitadel; replaces what was.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "enabled": true,
+    "issuer": "https://login.example.com",
+    "project_id": "259242039378444300",
+    "organization_id": "259242039378444290",
+    "role_prefix": "acme_",
+    "role_mappings": {"account_admin": "acme_account_admin"}
+}))]
 pub struct NewZitadelConfig {
     #[serde(default = "yes")]
     #[schema(default = true)]
@@ -182,7 +190,7 @@ pub async fn get_feature_pack(call: Call<SuperAdmin>, Path(AtAccount { account_i
 /// Replace what is switched on for an account
 ///
 /// A feature that is absent from a non-empty pack is off, whatever an entitlement says.
-#[utoipa::path(put, path = "/v1/accounts/{account_id}/feature-pack", tag = "accounts", params(AtAccount),
+#[utoipa::path(put, path = "/v1/accounts/{account_id}/feature-pack", tag = "accounts", params(AtAccount, IfMatch),
     request_body = NewFeaturePack,
     responses((status = 200, description = "The feature pack", body = Stored<ShownFeaturePack>), Refusals))]
 pub async fn put_feature_pack(
@@ -215,7 +223,7 @@ pub async fn get_console_model_policy(
 ///
 /// In the console domain, `deny_models` always deny, and a non-empty `allow_models`
 /// bounds what grants can allow.
-#[utoipa::path(put, path = "/v1/accounts/{account_id}/console-model-policy", tag = "accounts", params(AtAccount),
+#[utoipa::path(put, path = "/v1/accounts/{account_id}/console-model-policy", tag = "accounts", params(AtAccount, IfMatch),
     request_body = ConsoleModelPolicy,
     responses((status = 200, description = "The policy", body = Stored<ShownConsoleModelPolicy>), Refusals))]
 pub async fn put_console_model_policy(
@@ -248,7 +256,7 @@ pub async fn get_zitadel_config(
 ///
 /// Replaces the binding as a whole. Once `organization_id` is set, only roles that
 /// this organisation granted count in the account.
-#[utoipa::path(put, path = "/v1/accounts/{account_id}/zitadel/config", tag = "accounts", params(AtAccount),
+#[utoipa::path(put, path = "/v1/accounts/{account_id}/zitadel/config", tag = "accounts", params(AtAccount, IfMatch),
     request_body = NewZitadelConfig,
     responses((status = 200, description = "The binding", body = Stored<ShownZitadelConfig>), Refusals))]
 pub async fn put_zitadel_config(

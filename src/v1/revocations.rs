@@ -65,6 +65,7 @@ pub struct NewRevocation {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtRevocation {
+    /// The revocation.
     #[param(value_type = String)]
     revocation_id: Id<Revocation>,
 }

@@ -50,7 +50,6 @@ pub struct ScopeUsage {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct UsageByScope {
     /// The plan; null: none is in force.
-    #[schema(value_type = Option<String>)]
     plan_id: Option<Id<Plan>>,
     /// Its scopes.
     items: Vec<ScopeUsage>,
@@ -217,15 +216,12 @@ pub struct ExternalUsage {
     /// What it cost in US dollars.
     raw_cost: Usd,
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
     org_id: Option<Id<Org>>,
     /// Brings its org along.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
     team_id: Option<Id<Team>>,
     /// Without a team and an org: in the team that they joined first.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
     user_id: Option<Id<User>>,
     #[serde(default)]
     agent_id: Option<Name>,

@@ -15,7 +15,7 @@ use crate::model::text::Name;
 use crate::problem::Problem;
 use crate::store::Tx;
 use crate::v1::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals};
-use crate::v1::call::{Call, CopilotAdmin};
+use crate::v1::call::{Call, CopilotAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Query};
 
 const TABLE: &str = "Alchemi_CopilotBudgetAllocationTable";
@@ -27,13 +27,11 @@ const MAX_SHARES: usize = 1_000;
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewAllocation {
-    #[schema(value_type = String)]
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team`, `user` or `pool`.
     #[schema(example = "team")]
     scope_type: String,
     /// The scope's id; `pool` for the pool.
-    #[schema(value_type = String)]
     scope_id: Id<Scope>,
     /// Credits for each window of the plan.
     allocated_credits: Credits,
@@ -49,10 +47,12 @@ pub struct NewAllocation {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct OfScope {
+    /// The plan.
     #[param(value_type = String)]
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team`, `user` or `pool`.
     scope_type: String,
+    /// The scope's id; `pool` for the pool.
     #[param(value_type = String)]
     scope_id: Id<Scope>,
 }
@@ -61,7 +61,6 @@ pub struct OfScope {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EqualDistribution {
-    #[schema(value_type = String)]
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team` or `user`.
     #[schema(example = "user")]
@@ -86,7 +85,6 @@ pub struct Distributed {
     /// Every share; they add up to the total.
     shares: Vec<Share>,
     /// The ids of the allocations, in the same order.
-    #[schema(value_type = Vec<String>)]
     allocation_ids: Vec<Id<Allocation>>,
 }
 
@@ -94,7 +92,6 @@ pub struct Distributed {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Share {
     /// Whose.
-    #[schema(value_type = String)]
     scope_id: Id<Scope>,
     /// How much.
     allocated_credits: Credits,
@@ -132,7 +129,7 @@ pub async fn upsert_budget_allocation(call: Call<CopilotAdmin>, Body(new): Body<
 }
 
 /// Take a scope's share away
-#[utoipa::path(delete, path = "/v1/budgets/copilot/allocations", tag = "budgets", params(OfScope),
+#[utoipa::path(delete, path = "/v1/budgets/copilot/allocations", tag = "budgets", params(OfScope, IfMatch),
     responses((status = 200, description = "Whether there was one", body = Deleted), Refusals))]
 pub async fn delete_budget_allocation(call: Call<CopilotAdmin>, Query(of): Query<OfScope>) -> Outcome {
     let kind = ScopeType::parse_budgeted(&of.scope_type)?;

@@ -33,6 +33,13 @@ const ROLLED_OVER: &str = "cycle_rollover";
 /// The cycle to be closed.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "cycle_start": "2026-01-01T00:00:00Z",
+    "cycle_end": "2026-02-01T00:00:00Z",
+    "new_plan_name": "February",
+    "rollover_cap": 100,
+    "copy_overrides": true
+}))]
 pub struct Renewal {
     /// Its first moment.
     cycle_start: Timestamp,
@@ -53,7 +60,6 @@ pub struct Renewal {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Renewed {
     /// The id of the renewal.
-    #[schema(value_type = String)]
     cycle_id: Id<BudgetCycle>,
     /// The new plan, in force.
     item: Plan,

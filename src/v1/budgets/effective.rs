@@ -51,10 +51,8 @@ pub struct ScopeBudget {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct EffectiveBudget {
     /// The plan; null: none is in force.
-    #[schema(value_type = Option<String>)]
     plan_id: Option<Id<Plan>>,
     /// The account.
-    #[schema(value_type = String)]
     account_id: Id<Account>,
     /// The account's credits for each month.
     monthly_credits: Credits,

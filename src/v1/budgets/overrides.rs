@@ -19,14 +19,20 @@ const TABLE: &str = "Alchemi_CopilotBudgetOverrideTable";
 /// What a scope has instead of its share.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "plan_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11",
+    "scope_type": "user",
+    "scope_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11",
+    "override_credits": 50,
+    "reason": "A demonstration",
+    "expires_at": "2099-12-31T23:00:00Z"
+}))]
 pub struct NewOverride {
-    #[schema(value_type = String)]
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team`, `user` or `pool`.
     #[schema(example = "user")]
     scope_type: String,
     /// The scope's id; `pool` for the pool.
-    #[schema(value_type = String)]
     scope_id: Id<Scope>,
     /// Credits for each window of the plan.
     override_credits: Credits,
@@ -42,6 +48,7 @@ pub struct NewOverride {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtOverride {
+    /// The override.
     #[param(value_type = String)]
     override_id: Id<Override>,
 }

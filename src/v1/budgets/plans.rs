@@ -10,7 +10,7 @@ use crate::model::field::Field;
 use crate::model::text::Name;
 use crate::problem::Problem;
 use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, or_404, taken};
-use crate::v1::call::{Call, CopilotAdmin};
+use crate::v1::call::{Call, CopilotAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path};
 
 const TABLE: &str = "Alchemi_CopilotBudgetPlanTable";
@@ -49,6 +49,7 @@ pub struct PlanChange {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtPlan {
+    /// The plan.
     #[param(value_type = String)]
     plan_id: Id<Plan>,
 }
@@ -106,7 +107,7 @@ pub async fn get_budget_plan(call: Call<CopilotAdmin>, Path(AtPlan { plan_id }):
 /// Change a plan
 ///
 /// A plan whose allocations add up to more than there is cannot begin to forbid that.
-#[utoipa::path(patch, path = "/v1/budgets/copilot/plans/{plan_id}", tag = "budgets", params(AtPlan),
+#[utoipa::path(patch, path = "/v1/budgets/copilot/plans/{plan_id}", tag = "budgets", params(AtPlan, IfMatch),
     request_body = PlanChange,
     responses((status = 200, description = "The changed plan", body = Item<Plan>), Refusals))]
 pub async fn update_budget_plan(
@@ -141,7 +142,7 @@ fn renamed(name: Field<String>, old: String) -> Result<String, Problem> {
 /// Put a plan in force
 ///
 /// The plan that was in force is kept, without effect.
-#[utoipa::path(post, path = "/v1/budgets/copilot/plans/{plan_id}/activate", tag = "budgets", params(AtPlan),
+#[utoipa::path(post, path = "/v1/budgets/copilot/plans/{plan_id}/activate", tag = "budgets", params(AtPlan, IfMatch),
     responses((status = 200, description = "The plan, in force", body = Item<Plan>), Refusals))]
 pub async fn activate_budget_plan(call: Call<CopilotAdmin>, Path(AtPlan { plan_id }): Path<AtPlan>) -> Outcome {
     let mut tx = call.begin().await?;

@@ -13,7 +13,7 @@ use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::page::Slice;
 use crate::v1::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, taken};
-use crate::v1::call::{Call, DomainAdmin};
+use crate::v1::call::{Call, DomainAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query};
 
 /// A new org.
@@ -41,6 +41,7 @@ pub struct OrgChange {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtOrg {
+    /// The org.
     #[param(value_type = String)]
     org_id: Id<Org>,
 }
@@ -91,7 +92,7 @@ pub async fn get_org(call: Call<DomainAdmin>, Path(AtOrg { org_id: id }): Path<A
 }
 
 /// Change an org
-#[utoipa::path(patch, path = "/v1/{domain}/orgs/{org_id}", tag = "directory", params(AtOrg),
+#[utoipa::path(patch, path = "/v1/{domain}/orgs/{org_id}", tag = "directory", params(AtOrg, IfMatch),
     request_body = OrgChange,
     responses((status = 200, description = "The changed org", body = Item<Org>), Refusals))]
 pub async fn update_org(
@@ -116,7 +117,7 @@ pub async fn update_org(
 /// Model grants, budget allocations and overrides of what is removed go too; the
 /// audit lists them.
 #[utoipa::path(delete, path = "/v1/{domain}/orgs/{org_id}", tag = "directory",
-    params(AtOrg, Removal),
+    params(AtOrg, Removal, IfMatch),
     responses((status = 200, description = "Removed", body = Deleted), Refusals))]
 pub async fn delete_org(
     call: Call<DomainAdmin>,

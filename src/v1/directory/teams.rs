@@ -14,14 +14,13 @@ use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::page::Slice;
 use crate::v1::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404, taken};
-use crate::v1::call::{Call, DomainAdmin};
+use crate::v1::call::{Call, DomainAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query};
 
 /// A new team.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTeam {
-    #[schema(value_type = String)]
     org_id: Id<Org>,
     name: Name,
     #[serde(default)]
@@ -53,6 +52,7 @@ pub struct TeamFilter {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtTeam {
+    /// The team.
     #[param(value_type = String)]
     team_id: Id<Team>,
 }
@@ -61,7 +61,6 @@ pub struct AtTeam {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewMember {
-    #[schema(value_type = String)]
     user_id: Id<User>,
     /// The role in the team, free text; `member` unless said.
     #[serde(default)]
@@ -80,8 +79,10 @@ pub struct MemberChange {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtMember {
+    /// The team.
     #[param(value_type = String)]
     team_id: Id<Team>,
+    /// The user.
     #[param(value_type = String)]
     user_id: Id<User>,
 }
@@ -141,7 +142,7 @@ pub async fn get_team(call: Call<DomainAdmin>, Path(AtTeam { team_id: id }): Pat
 }
 
 /// Change a team
-#[utoipa::path(patch, path = "/v1/{domain}/teams/{team_id}", tag = "directory", params(AtTeam),
+#[utoipa::path(patch, path = "/v1/{domain}/teams/{team_id}", tag = "directory", params(AtTeam, IfMatch),
     request_body = TeamChange,
     responses((status = 200, description = "The changed team", body = Item<Team>), Refusals))]
 pub async fn update_team(
@@ -166,7 +167,7 @@ pub async fn update_team(
 /// memberships; the users stay. Model grants, budget allocations and overrides of the
 /// team go too; the audit lists them.
 #[utoipa::path(delete, path = "/v1/{domain}/teams/{team_id}", tag = "directory",
-    params(AtTeam, Removal),
+    params(AtTeam, Removal, IfMatch),
     responses((status = 200, description = "Removed", body = Deleted), Refusals))]
 pub async fn delete_team(
     call: Call<DomainAdmin>,

@@ -16,7 +16,7 @@ use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::{StoreError, Tx};
 use crate::v1::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, taken};
-use crate::v1::call::{Call, DomainAdmin};
+use crate::v1::call::{Call, DomainAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path};
 
 /// A user, new or known by e-mail address or identity id. At least one of the two is
@@ -35,7 +35,6 @@ pub struct NewUser {
     identity_user_id: Option<Name>,
     /// Teams of which they become a member.
     #[serde(default)]
-    #[schema(value_type = Vec<String>)]
     team_ids: BTreeSet<Id<Team>>,
 }
 
@@ -63,6 +62,7 @@ pub struct UserChange {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 pub struct AtUser {
+    /// The user.
     #[param(value_type = String)]
     user_id: Id<User>,
 }
@@ -159,7 +159,7 @@ pub async fn get_user(call: Call<DomainAdmin>, Path(AtUser { user_id: id }): Pat
 }
 
 /// Change a user
-#[utoipa::path(patch, path = "/v1/{domain}/users/{user_id}", tag = "directory", params(AtUser),
+#[utoipa::path(patch, path = "/v1/{domain}/users/{user_id}", tag = "directory", params(AtUser, IfMatch),
     request_body = UserChange,
     responses((status = 200, description = "The changed user", body = Item<User>), Refusals))]
 pub async fn update_user(
@@ -187,7 +187,7 @@ pub async fn update_user(
 ///
 /// Their memberships, model grants, budget allocations and overrides go too; the audit
 /// lists them. What they used stays in the ledger.
-#[utoipa::path(delete, path = "/v1/{domain}/users/{user_id}", tag = "directory", params(AtUser),
+#[utoipa::path(delete, path = "/v1/{domain}/users/{user_id}", tag = "directory", params(AtUser, IfMatch),
     responses((status = 200, description = "Removed", body = Deleted), Refusals))]
 pub async fn delete_user(call: Call<DomainAdmin>, Path(AtUser { user_id: id }): Path<AtUser>) -> Outcome {
     let mut tx = call.begin().await?;
