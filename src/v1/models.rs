@@ -54,6 +54,12 @@ impl fmt::Debug for Catalogue {
 /// A grant, or a change of the one for the same model and scope.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "model_name": "gpt-4o*",
+    "scope_type": "team",
+    "scope_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11",
+    "access_mode": "allow"
+}))]
 pub struct NewModelGrant {
     /// The product domain; when sent, the one of the path.
     #[serde(default)]
