@@ -240,6 +240,22 @@ impl Allocations {
         })
     }
 
+    /// Whether `subject` of `account` made the stored response with this id. A response
+    /// that was answered a moment ago may still be on its way into the ledger.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn owns_response(&self, account: &Id<Account>, subject: &str, id: &str) -> Result<bool, StoreError> {
+        let granted = Granted::system().over(account.clone());
+        for pause in [0, 50, 200, 750] {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            if self.0.store.read(&granted).await?.owns_response(subject, id).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Charges reservations that nobody settled at their estimate, marked
     /// `unsettled`; gives how many there were.
     ///

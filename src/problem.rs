@@ -20,6 +20,9 @@ pub struct FieldError {
     pub detail: String,
 }
 
+/// Members beside `code`, kept as text so that amounts keep every digit.
+pub type Members = std::collections::BTreeMap<String, Box<serde_json::value::RawValue>>;
+
 /// A refusal or failure, ready to be sent.
 ///
 /// ```
@@ -38,7 +41,7 @@ struct Told {
     code: &'static str,
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
-    members: serde_json::Map<String, serde_json::Value>,
+    members: Members,
     headers: HeaderMap,
 }
 
@@ -72,7 +75,7 @@ pub struct ProblemBody {
     /// Members that belong to `code`, such as `remaining_credits`.
     #[serde(flatten)]
     #[schema(ignore)]
-    pub members: serde_json::Map<String, serde_json::Value>,
+    pub members: Members,
 }
 
 impl Problem {
@@ -83,7 +86,7 @@ impl Problem {
             code,
             detail: detail.into(),
             errors: Vec::new(),
-            members: serde_json::Map::new(),
+            members: Members::new(),
             headers: HeaderMap::new(),
         }))
     }
@@ -151,7 +154,7 @@ impl Problem {
     /// Adds a member beside `code`.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Serialize) -> Self {
-        if let Ok(value) = serde_json::to_value(value) {
+        if let Ok(value) = serde_json::value::to_raw_value(&value) {
             self.0.members.insert(name.to_owned(), value);
         }
         self
@@ -187,7 +190,7 @@ impl Problem {
     }
 
     /// Members beside `code`.
-    pub fn members(&self) -> &serde_json::Map<String, serde_json::Value> {
+    pub fn members(&self) -> &Members {
         &self.0.members
     }
 

@@ -168,6 +168,7 @@ impl Gateway {
         let companions = Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() };
         let permit = decide(&caller.context, &ask.ask, companions, &caller.rules, own.clock.now())
             .map_err(|denial| self.explained(denial, &caller))?;
+        self.check_stored_response(&caller, &ask, route).await?;
         if route.kind == RouteKind::Models {
             return self.listing(head, exchange, route, &caller, &asked).await;
         }
@@ -268,6 +269,23 @@ impl Gateway {
         }
         let content_type = head.headers.get(header::CONTENT_TYPE).map(|v| v.to_str().unwrap_or_default());
         Ok(ask::read(route.kind, route.model.as_deref(), content_type, body, &self.0.parts.config.ask)?)
+    }
+
+    /// A stored response may be read, removed and continued by who made it alone: the
+    /// upstream keeps those of all tenants under our one credential.
+    async fn check_stored_response(
+        &self,
+        caller: &Caller,
+        ask: &ParsedAsk,
+        route: &Governed<'_>,
+    ) -> Result<(), Problem> {
+        let item = route.item.as_deref().filter(|_| route.kind == RouteKind::ResponseItem);
+        let Some(id) = item.or(ask.previous_response.as_deref()) else { return Ok(()) };
+        let subject = &caller.context.actor().subject;
+        if self.0.parts.allocations.owns_response(&caller.rules.account, subject, id).await? {
+            return Ok(());
+        }
+        Err(Problem::not_found("There is no stored response of yours with this id"))
     }
 
     /// Adds to a refused model which ones the caller may use.

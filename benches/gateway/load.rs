@@ -42,6 +42,8 @@ pub(crate) struct Load {
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) cpu_per_request: f64,
+    /// Of it, on the threads that run the embedded database's statements.
+    pub(crate) sql_per_request: f64,
     pub(crate) per_second: f64,
     pub(crate) percentiles: [u64; 4],
     pub(crate) rss_mb: f64,
@@ -97,10 +99,14 @@ impl Load {
             ended??;
         }
         let (elapsed, after) = (began.elapsed(), cpu_time(self.pid)?);
-        let used: u64 = after.iter().map(|(thread, ns)| ns - before.get(thread).unwrap_or(&0)).sum();
+        let used = |wanted: &dyn Fn(&Thread) -> bool| {
+            let of = |(id, thread): (_, &Thread)| thread.ns - before.get(id).map_or(0, |earlier: &Thread| earlier.ns);
+            after.iter().filter(|(_, thread)| wanted(thread)).map(of).sum::<u64>()
+        };
         let (requests, latencies) = (progress.done.get() as f64, progress.latencies.borrow());
         Ok(Measured {
-            cpu_per_request: used as f64 / 1e3 / requests,
+            cpu_per_request: used(&|_| true) as f64 / 1e3 / requests,
+            sql_per_request: used(&|thread| thread.sql) as f64 / 1e3 / requests,
             per_second: requests / elapsed.as_secs_f64(),
             percentiles: PERCENTILES.map(|percentile| latencies.value_at_percentile(percentile)),
             rss_mb: resident(self.pid)?,
@@ -214,14 +220,23 @@ impl End {
     }
 }
 
-/// Nanoseconds on a CPU of each thread of a process, by the scheduler's accounting.
-fn cpu_time(pid: u32) -> Result<HashMap<std::ffi::OsString, u64>> {
+/// A thread of the measured process.
+struct Thread {
+    /// On a CPU so far.
+    ns: u64,
+    /// Whether it runs SQLite's statements.
+    sql: bool,
+}
+
+/// Time on a CPU of each thread of a process, by the scheduler's accounting.
+fn cpu_time(pid: u32) -> Result<HashMap<std::ffi::OsString, Thread>> {
     let mut threads = HashMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let thread = thread?;
         let statistics = fs::read_to_string(thread.path().join("schedstat"))?;
         let on_cpu = statistics.split(' ').next().ok_or("schedstat is empty")?;
-        threads.insert(thread.file_name(), on_cpu.parse()?);
+        let sql = fs::read_to_string(thread.path().join("comm"))?.starts_with("sqlx-sqlite");
+        threads.insert(thread.file_name(), Thread { ns: on_cpu.parse()?, sql });
     }
     Ok(threads)
 }

@@ -72,8 +72,8 @@ enum Target {
     Bare,
     /// nginx as a reverse proxy, when it is installed.
     Nginx,
-    /// alchemi with everything on, for an account that has no budget: no reservation.
-    AlchemiUncapped,
+    /// alchemi with everything on but `allocation.enforcement`: no reservation, yet every request is settled.
+    AlchemiUnenforced,
     /// alchemi with everything on: caps on user, team, org and account, reserved in the database.
     Alchemi,
 }
@@ -90,7 +90,7 @@ enum Mode {
 
 impl Target {
     fn is_alchemi(self) -> bool {
-        matches!(self, Self::Alchemi | Self::AlchemiUncapped)
+        matches!(self, Self::Alchemi | Self::AlchemiUnenforced)
     }
 }
 

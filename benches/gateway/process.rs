@@ -88,7 +88,7 @@ pub(crate) fn load(load: &Load) -> Result<String> {
 pub(crate) struct Proxy {
     pub(crate) target: Target,
     pub(crate) address: SocketAddr,
-    pub(crate) process: Arc<Process>,
+    pub(crate) process: Process,
     /// Whose tokens it is sent, by [`Tenant::name`].
     pub(crate) tenant: &'static str,
 }
@@ -109,29 +109,31 @@ impl Proxies {
 
         let mut proxies =
             Self { running: Vec::new(), tenants: Vec::new(), _behind: [upstream_process, issuer_process] };
-        if targets.iter().any(|target| target.is_alchemi()) {
-            let (process, address) = start_alchemi(upstream, &issuer, folder)?;
-            let (process, url) = (Arc::new(process), format!("http://{address}"));
-            for target in targets.iter().copied().filter(|target| target.is_alchemi()) {
-                let capped = target == Target::Alchemi;
-                let tenant = on_one_thread(Tenant::seed(&url, issuer.clone(), Arc::clone(&signer), capped))?;
-                proxies.running.push(Proxy { target, address, process: Arc::clone(&process), tenant: tenant.name() });
-                proxies.tenants.push(tenant);
-            }
-        } else {
+        for target in targets.iter().copied().filter(|target| target.is_alchemi()) {
+            let (name, enforcement) =
+                if target == Target::Alchemi { ("enforced", "hard") } else { ("unenforced", "off") };
+            let folder = folder.join(name);
+            fs::create_dir(&folder)?;
+            let (process, address) = start_alchemi(upstream, &issuer, enforcement, &folder)?;
+            let url = format!("http://{address}");
+            let seeded = Tenant::seed(&url, issuer.clone(), Arc::clone(&signer), name);
+            proxies.tenants.push(on_one_thread(seeded)?);
+            proxies.running.push(Proxy { target, address, process, tenant: name });
+        }
+        if proxies.tenants.is_empty() {
             proxies.tenants.push(Tenant::unseeded(issuer, signer));
         }
 
         let tenant = proxies.tenants.first().map_or("", Tenant::name); // the others pass any token on
         if targets.contains(&Target::Bare) {
             let (process, address) = role(PROXY_CORE, &["bare", &upstream.to_string()])?;
-            proxies.running.push(Proxy { target: Target::Bare, address, process: Arc::new(process), tenant });
+            proxies.running.push(Proxy { target: Target::Bare, address, process, tenant });
         }
         if targets.contains(&Target::Nginx) {
             match installed("nginx") {
                 Some(nginx) => {
                     let (process, address) = start_nginx(&nginx, upstream, folder)?;
-                    proxies.running.push(Proxy { target: Target::Nginx, address, process: Arc::new(process), tenant });
+                    proxies.running.push(Proxy { target: Target::Nginx, address, process, tenant });
                 }
                 None => eprintln!("note: nginx is not installed, and is left out"),
             }
@@ -178,7 +180,12 @@ fn start_nginx(nginx: &Path, upstream: SocketAddr, folder: &Path) -> Result<(Pro
 }
 
 /// `alchemi serve` as an operator would start it, with an embedded database.
-fn start_alchemi(upstream: SocketAddr, issuer: &str, folder: &Path) -> Result<(Process, SocketAddr)> {
+fn start_alchemi(
+    upstream: SocketAddr,
+    issuer: &str,
+    enforcement: &str,
+    folder: &Path,
+) -> Result<(Process, SocketAddr)> {
     let binary =
         env::var_os("ALCHEMI_BIN").map(PathBuf::from).or(option_env!("CARGO_BIN_EXE_alchemi").map(PathBuf::from));
     let binary = binary.ok_or("no alchemi binary: set ALCHEMI_BIN")?;
@@ -192,6 +199,7 @@ fn start_alchemi(upstream: SocketAddr, issuer: &str, folder: &Path) -> Result<(P
         .env("ALCHEMI_LISTEN", address.to_string())
         .env("ALCHEMI_DATA_DIR", folder.join("data"))
         .env("ALCHEMI_MASTER_KEY", MASTER_KEY)
+        .env("ALCHEMI_ENFORCEMENT", enforcement)
         .env("ALCHEMI_UPSTREAM_URL", format!("http://{upstream}"))
         .env("ALCHEMI_UPSTREAM_API_KEY", "sk-upstream")
         .env("DATABASE_URL", format!("sqlite:{}", folder.join("alchemi.db").display()))

@@ -12,12 +12,12 @@ use crate::upstream::MODEL;
 /// At least 32 characters.
 pub(crate) const MASTER_KEY: &str = "master-key-of-the-gateway-benchmark";
 const ORGANIZATION: &str = "286399320075272000";
+const SUBJECT: &str = "286399320075272196";
 const ENOUGH: &str = "1000000";
 
 /// An account with one user.
 pub(crate) struct Tenant {
-    /// Whether budgets cap it; an uncapped one has no allocation and no plan.
-    pub(crate) capped: bool,
+    name: &'static str,
     account: String,
     issuer: String,
     signer: Arc<Signer>,
@@ -26,40 +26,37 @@ pub(crate) struct Tenant {
 impl Tenant {
     /// Tokens for a proxy that does not read them.
     pub(crate) fn unseeded(issuer: String, signer: Arc<Signer>) -> Self {
-        Self { capped: true, account: "00000000-0000-7000-8000-000000000000".into(), issuer, signer }
+        Self { name: "any", account: "00000000-0000-7000-8000-000000000000".into(), issuer, signer }
     }
 
     /// Creates the account, its org, team, user and grants in a gateway.
-    pub(crate) async fn seed(gateway: &str, issuer: String, signer: Arc<Signer>, capped: bool) -> Result<Self> {
+    pub(crate) async fn seed(gateway: &str, issuer: String, signer: Arc<Signer>, name: &'static str) -> Result<Self> {
         let operator = Control { gateway, account: None, http: reqwest::Client::new() };
-        let name = if capped { "capped" } else { "uncapped" };
         let account = operator.post("/accounts", json!({"account_name": name})).await?;
         let account = text(&account, "/account_id")?;
 
         let admin = Control { account: Some(account.clone()), ..operator };
         let org = admin.create("/copilot/orgs", json!({"name": "research"})).await?;
         let team = admin.create("/copilot/teams", json!({"org_id": org, "name": "assistants"})).await?;
-        let person =
-            json!({"identity_user_id": subject(capped), "email": format!("{name}@tenant.test"), "team_ids": [team]});
+        let person = json!({"identity_user_id": SUBJECT, "email": format!("{name}@tenant.test"), "team_ids": [team]});
         let user = admin.create("/copilot/users", person).await?;
         let grant = json!({"domain": "copilot", "model_name": MODEL, "scope_type": "team", "scope_id": team, "access_mode": "allow"});
         admin.create("/copilot/models/grants", grant).await?;
-        if capped {
+        let allocation =
+            json!({"account_id": account, "monthly_credits": ENOUGH, "overflow_limit": 0, "credit_factor": 1});
+        admin.post("/budgets/account-allocation", allocation).await?;
+        let plan = admin.create("/budgets/copilot/plans", json!({"name": "bench", "cycle": "monthly"})).await?;
+        for (scope_type, scope_id) in [("org", &org), ("team", &team), ("user", &user)] {
             let allocation =
-                json!({"account_id": account, "monthly_credits": ENOUGH, "overflow_limit": 0, "credit_factor": 1});
-            admin.post("/budgets/account-allocation", allocation).await?;
-            let plan = admin.create("/budgets/copilot/plans", json!({"name": "bench", "cycle": "monthly"})).await?;
-            for (scope_type, scope_id) in [("org", &org), ("team", &team), ("user", &user)] {
-                let allocation = json!({"plan_id": plan, "scope_type": scope_type, "scope_id": scope_id, "allocated_credits": ENOUGH});
-                admin.create("/budgets/copilot/allocations/upsert", allocation).await?;
-            }
+                json!({"plan_id": plan, "scope_type": scope_type, "scope_id": scope_id, "allocated_credits": ENOUGH});
+            admin.create("/budgets/copilot/allocations/upsert", allocation).await?;
         }
-        Ok(Self { capped, account, issuer, signer })
+        Ok(Self { name, account, issuer, signer })
     }
 
     /// What its files are called.
     pub(crate) fn name(&self) -> &'static str {
-        if self.capped { "capped" } else { "uncapped" }
+        self.name
     }
 
     /// Tokens of its user, each with an id of its own.
@@ -75,7 +72,7 @@ impl Tenant {
         let organizations = json!({ORGANIZATION: "tenant.localhost"});
         json!({
             "iss": self.issuer,
-            "sub": subject(self.capped),
+            "sub": SUBJECT,
             "aud": [PROJECT],
             "exp": iat + 43_200,
             "iat": iat,
@@ -88,10 +85,6 @@ impl Tenant {
             "alchemi:account_id": self.account,
         })
     }
-}
-
-fn subject(capped: bool) -> &'static str {
-    if capped { "286399320075272196" } else { "286399320075272197" }
 }
 
 fn text(answer: &Value, pointer: &str) -> Result<String> {

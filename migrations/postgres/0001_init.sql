@@ -289,6 +289,7 @@ CREATE TABLE IF NOT EXISTS "Alchemi_UsageLedgerTable" (
 CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_created_at_idx" ON "Alchemi_UsageLedgerTable" (account_id, created_at, request_id);
 CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_user_id_idx" ON "Alchemi_UsageLedgerTable" (account_id, user_id, created_at, request_id);
 CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_subject_idx" ON "Alchemi_UsageLedgerTable" (account_id, subject, created_at, request_id) WHERE user_id IS NULL;
+CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_upstream_call_id_idx" ON "Alchemi_UsageLedgerTable" (account_id, upstream_call_id) WHERE kind = 'responses';
 
 -- Sums of the ledger by day of the account's time zone; '' stands for none.
 CREATE TABLE IF NOT EXISTS "Alchemi_UsageRollupTable" (

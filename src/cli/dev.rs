@@ -1,10 +1,29 @@
-//! `alchemi dev`.
+//! `alchemi dev`: everything in one process, on loopback, with something to try.
 
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
-use super::Failure;
+use super::serve::{farewell, start_failure, stop_signal};
+use super::{Failure, block_on, say};
+use crate::clock::SystemClock;
+use crate::config::{Config, LogConfig};
+use crate::dev::{DevIssuer, DevUpstream, UpstreamOptions};
+use crate::id::RandomIds;
+use crate::secret::SecretString;
+use crate::server::{Server, Surroundings};
+use crate::telemetry;
+
+mod seed;
+
+/// How long the printed tokens are good for.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+
+/// The built-in upstream's key.
+const UPSTREAM_KEY: &str = "sk-dev-upstream";
 
 /// Options of `alchemi dev`.
 #[derive(Debug, Args)]
@@ -18,11 +37,130 @@ pub(super) struct DevOptions {
     /// Its key
     #[arg(long, value_name = "KEY", env = "ALCHEMI_UPSTREAM_API_KEY", hide_env_values = true)]
     upstream_key: Option<String>,
-    /// Where the embedded database lives; a temporary folder unless said
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    /// Folder of the embedded database and of the printed tokens
+    #[arg(long, value_name = "DIR", default_value = "./data/dev")]
+    data_dir: PathBuf,
 }
 
-pub(super) fn dev(_: DevOptions) -> Result<(), Failure> {
-    Err(Failure::failed("soon"))
+pub(super) fn dev(options: DevOptions) -> Result<(), Failure> {
+    let quiet = LogConfig { filter: "warn".to_owned(), ..LogConfig::default() };
+    telemetry::log_to_stderr(&quiet).map_err(Failure::misconfigured)?;
+    block_on(run(options))
+}
+
+async fn run(options: DevOptions) -> Result<(), Failure> {
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let issuer = DevIssuer::start(loopback(0), Arc::new(SystemClock), Arc::new(RandomIds)).await;
+    let issuer = issuer.map_err(Failure::failed)?;
+    let (upstream, built_in) = match options.upstream.clone() {
+        Some(url) => (url, None),
+        None => {
+            let made = UpstreamOptions { api_key: Some(UPSTREAM_KEY.to_owned()), ..UpstreamOptions::default() };
+            let started = DevUpstream::start(made).await.map_err(Failure::failed)?;
+            (started.url().to_owned(), Some(started))
+        }
+    };
+    let key = match &built_in {
+        Some(_) => Some(UPSTREAM_KEY.to_owned()),
+        None => options.upstream_key.clone(),
+    };
+    let master_key = fresh_key()?;
+    let config = configuration(&options, &issuer, &upstream, key.as_deref(), &master_key)?;
+    let server = Server::start(&config, Surroundings::default()).await.map_err(start_failure)?;
+    let gateway = format!("http://{}", server.address());
+    let models = seed::models(&upstream, key.as_deref()).await?;
+    let world = seed::plant(&gateway, &master_key, &issuer, &models).await?;
+    let tokens = write_tokens(&options.data_dir, &issuer, &master_key)?;
+    say(&introduction(&gateway, &upstream, issuer.url(), &world, &tokens))?;
+    stop_signal().await;
+    say("")?;
+    say(&farewell(server.stop().await))
+}
+
+fn fresh_key() -> Result<String, Failure> {
+    let mut key = [0_u8; 32];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| Failure::failed("the system gives no randomness"))?;
+    Ok(crate::id::hex(&key))
+}
+
+fn configuration(
+    options: &DevOptions,
+    issuer: &DevIssuer,
+    upstream: &str,
+    upstream_key: Option<&str>,
+    master_key: &str,
+) -> Result<Config, Failure> {
+    let mut config = Config::from_toml(&format!("master_key = '{master_key}'")).map_err(Failure::misconfigured)?;
+    config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
+    config.master_key = Some(SecretString::from(master_key));
+    config.data_dir.clone_from(&options.data_dir);
+    config.database.url = format!("sqlite:{}", options.data_dir.join("alchemi.db").display());
+    config.identity.issuers = vec![crate::identity::IssuerConfig::at(issuer.url())];
+    config.identity.project_id = Some(issuer.project_id().to_owned());
+    config.upstream.urls = vec![upstream.to_owned()];
+    config.upstream.api_key =
+        upstream_key.map(crate::proxy::forward::bearer_value).transpose().map_err(Failure::misconfigured)?;
+    // A mock model of a real LiteLLM has no price, and without one no budget can be tried.
+    config.metering.unpriced = crate::metering::charge::Unpriced::Flat(crate::credits::Usd::from_nanos(1_000_000));
+    Ok(config)
+}
+
+/// The printed tokens, each in a file, so that the lines to paste stay short.
+struct Tokens {
+    ada: PathBuf,
+    grace: PathBuf,
+    admin: PathBuf,
+    operator: PathBuf,
+}
+
+fn write_tokens(folder: &Path, issuer: &DevIssuer, master_key: &str) -> Result<Tokens, Failure> {
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+        Ok(path)
+    };
+    let token = |subject: &str| issuer.mint(subject, TOKEN_LIFETIME).map_err(Failure::failed);
+    Ok(Tokens {
+        ada: write("ada.token", &token(seed::ADA)?)?,
+        grace: write("grace.token", &token(seed::GRACE)?)?,
+        admin: write("admin.token", &token(seed::ADMIN)?)?,
+        operator: write("master.key", master_key)?,
+    })
+}
+
+fn introduction(gateway: &str, upstream: &str, issuer: &str, world: &seed::World, tokens: &Tokens) -> String {
+    let chat = |token: &Path, model: &str, extra: &str| {
+        format!(
+            "  curl -sN {gateway}/v1/chat/completions -H \"Authorization: Bearer $(cat {})\" \\\n    \
+             -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"model\":\"{model}\",{extra}\"max_tokens\":64,\"messages\":[{{\"role\":\"user\",\"content\":\"Say hello\"}}]}}'",
+            token.display()
+        )
+    };
+    let seed::World { allowed, refused, .. } = world;
+    format!(
+        "\nalchemi dev: for trying out on this machine alone\n\n\
+         \u{20} gateway   {gateway}    /docs shows the control plane\n\
+         \u{20} upstream  {upstream}\n\
+         \u{20} issuer    {issuer}    Zitadel-shaped, development only\n\
+         \u{20} account   {} ({}): team Research with Ada and Grace\n\n\
+         1. A chat that is allowed\n{}\n\n\
+         2. The same, streamed\n{}\n\n\
+         3. Refused: nobody granted this model\n{}\n\n\
+         4. Refused: Grace has no credits left\n{}\n\n\
+         What Ada may spend, and what the admin and the operator see\n\
+         \u{20} curl -s {gateway}/v1/me/allocation -H \"Authorization: Bearer $(cat {})\"\n\
+         \u{20} curl -s {gateway}/v1/budgets/copilot/usage-by-scope -H \"Authorization: Bearer $(cat {})\"\n\
+         \u{20} curl -s {gateway}/v1/accounts -H \"Authorization: Bearer $(cat {})\"\n\n\
+         Ctrl-C stops it.",
+        world.account_name,
+        world.account_id,
+        chat(&tokens.ada, allowed, ""),
+        chat(&tokens.ada, allowed, "\"stream\":true,"),
+        chat(&tokens.ada, refused, ""),
+        chat(&tokens.grace, allowed, ""),
+        tokens.ada.display(),
+        tokens.admin.display(),
+        tokens.operator.display(),
+    )
 }

@@ -165,6 +165,9 @@ impl Usage {
             total_tokens: self.total_tokens.max(earlier.total_tokens),
             cache_read_input_tokens: self.cache_read_input_tokens.max(earlier.cache_read_input_tokens),
             cache_creation_input_tokens: self.cache_creation_input_tokens.max(earlier.cache_creation_input_tokens),
+            // LiteLLM computes the cost of a stream's last usage from that usage alone: without
+            // the input tokens in it, the input was not charged.
+            cost: self.cost.filter(|_| self.input_tokens.or(self.prompt_tokens).is_some()),
             ..self
         }
     }
@@ -262,4 +265,13 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 /// Seconds as a number, or as a number in a string.
 fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(text.trim_matches('"').parse().ok()?).ok()
+}
+
+/// The id of a stored response, by which its owner may ask for it again.
+pub(crate) fn response_id(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Identified {
+        id: String,
+    }
+    serde_json::from_slice::<Identified>(body).ok().map(|response| response.id)
 }

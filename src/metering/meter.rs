@@ -8,7 +8,7 @@ use http::{HeaderMap, header};
 
 use super::charge::{ChargeInputs, Outcome, Unpriced, charge};
 use super::count::CountRules;
-use super::json::{Reported, read_usage};
+use super::json::{Reported, read_usage, response_id};
 use super::price::PriceBook;
 use super::sse::SseMeter;
 use crate::allocation::{Bill, Reservation};
@@ -124,12 +124,17 @@ impl Meter {
             Stage::NotSent | Stage::Over => return rest,
             Stage::Sent => (Outcome::NoAnswer, 0, Reported::default(), estimated, false),
             Stage::Body { status, kept, json, .. } => {
-                let reported = if json { read_usage(self.metered.kind, &joined(kept)) } else { Reported::default() };
+                let body = joined(kept);
+                let reported = if json { read_usage(self.metered.kind, &body) } else { Reported::default() };
+                if self.metered.kind == RouteKind::Responses {
+                    self.call_id = response_id(&body).or(self.call_id.take());
+                }
                 (Outcome::Body(status), status, reported, estimated, whole)
             }
             Stage::Stream { status, sse } => {
                 let mut report = sse.finish();
                 rest = std::mem::take(&mut report.rest);
+                self.call_id = report.response_id.take().or(self.call_id.take());
                 let counted = report.counted(self.metered.estimated_input, &self.metered.count);
                 let outcome = Outcome::Stream { status, failed: report.failed };
                 (outcome, status, report.reported, counted, whole && report.complete)

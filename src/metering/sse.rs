@@ -46,6 +46,8 @@ pub struct StreamReport {
     pub events: u64,
     /// Events too large to be read.
     pub oversized: u64,
+    /// The id of the response (Responses API).
+    pub response_id: Option<String>,
     /// Bytes that were still held back and are to be sent before the end.
     pub rest: Bytes,
 }
@@ -211,6 +213,9 @@ impl SseMeter {
                 | "image_generation.completed"
                 | "image_edit.completed"
         );
+        if self.report.response_id.is_none() {
+            self.report.response_id = event.response.and_then(|raw| super::json::response_id(raw.get().as_bytes()));
+        }
         let usage = match name {
             "message_start" => {
                 self.started = event.message.and_then(nested_usage);

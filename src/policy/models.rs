@@ -213,3 +213,108 @@ impl NameSet {
 fn prefix(pattern: &str) -> Option<&str> {
     pattern.strip_suffix('*')
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::id::Id;
+    use crate::model::scope::ScopeType;
+
+    fn grant(n: i64, pattern: &str, scope: &Scope, deny: bool, domain: Domain) -> ModelGrant {
+        ModelGrant {
+            id: Id::stored(&n.to_string()),
+            account_id: Id::stored("acc"),
+            domain,
+            model_name: pattern.to_owned(),
+            scope_type: scope.scope_type,
+            scope_id: scope.scope_id.clone(),
+            access_mode: if deny { AccessMode::Deny } else { AccessMode::Allow },
+            created_by: None,
+            created_at: Timestamp::from_micros(n),
+            updated_at: Timestamp::from_micros(n),
+            version: 1,
+        }
+    }
+
+    fn fits(pattern: &str, model: &str) -> bool {
+        pattern == model || pattern.strip_suffix('*').is_some_and(|start| model.starts_with(start))
+    }
+
+    /// The rule as it is written down, without any arrangement.
+    fn oracle(
+        domain: Domain,
+        chain: &[Scope],
+        grants: &[ModelGrant],
+        policy: &ConsoleModelPolicy,
+        default: AccessMode,
+        model: &str,
+    ) -> (bool, Option<Scope>) {
+        let listed = |list: &[ModelPattern]| list.iter().any(|p| fits(p.as_str(), model));
+        if domain == Domain::Console {
+            let outside = !policy.allow_models.is_empty() && !listed(&policy.allow_models);
+            if outside || listed(&policy.deny_models) {
+                return (false, None);
+            }
+        }
+        for scope in chain {
+            let here: Vec<_> = grants
+                .iter()
+                .filter(|g| g.domain == domain && g.scope_type == scope.scope_type && g.scope_id == scope.scope_id)
+                .filter(|g| fits(&g.model_name, model))
+                .collect();
+            let rank = |g: &ModelGrant| (g.model_name == model, g.model_name.len());
+            if let Some(best) = here.iter().map(|g| rank(g)).max() {
+                let denied = here.iter().any(|g| rank(g) == best && g.access_mode == AccessMode::Deny);
+                return (!denied, Some(scope.clone()));
+            }
+        }
+        (default == AccessMode::Allow, None)
+    }
+
+    fn chain() -> [Scope; 4] {
+        [ScopeType::User, ScopeType::Team, ScopeType::Org, ScopeType::Account]
+            .map(|kind| Scope::new(kind, kind.as_str()))
+    }
+
+    fn patterns() -> impl Strategy<Value = Vec<ModelPattern>> {
+        proptest::collection::vec("[ab]{1,2}\\*?|\\*", 0..3)
+            .prop_map(|texts| texts.iter().map(|t| t.parse().unwrap()).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn the_rules_are_the_written_rule(
+            drawn in proptest::collection::vec(("[ab]{1,3}\\*?|\\*", 0_usize..6, any::<bool>(), any::<bool>()), 0..12),
+            allow_models in patterns(),
+            deny_models in patterns(),
+            skipped in 0_usize..4,
+            console in any::<bool>(),
+            allow_by_default in any::<bool>(),
+            model in "[ab]{1,4}",
+        ) {
+            let domain = if console { Domain::Console } else { Domain::Copilot };
+            let default = if allow_by_default { AccessMode::Allow } else { AccessMode::Deny };
+            let policy = ConsoleModelPolicy { allow_models, deny_models };
+            // A chain may lack a link; grants may be another team's, or the other domain's.
+            let all = chain();
+            let chain: Vec<_> = all.iter().enumerate().filter(|(n, _)| *n == 3 || *n != skipped).map(|(_, s)| s.clone()).collect();
+            let elsewhere = Scope::new(ScopeType::Team, "another");
+            let grants: Vec<_> = drawn.iter().zip(1..).map(|((pattern, scope, deny, other), n)| {
+                let scope = all.get(*scope).unwrap_or(&elsewhere);
+                let odd = if console { Domain::Copilot } else { Domain::Console };
+                grant(n, pattern, scope, *deny, if *other && n % 3 == 0 { odd } else { domain })
+            }).collect();
+            let rules = ModelRules::new(domain, &chain, grants.clone(), Some(policy.clone()), default);
+            let verdict = rules.resolve(&model);
+            let expected = oracle(domain, &chain, &grants, &policy, default, &model);
+            prop_assert_eq!((verdict.allowed, verdict.resolved_from.cloned()), expected);
+            prop_assert!(verdict.candidates.iter().all(|g| fits(&g.model_name, &model)));
+            prop_assert_eq!(verdict.candidates.is_empty(), verdict.reason != Reason::Grant);
+            let suggested = rules.suggestions([model.as_str()].into_iter());
+            prop_assert_eq!(suggested.len(), usize::from(verdict.allowed));
+        }
+    }
+}

@@ -61,6 +61,8 @@ impl Default for AskRules {
             "context_window_fallback_dict",
             "extra_body",
             "mock_response",
+            // Stored state of the upstream that alchemi cannot tell the owner of.
+            "conversation",
             // Whom it charges.
             "tags",
             "metadata.tags",
@@ -87,6 +89,8 @@ pub struct ParsedAsk {
     pub ask: Ask,
     /// Whether the client itself asked for usage in the stream.
     pub usage_asked: bool,
+    /// The stored response that a Responses request continues; it must be the caller's.
+    pub previous_response: Option<String>,
     edits: splice::Edits,
 }
 
@@ -100,7 +104,7 @@ impl ParsedAsk {
             stream: false,
             size: crate::policy::AskSize::default(),
         };
-        Self { ask, usage_asked: false, edits: splice::Edits::default() }
+        Self { ask, usage_asked: false, previous_response: None, edits: splice::Edits::default() }
     }
 
     /// Whether the stream's usage chunk is to be withheld from the client, because

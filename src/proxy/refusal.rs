@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::headers::{Decision, stamp};
 use super::ingress::RequestId;
 use crate::model::usage::RouteKind;
-use crate::problem::Problem;
+use crate::problem::{Members, Problem};
 
 #[derive(Serialize)]
 struct OpenAi<'a> {
@@ -26,7 +26,7 @@ struct OpenAiError<'a> {
     param: Option<&'static str>,
     request_id: &'a str,
     #[serde(flatten)]
-    members: &'a serde_json::Map<String, serde_json::Value>,
+    members: &'a Members,
 }
 
 #[derive(Serialize)]
@@ -44,7 +44,7 @@ struct AnthropicError<'a> {
     message: &'a str,
     code: &'static str,
     #[serde(flatten)]
-    members: &'a serde_json::Map<String, serde_json::Value>,
+    members: &'a Members,
 }
 
 /// The answer to a request of `kind`; of no governed kind, problem+json.

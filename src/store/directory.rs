@@ -228,3 +228,87 @@ impl Tx<Tenant> {
         on!(self, |c| sqlx::query_scalar(sql).bind(&account).bind(domain).bind(kind).bind(id).fetch_all(c).await)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::context::Granted;
+    use crate::model::accounts::Account;
+    use crate::model::directory::UserStatus;
+    use crate::store::{DatabaseConfig, Store, migrate};
+
+    // Budgets of what is removed go with it; those of others stay.
+    #[tokio::test]
+    async fn budgets_go_with_what_they_are_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("alchemi.db").display());
+        let config = DatabaseConfig { url, ..DatabaseConfig::default() };
+        let store =
+            Store::open(&config, Arc::new(crate::clock::SystemClock), Arc::new(crate::id::RandomIds)).await.unwrap();
+        migrate::apply(&store).await.unwrap();
+        let mut tx = store.begin(&Granted::system()).await.unwrap();
+        let account = Account::new(tx.new_id(), "Acme".to_owned(), None, tx.now());
+        tx.insert_account(&account).await.unwrap();
+        let mut tx = tx.within(account.account_id.clone());
+        let id = &account.account_id;
+        let (email, user) = (Some("ada@acme.com".to_owned()), tx.new_id());
+        let user = User {
+            id: user,
+            account_id: id.clone(),
+            domain: Domain::Copilot,
+            identity_user_id: None,
+            email,
+            display_name: None,
+            status: UserStatus::Active,
+            created_by: None,
+            created_at: tx.now(),
+            updated_at: tx.now(),
+            version: 1,
+        };
+        tx.insert_user(&user).await.unwrap();
+        run!(
+            tx,
+            r#"INSERT INTO "Alchemi_CopilotBudgetPlanTable" (account_id, id, name, created_at, updated_at)
+               VALUES ($1, 'plan', 'plan', 0, 0)"#,
+            id
+        )
+        .unwrap();
+        for (row, scope) in [("mine", user.id.as_str()), ("other", "somebody")] {
+            run!(
+                tx,
+                r#"INSERT INTO "Alchemi_CopilotBudgetAllocationTable"
+                   (account_id, id, plan_id, scope_type, scope_id, created_at, updated_at)
+                   VALUES ($1, $2, 'plan', 'user', $3, 0, 0)"#,
+                id,
+                row,
+                scope
+            )
+            .unwrap();
+            run!(
+                tx,
+                r#"INSERT INTO "Alchemi_CopilotBudgetOverrideTable"
+                   (account_id, id, plan_id, scope_type, scope_id, override_credits, created_at)
+                   VALUES ($1, $2, 'plan', 'user', $3, 1, 0)"#,
+                id,
+                row,
+                scope
+            )
+            .unwrap();
+        }
+        // The same id in the console is somebody else.
+        assert!(tx.delete_user(Domain::Console, &user.id).await.unwrap().budget_allocations.is_empty());
+        let gone = tx.delete_user(Domain::Copilot, &user.id).await.unwrap();
+        assert_eq!(gone.budget_allocations, ["mine".parse().unwrap()]);
+        assert_eq!(gone.budget_overrides, ["mine".parse().unwrap()]);
+        assert!(tx.user(Domain::Copilot, &user.id).await.unwrap().is_none());
+        let left: i64 = on!(tx, |c| sqlx::query_scalar(
+            r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_CopilotBudgetOverrideTable""#
+        )
+        .fetch_one(c)
+        .await)
+        .unwrap();
+        assert_eq!(left, 1);
+    }
+}

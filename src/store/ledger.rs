@@ -152,6 +152,24 @@ impl Tx<Tenant> {
         Ok(true)
     }
 
+    /// Whether `subject` made the stored response with this id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn owns_response(&mut self, subject: &str, response_id: &str) -> Result<bool> {
+        let account = self.account.clone();
+        let found: Option<String> = on!(self, |c| sqlx::query_scalar(
+            r#"SELECT request_id FROM "Alchemi_UsageLedgerTable"
+               WHERE account_id = $1 AND kind = 'responses' AND upstream_call_id = $2 AND subject = $3 LIMIT 1"#
+        )
+        .bind(&account)
+        .bind(response_id)
+        .bind(subject)
+        .fetch_optional(c)
+        .await)?;
+        Ok(found.is_some())
+    }
+
     /// The counters behind `links`; those that were never touched are left out.
     ///
     /// # Errors

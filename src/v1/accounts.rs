@@ -23,14 +23,11 @@ use crate::store::{StoreError, Tx};
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewAccount {
-    #[schema(value_type = String, example = "Acme")]
     account_name: Name,
     #[serde(default, deserialize_with = "blank_is_none")]
-    #[schema(value_type = Option<String>, example = "acme")]
     account_alias: Option<Name>,
     /// The e-mail domain that belongs to it.
     #[serde(default, deserialize_with = "blank_is_none")]
-    #[schema(value_type = Option<String>, example = "acme.com")]
     domain: Option<HostName>,
     #[serde(default)]
     max_budget: Option<Usd>,
@@ -40,7 +37,6 @@ pub struct NewAccount {
     metadata: Option<JsonText>,
     /// Its first admin.
     #[serde(default, deserialize_with = "blank_is_none")]
-    #[schema(value_type = Option<String>, example = "ada@acme.com")]
     admin_email: Option<Email>,
     /// Must be empty: Zitadel owns passwords.
     #[serde(default, rename = "admin_password")]
@@ -53,13 +49,13 @@ pub struct NewAccount {
 #[serde(deny_unknown_fields)]
 pub struct AccountChange {
     #[serde(default)]
-    #[schema(value_type = Option<String>, example = "Acme")]
+    #[schema(value_type = Option<Name>)]
     account_name: Field<Name>,
     #[serde(default, deserialize_with = "blank_clears")]
-    #[schema(value_type = Option<String>, example = "acme")]
+    #[schema(value_type = Option<Name>)]
     account_alias: Field<Name>,
     #[serde(default, deserialize_with = "blank_clears")]
-    #[schema(value_type = Option<String>, example = "acme.com")]
+    #[schema(value_type = Option<HostName>)]
     domain: Field<HostName>,
     #[serde(default)]
     #[schema(value_type = Option<AccountStatus>)]

@@ -37,7 +37,6 @@ impl<'de> Deserialize<'de> for NoPassword {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewAdmin {
-    #[schema(value_type = String, example = "ada@acme.com")]
     user_email: Email,
     #[serde(default)]
     #[schema(value_type = Option<AdminRole>)]
@@ -53,7 +52,7 @@ pub struct NewAdmin {
 #[serde(deny_unknown_fields)]
 pub struct AdminChange {
     #[serde(default)]
-    #[schema(value_type = Option<String>, example = "ada.lovelace@acme.com")]
+    #[schema(value_type = Option<Email>)]
     new_email: Field<Email>,
     #[serde(default)]
     #[schema(value_type = Option<AdminRole>)]

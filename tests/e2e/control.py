@@ -109,7 +109,16 @@ class Tenant:
         items = self.control.get("/budgets/copilot/usage-by-scope")["items"]
         return {(item["scope_type"], item["scope_id"]): Decimal(item["used"]) for item in items}
 
+    def own_rows(self, user: User) -> list[dict]:
+        """Every row of the ledger that the user is shown in `/me/usage`."""
+        control, rows, cursor = Control(self.gateway, self.token(user)), [], None
+        while True:
+            page = control.get("/me/usage", limit=200, cursor=cursor)
+            rows += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return rows
+
     def own_usage(self, user: User) -> Decimal:
         """The credits that the user is told of in `/me/usage`."""
-        rows = Control(self.gateway, self.token(user)).get("/me/usage")["items"]
-        return sum((Decimal(row["credits_incurred"]) for row in rows), Decimal(0))
+        return sum((Decimal(row["credits_incurred"]) for row in self.own_rows(user)), Decimal(0))

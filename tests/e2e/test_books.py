@@ -94,7 +94,7 @@ def client_of(tenant: Tenant, user: User, **headers: str) -> httpx.Client:
     )
 
 
-def charged(litellm: LiteLlm, answers: list[Answer]) -> list[Decimal]:
+def charged(litellm: LiteLlm, answers: list[Answer]) -> dict[str, Decimal]:
     """What LiteLLM has in its own books for these answers, once it has written them all."""
     wanted = {answer.request_id for answer in answers}
     serving.eventually(lambda: wanted - litellm.spend().keys(), set(), "calls that LiteLLM has not booked")
@@ -102,7 +102,7 @@ def charged(litellm: LiteLlm, answers: list[Answer]) -> list[Decimal]:
     for answer in answers:
         if answer.header_cost is not None:
             assert spend[answer.request_id].cost == answer.header_cost
-    return [nano(spend[request_id].cost) for request_id in wanted]
+    return {request_id: nano(spend[request_id].cost) for request_id in wanted}
 
 
 def test_the_books_agree_over_a_mixed_load(alchemi, litellm, tenant):
@@ -122,8 +122,17 @@ def test_the_books_agree_over_a_mixed_load(alchemi, litellm, tenant):
         answers = [answer for answer in in_parallel(REQUESTS, one) if answer]
 
     costs = charged(litellm, [answer for answer in answers if answer.status == 200])
-    credits = sum(nano(cost * Decimal("2.5")) for cost in costs)
-    serving.eventually(lambda: tenant.spent(reader), sum(costs), "the ledger against LiteLLM's own books")
+    credits = sum(nano(cost * Decimal("2.5")) for cost in costs.values())
+    settled = len([answer for answer in answers if answer.status != 403])
+    serving.eventually(lambda: len(tenant.own_rows(reader)), settled, "rows of the ledger")
+    rows = {row["id"]: row for row in tenant.own_rows(reader)}
+    differing = [
+        (rows[request_id]["kind"], rows[request_id]["model_name"], rows[request_id]["cost_source"], cost, rows[request_id]["raw_cost"])
+        for request_id, cost in costs.items()
+        if Decimal(rows[request_id]["raw_cost"]) != cost
+    ]
+    assert not differing, "kind, model, source, LiteLLM's cost, ours"
+    assert tenant.spent(reader) == sum(costs.values()), "the ledger against LiteLLM's own books"
     assert tenant.credits(reader) == credits
     assert tenant.own_usage(reader) == credits, "what the user is told"
 

@@ -278,3 +278,23 @@ proptest! {
         let _ = pass(RouteKind::Messages, withhold, &bytes, &[3, 50]);
     }
 }
+
+/// LiteLLM with `include_cost_in_streaming_usage` computes the cost of an Anthropic stream from
+/// its last usage alone; when that one lacks the input tokens, the input is missing in the cost.
+#[test]
+fn a_cost_without_the_input_is_not_believed() {
+    let read = |delta: &str| {
+        let mut meter = SseMeter::new(RouteKind::Messages, false);
+        meter.push(Bytes::from_static(
+            b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":11,\"output_tokens\":1}}}\n\n",
+        ));
+        meter.push(Bytes::from(format!(
+            "event: message_delta\ndata: {{\"type\":\"message_delta\",\"delta\":{{}},\"usage\":{{{delta}\"cost\":6e-05}}}}\n\n"
+        )));
+        meter.finish().reported
+    };
+    let without = read("\"output_tokens\":4,");
+    assert_eq!(without.cost, None);
+    assert_eq!(without.tokens.map(|t| (t.input, t.output)), Some((11, 4)));
+    assert_eq!(read("\"input_tokens\":11,\"output_tokens\":4,").cost.map(|cost| cost.nanos()), Some(60_000));
+}

@@ -1,282 +1,282 @@
-//! Accounts, their admins and the operator's settings for them.
+//! Accounts: made, changed, listed, suspended, removed.
 
 use serde_json::{Value, json};
 
-use crate::common::{Gateway, backends};
-use crate::operations::NOBODY;
-use crate::{at_mid_january, invalid, refusal, text};
+use crate::gateway::{gateways, gateways_at_rest, issued};
 
 #[tokio::test]
-async fn an_account_is_made_whole() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let operator = gateway.operator();
-        let new = json!({
-            "account_name": " Acme ", "account_alias": "acme", "domain": "ACME.com", "max_budget": 100.5,
-            "metadata": {"timezone": "Europe/Berlin", "tier": "gold"}, "admin_email": "Ada@Acme.com", "admin_password": "",
-        });
-        let made = operator.post("/v1/accounts", new).await.ok();
-        assert_eq!(made["status"], "created");
-        let item = &made["item"];
-        assert_eq!(item["account_id"], made["account_id"]);
-        assert_eq!((&item["account_name"], &item["domain"]), (&json!("Acme"), &json!("acme.com")));
-        assert_eq!((&item["status"], &item["max_budget"]), (&json!("active"), &json!(100.5)));
-        assert_eq!(item["metadata"], json!({"timezone": "Europe/Berlin", "tier": "gold"}));
+async fn an_account_starts_with_its_admin_and_the_global_org() {
+    for gateway in gateways(issued).await {
+        let operator = gateway.as_operator(None);
+        let (status, body, headers) = operator
+            .post(
+                "/accounts",
+                json!({"account_name": " Acme ", "account_alias": "", "domain": "ACME.com", "max_budget": "1234567.000000001",
+                    "metadata": {"timezone": "Europe/Berlin", "n": 1.50}, "admin_email": "Ada@Acme.com", "admin_password": ""}),
+            )
+            .await.parts();
+        assert_eq!((status, &body["status"]), (200, &json!("created")), "{body}");
+        assert_eq!(headers["etag"], "\"1\"");
+        let id = body["account_id"].as_str().unwrap();
+        let item = &body["item"];
+        assert_eq!(item["account_name"], "Acme");
+        assert_eq!(item["account_alias"], Value::Null);
+        assert_eq!(item["domain"], "acme.com");
+        assert_eq!(item["status"], "active");
+        assert_eq!(item["created_by"], "master_key");
         assert_eq!(item["admins"][0]["user_email"], "ada@acme.com");
         assert_eq!(item["admins"][0]["role"], "account_admin");
-        assert_eq!(
-            (&item["zitadel_config"], &item["allocation"], &item["spend"]),
-            (&json!({}), &json!(null), &json!(0))
-        );
+        assert_eq!(item["spend"], 0);
+        assert_eq!((&item["sso_config"], &item["allocation"]), (&Value::Null, &Value::Null));
+        assert_eq!(item["feature_pack"], json!({"features": [], "config": {}}));
+        assert_eq!(item["console_model_policy"], json!({"allow_models": [], "deny_models": []}));
+        assert_eq!(item["zitadel_config"], json!({}));
 
-        let account = text(&made["account_id"]);
-        assert_eq!(operator.get(&format!("/v1/accounts/{account}")).await.ok()["item"], *item);
-        let orgs = operator.within(&account).get("/v1/copilot/orgs").await.ok();
-        assert_eq!(orgs["items"].as_array().unwrap().len(), 1);
-        assert_eq!(
-            (&orgs["items"][0]["name"], &orgs["items"][0]["is_default_global"]),
-            (&json!("global"), &json!(true))
-        );
-        assert_eq!(operator.within(&account).get("/v1/console/orgs").await.ok()["items"], json!([]));
-        let audit = operator.get(&format!("/v1/accounts/{account}/audit")).await.ok();
-        let tables: Vec<_> =
-            audit["items"].as_array().unwrap().iter().map(|e| e["table_name"].as_str().unwrap()).collect();
-        assert_eq!(tables, ["Alchemi_OrgTable", "Alchemi_AccountAdminTable", "Alchemi_AccountTable"]);
+        let path = format!("/accounts/{id}");
+        let (_, text, _) = operator.text(http::Method::GET, &path, None).await;
+        assert!(text.contains(r#""max_budget":1234567.000000001"#), "every digit is kept: {text}");
+        assert!(text.contains(r#"{"n":1.5,"timezone":"Europe/Berlin"}"#), "the text as it came: {text}");
+
+        let (_, audit, _) = operator.get(&format!("{path}/audit")).await.parts();
+        let seen: Vec<_> = audit["items"].as_array().unwrap().iter().map(|e| (&e["seq"], &e["table_name"])).collect();
+        let tables = ["Alchemi_OrgTable", "Alchemi_AccountAdminTable", "Alchemi_AccountTable"].map(|t| json!(t));
+        assert_eq!(seen, [(&json!(3), &tables[0]), (&json!(2), &tables[1]), (&json!(1), &tables[2])]);
+        let org = &audit["items"][0]["updated_values"];
+        assert_eq!((&org["name"], &org["is_default_global"]), (&json!("global"), &json!(true)));
+        assert_eq!(org["description"], "Default global organization");
     }
 }
 
 #[tokio::test]
-async fn what_an_account_may_not_be() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let operator = gateway.operator();
-        let post = async |field: &str, value: Value| {
-            let mut body = json!({"account_name": "Acme"});
-            body[field] = value;
-            operator.post("/v1/accounts", body).await
-        };
-        for (field, value, pointer) in [
-            ("account_name", json!(""), "/account_name"),
-            ("domain", json!("not a host"), "/domain"),
-            ("domain", json!("-a.com"), "/domain"),
-            ("max_budget", json!(-1), "/max_budget"),
-            ("metadata", json!([]), "/metadata"),
-            ("metadata", json!({"timezone": "Mars/Olympus"}), "/metadata/timezone"),
-            ("metadata", json!({"timezone": 1}), "/metadata/timezone"),
-            ("admin_email", json!("ada"), "/admin_email"),
-            ("admin_email", json!("ada@acme.com\u{0}"), "/admin_email"),
-            ("admin_password", json!("hunter2"), "/admin_password"),
+async fn what_is_taken_is_a_conflict() {
+    for gateway in gateways(issued).await {
+        let operator = gateway.as_operator(None);
+        operator.post("/accounts", json!({"account_name": "Acme", "domain": "acme.com"})).await.ok();
+        let other = gateway.created_account("Other").await;
+        let path = format!("/accounts/{other}");
+        for (answer, detail) in [
+            (operator.post("/accounts", json!({"account_name": "Acme"})).await.parts(), "Account already exists"),
+            (
+                operator.post("/accounts", json!({"account_name": "New", "domain": "ACME.COM"})).await.parts(),
+                "Domain already assigned to another account",
+            ),
+            (operator.patch(&path, json!({"account_name": "Acme"})).await.parts(), "Account already exists"),
+            (
+                operator.patch(&path, json!({"domain": "acme.com"})).await.parts(),
+                "Domain already assigned to another account",
+            ),
         ] {
-            let reply = post(field, value).await;
-            invalid(&reply, pointer);
-            assert!(!reply.text().contains("hunter2"));
+            assert_eq!((answer.0, &answer.1["detail"]), (409, &json!(detail)));
         }
-        assert_eq!(operator.get("/v1/accounts").await.ok()["items"], json!([]), "nothing is half made");
-
-        gateway.account("Acme").await;
-        let again = refusal(&post("domain", json!(null)).await, 409, "already_exists");
-        assert_eq!((&again["field"], &again["detail"]), (&json!("account_name"), &json!("Account already exists")));
-        operator.post("/v1/accounts", json!({"account_name": "B", "domain": "b.com"})).await.ok();
-        let again = operator.post("/v1/accounts", json!({"account_name": "C", "domain": "B.com"})).await;
-        assert_eq!(refusal(&again, 409, "already_exists")["field"], "domain");
+        let (_, list, _) = operator.get("/accounts").await.parts();
+        assert_eq!(list["items"].as_array().unwrap().len(), 2, "a refusal writes nothing");
     }
 }
 
 #[tokio::test]
-async fn accounts_are_filtered() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let operator = gateway.operator();
-        let (a, b) = (gateway.account("A").await, gateway.account("B").await);
-        operator.patch(&format!("/v1/accounts/{a}"), json!({"domain": "a.com"})).await.ok();
-        operator.post(&format!("/v1/accounts/{b}/status"), json!({"status": "Suspended"})).await.ok();
-        let found = async |query: &str| {
-            let list = operator.get(&format!("/v1/accounts?{query}")).await.ok();
-            list["items"].as_array().unwrap().iter().map(|i| text(&i["account_id"])).collect::<Vec<_>>()
-        };
-        assert_eq!(found("").await, [b.clone(), a.clone()]);
-        assert_eq!(found("status=active").await, [a.clone()]);
-        assert_eq!(found("status=suspended").await, [b.clone()]);
-        assert_eq!(found("account_name=B").await, [b.clone()]);
-        assert_eq!(found("domain=A.COM").await, [a.clone()]);
-        assert!(found("domain=a.com&status=suspended").await.is_empty());
-        assert_eq!(operator.get("/v1/accounts?status=gone").await.status.as_u16(), 400);
+async fn bad_fields_are_named() {
+    let gateway = gateways(issued).await.remove(0);
+    let operator = gateway.as_operator(None);
+    let id = gateway.created_account("Acme").await;
+    let deep = serde_json::from_str::<Value>(&format!("{}{}", "[".repeat(120), "]".repeat(120))).unwrap();
+    let password = json!({"account_name": "x", "admin_password": "hunter2"});
+    for (body, pointer) in [
+        (json!({}), "/account_name"),
+        (json!({"account_name": "  "}), "/account_name"),
+        (json!({"account_name": "x", "color": "red"}), "/color"),
+        (json!({"account_name": "x", "max_budget": -1}), "/max_budget"),
+        (json!({"account_name": "x", "max_budget": "NaN"}), "/max_budget"),
+        (json!({"account_name": "x", "max_budget": 0.00000000001}), "/max_budget"),
+        (json!({"account_name": "x", "metadata": []}), "/metadata"),
+        (json!({"account_name": "x", "metadata": {"timezone": "Mars/Base"}}), "/metadata/timezone"),
+        (json!({"account_name": "x", "metadata": {"timezone": 1}}), "/metadata/timezone"),
+        (json!({"account_name": "x", "domain": "not a host"}), "/domain"),
+        (json!({"account_name": "x", "admin_email": "nobody"}), "/admin_email"),
+        (password.clone(), "/admin_password"),
+    ] {
+        let (status, answer, _) = operator.post("/accounts", body).await.parts();
+        assert_eq!((status, &answer["errors"][0]["pointer"]), (422, &json!(pointer)), "{answer}");
+        assert_eq!(answer["request_id"], "req-1");
     }
+    let (_, answer, _) = operator.post("/accounts", password).await.parts();
+    let detail = answer["detail"].as_str().unwrap();
+    assert!(detail.contains("Zitadel owns passwords") && !detail.contains("hunter2"), "{detail}");
+    let ok = operator.patch(&format!("/accounts/{id}"), json!({"metadata": {"deep": deep}})).await.parts();
+    assert_eq!(ok.0, 200);
+    let too_deep = format!(r#"{{"metadata":{{"deep":{}{}}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    let path = format!("/accounts/{id}");
+    let (status, text, _) = operator.text(http::Method::PATCH, &path, Some(too_deep)).await;
+    assert_eq!(status, 422, "{text}");
 }
 
 #[tokio::test]
-async fn an_account_is_changed() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let operator = gateway.operator();
-        let account = gateway.account("Acme").await;
-        gateway.account("Other").await;
-        let path = format!("/v1/accounts/{account}");
-        let patch = async |body: Value| operator.patch(&path, body).await;
-        let item =
-            patch(json!({"account_alias": "a", "domain": "a.com", "max_budget": "5", "metadata": {"x": 1}})).await.ok();
-        assert_eq!(item["item"]["max_budget"], 5);
-        let item = patch(json!({"account_alias": "", "domain": null, "max_budget": null, "metadata": null})).await.ok();
-        let item = &item["item"];
-        assert_eq!(
-            (&item["account_alias"], &item["domain"], &item["max_budget"]),
-            (&json!(null), &json!(null), &json!(null))
-        );
-        assert_eq!(item["metadata"], json!({}));
-        refusal(&patch(json!({})).await, 400, "no_update_fields");
-        invalid(&patch(json!({"status": null})).await, "/status");
-        invalid(&patch(json!({"account_name": null})).await, "/account_name");
-        assert_eq!(
-            refusal(&patch(json!({"account_name": "Other"})).await, 409, "already_exists")["field"],
-            "account_name"
-        );
-        refusal(
-            &operator.patch(&format!("/v1/accounts/{NOBODY}"), json!({"account_name": "x"})).await,
-            404,
-            "not_found",
-        );
-    }
-}
-
-#[tokio::test]
-async fn a_suspended_account_is_shut_at_once_and_can_be_restored() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let (admin, operator) = (gateway.as_account_admin(&account), gateway.operator());
-        assert_eq!(admin.get("/v1/copilot/orgs").await.status.as_u16(), 200);
-        let removed = operator.delete(&format!("/v1/accounts/{account}")).await.ok();
-        assert_eq!(removed["status"], "suspended");
-        refusal(&admin.get("/v1/copilot/orgs").await, 403, "account_suspended");
-        refusal(&admin.get("/v1/me/models").await, 403, "account_suspended");
-        assert_eq!(admin.get("/v1/me/context").await.ok()["account_id"], account);
-        let status = format!("/v1/accounts/{account}/status");
-        let restored = operator.post(&status, json!({"status": "active"})).await.ok();
-        assert_eq!(restored["item"]["status"], "active");
-        assert_eq!(admin.get("/v1/copilot/orgs").await.status.as_u16(), 200);
-    }
-}
-
-#[tokio::test]
-async fn a_hard_delete_keeps_the_audit_and_the_ledgers_totals() {
-    for backend in backends().await {
-        let (gateway, _) = at_mid_january(backend).await;
-        let tenant = crate::tenants::Tenant::new(&gateway, "Acme").await;
-        let other = crate::tenants::Tenant::new(&gateway, "Other").await;
-        let (account, operator) = (&tenant.account, gateway.operator());
-        let used = json!({"raw_cost": "1.25", "model_name": "gpt-4o"});
-        operator.within(account).post("/v1/budgets/copilot/usage/record", used).await.ok();
-        let others = other.rows(&gateway).await;
-
-        let path = format!("/v1/accounts/{account}?hard_delete=true");
-        refusal(&operator.delete(&path).await, 400, "confirm_name_mismatch");
-        refusal(&operator.delete(&format!("{path}&confirm_name=acme")).await, 400, "confirm_name_mismatch");
-        let admin = gateway.as_account_admin(account);
-        assert_eq!(admin.get("/v1/copilot/orgs").await.status.as_u16(), 200);
-        assert_eq!(operator.delete(&format!("{path}&confirm_name=Acme")).await.ok()["status"], "deleted");
-
-        refusal(&operator.get(&format!("/v1/accounts/{account}")).await, 404, "not_found");
-        refusal(&admin.get("/v1/copilot/orgs").await, 403, "account_context_required");
-        let left: Vec<_> = tenant
-            .rows(&gateway)
+async fn a_patch_keeps_clears_and_sets() {
+    for gateway in gateways(issued).await {
+        let operator = gateway.as_operator(None);
+        let (_, made, _) = operator
+            .post(
+                "/accounts",
+                json!({"account_name": "Acme", "account_alias": "a", "domain": "acme.com", "max_budget": 5}),
+            )
             .await
-            .into_iter()
-            .filter(|(_, rows)| !rows.is_empty())
-            .map(|(table, _)| table)
-            .collect();
-        let kept =
-            ["Alchemi_AuditHeadTable", "Alchemi_AuditTable", "Alchemi_UsageLedgerTable", "Alchemi_UsageRollupTable"];
-        assert_eq!(left, kept);
-        let sums =
-            tenant.rows(&gateway).await.into_iter().find(|(table, _)| table == "Alchemi_UsageRollupTable").unwrap().1;
-        assert_eq!(sums[0]["raw_cost"], 1_250_000_000_i64, "{sums:?}");
-        assert!(gateway.verify_books().await.differences.is_empty());
+            .parts();
+        let path = format!("/accounts/{}", made["account_id"].as_str().unwrap());
+        operator.put(&format!("{path}/feature-pack"), json!({"features": ["x"]})).await.ok();
 
-        let audit = format!("/v1/accounts/{account}/audit");
-        let events = operator.get(&audit).await.ok();
-        assert_eq!(events["items"][0]["action"], "delete");
-        assert_eq!(operator.get(&format!("{audit}/verify")).await.ok()["item"]["valid"], true);
-        assert_eq!(other.rows(&gateway).await, others, "another account keeps everything");
-        assert_ne!(gateway.account("Acme").await, *account, "the name is free");
-    }
-}
+        let (status, body, headers) = operator
+            .patch(&path, json!({"account_alias": null, "domain": "", "metadata": {"theme": "dark"}}))
+            .await
+            .parts();
+        assert_eq!(status, 200, "{body}");
+        assert_eq!(headers["etag"], "\"2\"");
+        let item = &body["item"];
+        assert_eq!((&item["account_alias"], &item["domain"]), (&Value::Null, &Value::Null));
+        assert_eq!((&item["account_name"], &item["max_budget"]), (&json!("Acme"), &json!(5)));
+        assert_eq!(item["feature_pack"]["features"], json!(["x"]), "metadata takes nothing of its neighbours");
 
-#[tokio::test]
-async fn admins_are_listed_added_changed_and_removed() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let (operator, account) = (gateway.operator(), gateway.account("Acme").await);
-        let path = format!("/v1/accounts/{account}/admins");
-        let added = operator.post(&path, json!({"user_email": "ADA@acme.com"})).await.ok();
-        assert_eq!((&added["status"], &added["item"]["role"]), (&json!("ok"), &json!("account_admin")));
-        let again = operator.post(&path, json!({"user_email": "ada@acme.com", "role": "copilot_org_admin"})).await.ok();
-        assert_eq!((&again["item"]["id"], &again["item"]["role"]), (&added["item"]["id"], &json!("copilot_org_admin")));
-        operator.post(&path, json!({"user_email": "bob@acme.com"})).await.ok();
-        assert_eq!(operator.get(&path).await.ok()["items"].as_array().unwrap().len(), 2);
-
-        invalid(&operator.post(&path, json!({"user_email": "c@acme.com", "role": "king"})).await, "/role");
-        invalid(&operator.post(&path, json!({"user_email": "c@acme.com", "password": "x"})).await, "/password");
-        let ada = format!("{path}/ada@acme.com");
-        let taken = operator.patch(&ada, json!({"new_email": "Bob@acme.com"})).await;
-        assert_eq!(refusal(&taken, 409, "already_exists")["field"], "user_email");
-        let moved = operator.patch(&ada, json!({"new_email": "lady@acme.com", "role": "account_admin"})).await.ok();
-        assert_eq!(
-            (&moved["item"]["user_email"], &moved["item"]["id"]),
-            (&json!("lady@acme.com"), &added["item"]["id"])
-        );
-        refusal(&operator.patch(&ada, json!({"role": "end_user"})).await, 404, "not_found");
-        assert_eq!(operator.delete(&format!("{path}/LADY%40acme.com")).await.ok()["status"], "ok");
-        refusal(&operator.delete(&format!("{path}/lady@acme.com")).await, 404, "not_found");
-        refusal(
-            &operator.post(&format!("/v1/accounts/{NOBODY}/admins"), json!({"user_email": "a@b.de"})).await,
-            404,
-            "not_found",
-        );
-    }
-}
-
-#[tokio::test]
-async fn the_operators_documents_are_replaced_whole() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let (operator, account) = (gateway.operator(), gateway.account("Acme").await);
-        let path = |what: &str| format!("/v1/accounts/{account}/{what}");
-
-        assert_eq!(
-            operator.get(&path("feature-pack")).await.ok()["feature_pack"],
-            json!({"features": [], "config": {}})
-        );
-        let pack = json!({"features": ["a", "b", "a"], "config": {"a": {"x": 1}}});
-        let stored = operator.put(&path("feature-pack"), pack).await.ok();
-        assert_eq!((&stored["status"], &stored["feature_pack"]["features"]), (&json!("ok"), &json!(["a", "b"])));
-        operator.put(&path("feature-pack"), json!({})).await.ok();
-        assert_eq!(
-            operator.get(&path("feature-pack")).await.ok()["feature_pack"],
-            json!({"features": [], "config": {}})
-        );
-
-        let policy = json!({"allow_models": ["gpt-4o*"], "deny_models": []});
-        operator.put(&path("console-model-policy"), policy.clone()).await.ok();
-        assert_eq!(operator.get(&path("console-model-policy")).await.ok()["console_model_policy"], policy);
-        invalid(&operator.put(&path("console-model-policy"), json!({"deny_models": ["*a"]})).await, "/deny_models/0");
-
-        assert_eq!(operator.get(&path("zitadel/config")).await.ok()["zitadel_config"], json!({}));
-        let config = json!({"organization_id": "17", "issuer": "https://id.acme.com", "role_mappings": {"account_admin": "boss"}});
-        let stored = operator.put(&path("zitadel/config"), config).await.ok()["zitadel_config"].clone();
-        assert_eq!((&stored["enabled"], &stored["organization_id"]), (&json!(true), &json!("17")));
-        assert_eq!(operator.get(&path("zitadel/config")).await.ok()["zitadel_config"], stored);
-        invalid(&operator.put(&path("zitadel/config"), json!({"issuer": "http://id.acme.com"})).await, "/issuer");
-        invalid(
-            &operator.put(&path("zitadel/config"), json!({"role_mappings": {"king": "x"}})).await,
-            "/role_mappings",
-        );
-        let other = gateway.account("Other").await;
-        let taken =
-            operator.put(&format!("/v1/accounts/{other}/zitadel/config"), json!({"organization_id": "17"})).await;
-        assert_eq!(refusal(&taken, 409, "already_exists")["field"], "organization_id");
-        for what in ["feature-pack", "console-model-policy", "zitadel/config"] {
-            refusal(&operator.get(&format!("/v1/accounts/{NOBODY}/{what}")).await, 404, "not_found");
-            refusal(&operator.put(&format!("/v1/accounts/{NOBODY}/{what}"), json!({})).await, 404, "not_found");
+        for (body, status, detail) in [
+            (json!({}), 400, "No update fields provided"),
+            (json!({"status": "deleted"}), 400, "status must be active or suspended"),
+            (json!({"account_name": null}), 422, "/account_name: cannot be null; leave it out to keep it"),
+            (json!({"max_budget": -0.1}), 422, "/max_budget: must be at least 0"),
+        ] {
+            let (got, answer, _) = operator.patch(&path, body).await.parts();
+            assert_eq!((got, &answer["detail"]), (status, &json!(detail)));
         }
+        let (got, answer, _) = operator.patch("/accounts/nothing", json!({"status": "active"})).await.parts();
+        assert_eq!((got, &answer["detail"]), (404, &json!("Account not found")));
+
+        let stale = operator.with("if-match", "\"1\"");
+        assert_eq!(stale.patch(&path, json!({"domain": "x.org"})).await.parts().0, 412);
+        let fresh = operator.with("if-match", "\"2\"");
+        assert_eq!(fresh.patch(&path, json!({"domain": "x.org"})).await.parts().0, 200);
+    }
+}
+
+#[tokio::test]
+async fn accounts_are_listed_in_pages_with_as_many_statements_for_two_as_for_one() {
+    for (gateway, clock) in gateways_at_rest(issued).await {
+        let operator = gateway.as_operator(None);
+        for name in ["A", "B", "C"] {
+            let id = gateway.created_account(name).await;
+            operator.post(&format!("/accounts/{id}/admins"), json!({"user_email": "x@y.org"})).await.ok();
+            clock.advance(std::time::Duration::from_secs(1));
+        }
+        let counted = async |path: &str| {
+            let before = gateway.store.statements();
+            let (status, body, _) = operator.get(path).await.parts();
+            assert_eq!(status, 200);
+            (gateway.store.statements() - before, body)
+        };
+        let (one, first) = counted("/accounts?limit=1").await;
+        let (two, page) = counted("/accounts?limit=2").await;
+        assert_eq!(one, two);
+        assert_eq!(first["items"][0]["account_name"], "C");
+        let names = |body: &Value| {
+            body["items"].as_array().unwrap().iter().map(|a| a["account_name"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&page), ["C", "B"]);
+        assert!(page["items"].as_array().unwrap().iter().all(|a| a["admins"][0]["user_email"] == "x@y.org"));
+        let cursor = page["next_cursor"].as_str().unwrap();
+        let (_, last) = counted(&format!("/accounts?limit=2&cursor={cursor}")).await;
+        assert_eq!((names(&last), &last["next_cursor"]), (vec![json!("A")], &Value::Null));
+
+        let id = page["items"][0]["account_id"].as_str().unwrap();
+        operator.post(&format!("/accounts/{id}/status"), json!({"status": "suspended"})).await.ok();
+        assert_eq!(names(&counted("/accounts?status=suspended").await.1), ["C"]);
+        assert_eq!(names(&counted("/accounts?account_name=B").await.1), ["B"]);
+        assert_eq!(names(&counted("/accounts?offset=2").await.1), ["A"]);
+        assert_eq!(operator.get("/accounts?status=gone").await.parts().0, 400);
+        assert_eq!(operator.get("/accounts?limit=0").await.parts().0, 422);
+    }
+}
+
+#[tokio::test]
+async fn spend_is_the_sum_of_the_rollups() {
+    for gateway in gateways(issued).await {
+        let id = gateway.created_account("Acme").await;
+        for (day, cost) in [("2026-01-01", 1_500_000_000_i64), ("2026-01-02", 1)] {
+            gateway
+                .execute(&format!(
+                    r#"INSERT INTO "Alchemi_UsageRollupTable" VALUES ('{id}', 'copilot', '{day}', '', '', '', '', 'm', '', '', 1, 1, 1, {cost}, {cost})"#
+                ))
+                .await;
+        }
+        gateway
+            .execute(&format!(
+                r#"INSERT INTO "Alchemi_AccountAllocationTable" (account_id, monthly_credits, overflow_limit, credit_factor,
+                   effective_from, created_at, updated_at) VALUES ('{id}', 10500000000, 0, 2000000000, 0, 0, 0)"#
+            ))
+            .await;
+        let (_, text, _) = gateway.as_operator(None).text(http::Method::GET, &format!("/accounts/{id}"), None).await;
+        assert!(text.contains(r#""spend":1.500000001"#), "{text}");
+        assert!(text.contains(r#""monthly_credits":10.5"#), "{text}");
+        assert!(text.contains(r#""effective_from":"1970-01-01T00:00:00Z""#), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_soft_delete_suspends_and_a_hard_one_leaves_audit_and_ledger() {
+    for gateway in gateways(issued).await {
+        let operator = gateway.as_operator(None);
+        let id = gateway.created_account("Acme").await;
+        let path = format!("/accounts/{id}");
+        operator.put(&format!("{path}/zitadel/config"), json!({"organization_id": "org-1"})).await.ok();
+
+        let (status, body, _) = operator.delete(&path).await.parts();
+        assert_eq!((status, body), (200, json!({"status": "suspended", "account_id": id})));
+        for wrong in ["?hard_delete=true", "?hard_delete=true&confirm_name=acme"] {
+            let (status, body, _) = operator.delete(&format!("{path}{wrong}")).await.parts();
+            assert_eq!(status, 400);
+            assert_eq!(body["detail"], "confirm_name must match account_name for hard delete");
+        }
+        let (status, body, _) = operator.delete(&format!("{path}?hard_delete=true&confirm_name=Acme")).await.parts();
+        assert_eq!((status, body), (200, json!({"status": "deleted", "account_id": id})));
+
+        assert_eq!(operator.get(&path).await.parts().0, 404);
+        assert_eq!(operator.delete(&path).await.parts().0, 404);
+        let (_, audit, _) = operator.get(&format!("{path}/audit?limit=1")).await.parts();
+        let last = &audit["items"][0];
+        assert_eq!((&last["action"], &last["object_id"]), (&json!("delete"), &json!(id)));
+        assert_eq!(last["updated_values"], json!({"hard_delete": true}));
+        assert_eq!(last["before_value"]["status"], "suspended");
+        let (_, verdict, _) = operator.get(&format!("{path}/audit/verify")).await.parts();
+        assert_eq!(verdict["item"]["valid"], true);
+
+        let again = gateway.created_account("Acme").await;
+        let (status, body, _) = operator
+            .put(&format!("/accounts/{again}/zitadel/config"), json!({"organization_id": "org-1"}))
+            .await
+            .parts();
+        assert_eq!(status, 200, "name and organisation are free again: {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_creation_is_answered_once() {
+    for gateway in gateways(issued).await {
+        let operator = gateway.as_operator(None).with("idempotency-key", "k-1");
+        let first = operator.post("/accounts", json!({"account_name": "Acme"})).await.parts();
+        let second = operator.post("/accounts", json!({"account_name": "Acme"})).await.parts();
+        assert_eq!((first.0, second.0), (200, 200));
+        assert_eq!(first.1, second.1);
+        assert_eq!(second.2["idempotency-replayed"], "true");
+    }
+}
+
+#[tokio::test]
+async fn of_concurrent_changes_to_one_version_one_is_made() {
+    for gateway in gateways(issued).await {
+        let path = format!("/accounts/{}", gateway.created_account("Acme").await);
+        let operator = gateway.as_operator(None).with("if-match", "\"1\"");
+        let answers = futures_util::future::join_all((0..8).map(|n| {
+            let (operator, path) = (&operator, &path);
+            async move { operator.patch(path, json!({"account_alias": format!("a{n}")})).await.parts().0 }
+        }))
+        .await;
+        assert_eq!(answers.iter().filter(|status| **status == 200).count(), 1, "{answers:?}");
+        assert!(answers.iter().all(|status| [200, 412].contains(status)), "{answers:?}");
+        let (_, verdict, _) = gateway.as_operator(None).get(&format!("{path}/audit/verify")).await.parts();
+        assert_eq!((&verdict["item"]["valid"], &verdict["item"]["events"]), (&json!(true), &json!(3)));
     }
 }

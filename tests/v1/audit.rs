@@ -1,192 +1,174 @@
-//! The audit: who changed what, chained so that nothing is changed unseen.
+//! The audit: what it says, how it pages, and that tampering is found.
 
 use std::time::Duration;
 
-use http::Method;
+use alchemi::clock::ManualClock;
+use alchemi::id::Id;
+use alchemi::model::accounts::Account;
+use aws_lc_rs::digest;
 use serde_json::{Value, json};
 
-use crate::common::{Gateway, Person, backends};
-use crate::{at_mid_january, refusal, text};
+use crate::gateway::{Gateway, gateways, gateways_at_rest, issued};
 
-/// SHA-256 in hex.
-fn sha256(parts: [&str; 2]) -> String {
-    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    parts.iter().for_each(|part| digest.update(part.as_bytes()));
-    digest.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn seqs(body: &Value) -> Vec<i64> {
+    body["items"].as_array().unwrap().iter().map(|e| e["seq"].as_i64().unwrap()).collect()
+}
+
+/// An account with the events 1 (account), 2 (org), and a minute later 3 (admin), 4 (console policy), and 5 (org, by ada).
+async fn busy_account(gateway: &Gateway, clock: &ManualClock, name: &str) -> Id<Account> {
+    let id = gateway.created_account(name).await;
+    let operator = gateway.as_operator(None);
+    clock.advance(Duration::from_secs(60));
+    operator.post(&format!("/accounts/{id}/admins"), json!({"user_email": "ada@acme.com"})).await.ok();
+    operator.put(&format!("/accounts/{id}/console-model-policy"), json!({"deny_models": ["m"]})).await.ok();
+    let ada = gateway.as_subject(&id, "ada", Some("ada@acme.com"), &["account_admin"], json!({})).await;
+    ada.post("/copilot/orgs", json!({"name": "Research"})).await.ok();
+    id
 }
 
 #[tokio::test]
-async fn an_event_says_who_did_what_from_where() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let ada = gateway.sign_in(&Person::of(&account, "ada").email("ada@acme.com").role("account_admin"));
-        let made = ada.post("/v1/copilot/orgs", json!({"name": "Research"})).await;
-        let (request, org) = (made.header("x-request-id").to_owned(), text(&made.json()["item"]["id"]));
-        ada.patch(&format!("/v1/copilot/orgs/{org}"), json!({"name": "Science"})).await.ok();
-
-        let list = ada.get(&format!("/v1/audit?resource={org}")).await.ok();
-        let (changed, created) = (&list["items"][0], &list["items"][1]);
-        assert_eq!(created["request_id"], request);
-        assert_eq!(created["source_ip"], "127.0.0.1");
-        assert_eq!(created["actor"]["subject"], "ada");
-        assert_eq!(created["actor"]["email"], "ada@acme.com");
-        assert_eq!(created["actor"]["roles"], json!(["account_admin"]));
+async fn events_say_who_did_what_by_both_sets_of_names() {
+    for (gateway, clock) in gateways_at_rest(issued).await {
+        let id = busy_account(&gateway, &clock, "Acme").await;
+        let (status, body, _) = gateway.as_admin_of(&id).await.get("/audit").await.parts();
+        assert_eq!((status, &body["domain"], seqs(&body)), (200, &json!("all"), vec![5, 4, 3, 2, 1]));
+        let event = &body["items"][0];
+        assert_eq!((&event["actor"]["subject"], &event["actor"]["email"]), (&json!("ada"), &json!("ada@acme.com")));
         assert_eq!(
-            (&created["action"], &created["domain"], &created["before_value"]),
-            (&json!("create"), &json!("copilot"), &json!({}))
+            (&event["actor"]["roles"], &event["actor"]["auth_provider"]),
+            (&json!(["account_admin"]), &json!("zitadel"))
         );
-        assert_eq!(
-            (&created["table_name"], &created["object_id"], &created["changed_by"]),
-            (&json!("Alchemi_OrgTable"), &json!(org), &json!("ada"))
-        );
-        assert_eq!(
-            (&changed["before_value"]["name"], &changed["updated_values"]["name"]),
-            (&json!("Research"), &json!("Science"))
-        );
-        assert_eq!(changed["seq"].as_i64(), created["seq"].as_i64().map(|seq| seq + 1));
-    }
-}
-
-#[tokio::test]
-async fn reads_and_refusals_leave_no_event() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let tenant = crate::tenants::Tenant::new(&gateway, "Acme").await;
-        let admin = gateway.as_account_admin(&tenant.account);
-        let before = tenant.rows(&gateway).await;
-        admin.post("/v1/copilot/orgs", json!({"name": "Research"})).await;
-        admin.post("/v1/copilot/orgs", json!({"nam": "Science"})).await;
-        admin.get("/v1/copilot/orgs").await.ok();
-        gateway.as_end_user(&tenant.account, "eve").post("/v1/copilot/orgs", json!({"name": "Science"})).await;
-        assert_eq!(tenant.rows(&gateway).await, before);
-    }
-}
-
-#[tokio::test]
-async fn events_are_filtered() {
-    for backend in backends().await {
-        let (gateway, clock) = at_mid_january(backend).await;
-        let account = gateway.account("Acme").await;
-        clock.advance(Duration::from_secs(60));
-        let org = gateway.org(&account, "console", "Research").await;
-        let ada = gateway.sign_in(&Person::of(&account, "ada").email("ada@acme.com").role("account_admin"));
-        ada.delete(&format!("/v1/console/orgs/{org}")).await.ok();
-        gateway.allocate(&account, "1").await;
-        let count = async |query: &str| {
-            let list = ada.get(&format!("/v1/audit?{query}")).await.ok();
-            list["items"].as_array().unwrap().len()
-        };
-        assert_eq!(count("").await, 5);
-        assert_eq!((count("domain=all").await, count("domain=console").await), (5, 2));
-        assert_eq!(
-            (count("domain=copilot").await, count("domain=billing").await, count("domain=iam").await),
-            (1, 1, 1)
-        );
-        assert_eq!(
-            (count("actor=ada").await, count("actor=ada@acme.com").await, count("actor=master_key").await),
-            (1, 1, 4)
-        );
-        assert_eq!((count("action=delete").await, count("action=create").await), (1, 3));
-        assert_eq!((count(&format!("resource={org}")).await, count("resource=Alchemi_OrgTable").await), (2, 3));
-        assert_eq!((count("from=2026-01-15T12:01:00Z").await, count("to=2026-01-15T12:01:00Z").await), (3, 2));
-        assert_eq!(count("from=2026-01-15T12:01:00Z&domain=billing&actor=master_key").await, 1);
-    }
-}
-
-#[tokio::test]
-async fn an_export_can_be_checked_without_the_gateway() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        for number in 0..20 {
-            gateway.org(&account, "console", &format!("org {number} é \"q\" \u{2028}")).await;
+        assert_eq!((&event["request_id"], &event["source_ip"]), (&json!("req-1"), &json!("192.0.2.1")));
+        assert_eq!((&event["before_value"], &event["updated_values"]["name"]), (&json!({}), &json!("Research")));
+        for (ours, theirs) in [("resource_type", "table_name"), ("resource_id", "object_id"), ("at", "updated_at")] {
+            assert_eq!(event[ours], event[theirs]);
         }
-        let admin = gateway.as_account_admin(&account);
-        let reply = admin.get("/v1/audit/export").await;
-        assert_eq!(reply.header("content-type"), "application/x-ndjson");
-        let export = reply.text();
+        assert_eq!(event["changed_by"], "ada");
+        let event = &body["items"][1];
+        assert_eq!(event["before_value"], json!({"console_model_policy": {"allow_models": [], "deny_models": []}}));
+        assert_eq!(event["updated_values"]["console_model_policy"]["deny_models"], json!(["m"]));
+        assert_eq!(
+            (&event["changed_by"], &event["actor"]["auth_provider"]),
+            (&json!("master_key"), &json!("master_key"))
+        );
+        assert_eq!(event["hash"].as_str().unwrap().len(), 64);
+    }
+}
+
+#[tokio::test]
+async fn filters_and_pages_follow_the_chain() {
+    for (gateway, clock) in gateways_at_rest(issued).await {
+        let id = busy_account(&gateway, &clock, "Acme").await;
+        let ada = gateway.as_admin_of(&id).await;
+        for (query, expected) in [
+            ("domain=console", vec![4]),
+            ("domain=copilot", vec![5, 2]),
+            ("domain=iam", vec![3, 1]),
+            ("domain=billing", vec![]),
+            ("action=upsert", vec![3]),
+            ("actor=master_key", vec![4, 3, 2, 1]),
+            ("actor=ada", vec![5]),
+            ("actor=ada@acme.com", vec![5]),
+            ("actor=eve", vec![]),
+            ("resource=Alchemi_AccountAdminTable", vec![3]),
+            ("from=2027-01-15T08:01:00Z", vec![5, 4, 3]),
+            ("to=2027-01-15T08:01:00Z", vec![2, 1]),
+            ("limit=2&offset=1", vec![4, 3]),
+        ] {
+            let (status, body, _) = ada.get(&format!("/audit?{query}")).await.parts();
+            assert_eq!((status, seqs(&body)), (200, expected), "{query}: {body}");
+        }
+        let by_row = ada.get(&format!("/audit?resource={id}")).await.parts().1;
+        assert_eq!(seqs(&by_row), [4, 1]);
+
+        let mut path = "/audit?limit=1".to_owned();
+        let mut walked = Vec::new();
+        loop {
+            let (_, body, _) = ada.get(&path).await.parts();
+            walked.extend(seqs(&body));
+            let Some(cursor) = body["next_cursor"].as_str() else { break };
+            path = format!("/audit?limit=1&cursor={cursor}");
+        }
+        assert_eq!(walked, [5, 4, 3, 2, 1], "events of one moment keep their order");
+
+        for query in ["domain=x", "action=x", "from=yesterday", "limit=1001", "cursor=x"] {
+            let (status, body, _) = ada.get(&format!("/audit?{query}")).await.parts();
+            let name = query.split('=').next().unwrap();
+            assert_eq!((status, &body["errors"][0]["pointer"]), (422, &json!(name)), "{query}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_export_can_be_checked_by_anybody() {
+    for (gateway, clock) in gateways_at_rest(issued).await {
+        let id = busy_account(&gateway, &clock, "Acme").await;
+        let notes = "{ \"metadata\": { \"smtp_password\": \"hunter2\",\n \"note\": \"na\u{ef}ve\" } }";
+        let path = format!("/accounts/{id}");
+        gateway.as_operator(None).text(http::Method::PATCH, &path, Some(notes.to_owned())).await;
+
+        let ada = gateway.as_admin_of(&id).await;
+        let (status, text, headers) = ada.text(http::Method::GET, "/audit/export", None).await;
+        assert_eq!((status, headers["content-type"].to_str().unwrap()), (200, "application/x-ndjson"));
+        assert!(!text.contains("hunter2") && text.contains("na\u{ef}ve"), "{text}");
         let mut previous = String::new();
-        for (number, line) in export.split_terminator('\n').enumerate() {
-            let (signed, hash) = line.split_once(",\"hash\":\"").expect("the hash comes last");
-            let hash = hash.strip_suffix("\"}").expect("nothing behind it");
-            assert_eq!(sha256([&previous, &format!("{signed}}}")]), hash, "line {number}");
+        for (n, line) in text.lines().enumerate() {
             let event: Value = serde_json::from_str(line).unwrap();
-            assert_eq!(event["seq"], number + 1);
-            hash.clone_into(&mut previous);
+            assert_eq!(event["seq"].as_u64().unwrap(), n as u64 + 1);
+            let hash = event["hash"].as_str().unwrap();
+            let own = line.replace(&format!(",\"hash\":\"{hash}\""), "");
+            let digest = digest::digest(&digest::SHA256, format!("{previous}{own}").as_bytes());
+            assert_eq!(hash, hex(digest.as_ref()));
+            previous = hash.to_owned();
         }
-        assert_eq!(export.lines().count(), 22);
-        let rest = admin.get("/v1/audit/export?after=20").await.text();
-        assert_eq!(rest, export.split_inclusive('\n').skip(20).collect::<String>());
-        assert_eq!(gateway.operator().get(&format!("/v1/accounts/{account}/audit/export")).await.text(), export);
-        let verdict = admin.get("/v1/audit/verify").await.ok();
-        assert_eq!(verdict["item"], json!({"valid": true, "events": 22, "broken_at_seq": null, "reason": null}));
+        assert_eq!(text.lines().count(), 6);
+        let (_, rest, _) = ada.text(http::Method::GET, "/audit/export?after=4", None).await;
+        assert!(text.ends_with(&rest) && rest.lines().count() == 2);
+        let other = gateway.created_account("Other").await;
+        let (_, others, _) = gateway.as_admin_of(&other).await.text(http::Method::GET, "/audit/export", None).await;
+        assert!(!others.contains(id.as_str()), "an account sees its own chain alone");
     }
 }
 
 #[tokio::test]
-async fn tampering_is_found() {
-    for (sql, broken) in [
-        (r#"UPDATE "Alchemi_AuditTable" SET actor_subject = 'mallory' WHERE account_id = $1 AND seq = 3"#, 3),
-        (r#"UPDATE "Alchemi_AuditTable" SET updated_values = '{}' WHERE account_id = $1 AND seq = 4"#, 4),
-        (r#"UPDATE "Alchemi_AuditTable" SET at = at + 1 WHERE account_id = $1 AND seq = 1"#, 1),
-        (r#"UPDATE "Alchemi_AuditTable" SET actor_roles = 'no JSON' WHERE account_id = $1 AND seq = 2"#, 2),
-        (r#"DELETE FROM "Alchemi_AuditTable" WHERE account_id = $1 AND seq = 2"#, 2),
-        (r#"DELETE FROM "Alchemi_AuditTable" WHERE account_id = $1 AND seq = 5"#, 5),
-        (r#"UPDATE "Alchemi_AuditTable" SET hash = 'x' WHERE account_id = $1 AND seq = 5"#, 5),
-        (r#"UPDATE "Alchemi_AuditTable" SET seq = 9 WHERE account_id = $1 AND seq = 5"#, 5),
-    ] {
-        for backend in backends().await {
-            let gateway = Gateway::start(backend).await;
-            let (account, other) = (gateway.account("Acme").await, gateway.account("Other").await);
-            for number in 0..3 {
-                gateway.org(&account, "console", &format!("org {number}")).await;
-            }
-            gateway.database.rows(sql, &[&account]).await;
-            let verdict = gateway.as_account_admin(&account).get("/v1/audit/verify").await.ok()["item"].clone();
-            assert_eq!(
-                (&verdict["valid"], &verdict["broken_at_seq"]),
-                (&json!(false), &json!(broken)),
-                "{sql}: {verdict}"
-            );
-            assert!(verdict["reason"].is_string());
-            let others = gateway.operator().get(&format!("/v1/accounts/{other}/audit/verify")).await.ok();
-            assert_eq!(others["item"]["valid"], true);
+async fn tampering_is_found_at_its_place() {
+    let tampering = [
+        ("UPDATE", "SET actor_subject = 'eve'", "AND seq = 3", 3, "changed"),
+        ("UPDATE", "SET updated_values = '{}'", "AND seq = 1", 1, "changed"),
+        ("UPDATE", "SET before_value = 'no json'", "AND seq = 2", 2, "changed"),
+        ("UPDATE", "SET at = at + 1", "AND seq = 4", 4, "changed"),
+        ("UPDATE", "SET request_id = NULL", "AND seq = 5", 5, "changed"),
+        ("DELETE FROM", "", "AND seq = 2", 2, "missing"),
+        ("DELETE FROM", "", "AND seq = 5", 5, "missing"),
+        ("DELETE FROM", "", "", 1, "missing"),
+    ];
+    for (gateway, clock) in gateways_at_rest(issued).await {
+        for (n, (verb, set, rows, seq, reason)) in tampering.into_iter().enumerate() {
+            let id = busy_account(&gateway, &clock, &format!("Acme {n}")).await;
+            let ada = gateway.as_admin_of(&id).await;
+            let whole = ada.get("/audit/verify").await.ok();
+            assert_eq!(whole["item"], json!({"valid": true, "events": 5, "broken_at_seq": null, "reason": null}));
+            let sql = format!(r#"{verb} "Alchemi_AuditTable" {set} WHERE account_id = '{id}' {rows}"#);
+            gateway.execute(&sql).await;
+            let body = ada.get("/audit/verify").await.ok();
+            let item = &body["item"];
+            assert_eq!((&item["valid"], &item["broken_at_seq"]), (&json!(false), &json!(seq)), "{sql}");
+            assert!(item["reason"].as_str().unwrap().contains(reason), "{item}");
         }
     }
 }
 
-/// Writers of one account wait for each other at the head of the chain, and leave no gap.
 #[tokio::test]
-async fn concurrent_writers_make_one_chain() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        let calls = (0..16).map(|number| {
-            let admin = admin.clone();
-            tokio::spawn(async move {
-                admin.post("/v1/console/orgs", json!({"name": number.to_string()})).await.status.as_u16()
-            })
-        });
-        for call in calls.collect::<Vec<_>>() {
-            assert_eq!(call.await.unwrap(), 200);
-        }
-        let verdict = admin.get("/v1/audit/verify").await.ok();
-        assert_eq!((&verdict["item"]["valid"], &verdict["item"]["events"]), (&json!(true), &json!(18)));
+async fn an_account_that_never_was_has_no_audit() {
+    let gateway = gateways(issued).await.remove(0);
+    let operator = gateway.as_operator(None);
+    for tail in ["", "/verify", "/export"] {
+        assert_eq!(operator.get(&format!("/accounts/nothing/audit{tail}")).await.parts().0, 404);
     }
-}
-
-#[tokio::test]
-async fn a_chain_that_never_was_is_not_found() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        for what in ["", "/verify", "/export"] {
-            refusal(&gateway.operator().get(&format!("/v1/accounts/nobody/audit{what}")).await, 404, "not_found");
-            let own = gateway.operator().get(&format!("/v1/accounts/platform/audit{what}")).await;
-            assert_eq!(own.status.as_u16(), 200);
-        }
-        let request = gateway.operator().request(Method::GET, "/v1/accounts/platform/audit/export?after=-1");
-        assert_eq!(gateway.operator().send(request).await.status.as_u16(), 422);
-    }
+    let acme = gateway.created_account("Acme").await;
+    assert_eq!(seqs(&gateway.as_operator(Some(&acme)).get("/audit").await.parts().1), [2, 1]);
 }

@@ -1,207 +1,254 @@
-//! Orgs, teams, users and memberships, in both domains.
+//! Orgs, teams, users, memberships.
 
+use alchemi::context::Context;
+use alchemi::identity::master_key_context;
+use alchemi::store::audit::AuditFilter;
+use alchemi::store::page::Slice;
 use serde_json::{Value, json};
 
-use crate::common::{Gateway, backends};
-use crate::operations::NOBODY;
-use crate::{at_mid_january, ids, invalid, refusal, text};
+use crate::gateway::{Client, Gateway, gateways};
 
-const DOMAINS: [&str; 2] = ["console", "copilot"];
+/// An org with one team, and the org's id and the team's.
+async fn tree(client: &Client, domain: &str) -> (String, String) {
+    let org = client.made(&format!("/{domain}/orgs"), json!({"name": "Research"})).await;
+    let team = client.made(&format!("/{domain}/teams"), json!({"org_id": org, "name": "Language"})).await;
+    (org, team)
+}
+
+/// The newest audit event of an account.
+async fn last_event(gateway: &Gateway, account: &alchemi::id::Id<alchemi::model::accounts::Account>) -> Value {
+    let operator: Context = master_key_context(None);
+    let granted = operator.super_admin().unwrap().over(account.clone());
+    let mut tx = gateway.store.read(&granted).await.unwrap();
+    let events = tx.events(&AuditFilter::default(), &Slice::first(1)).await.unwrap();
+    assert!(tx.verify_audit().await.unwrap().valid);
+    serde_json::to_value(&events.items[0].event).unwrap()
+}
 
 #[tokio::test]
-async fn orgs_are_made_shown_changed_and_removed() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
+async fn teams_are_made_read_changed_and_removed() {
+    for gateway in gateways(|app| app).await {
         let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        for domain in DOMAINS {
-            let path = format!("/v1/{domain}/orgs");
-            let made = admin.post(&path, json!({"name": "Research", "description": "d"})).await.ok()["item"].clone();
+        let admin = gateway.as_admin_of(&account).await;
+        for domain in ["copilot", "console"] {
+            let (org, team) = tree(&admin, domain).await;
+            let teams = format!("/{domain}/teams");
+            let one = format!("{teams}/{team}");
+            let shown = admin.get(&one).await;
+            assert_eq!(shown.headers["etag"], "\"1\"");
+            let item = shown.ok()["item"].clone();
             assert_eq!(
-                (&made["domain"], &made["account_id"], &made["created_by"]),
-                (&json!(domain), &json!(account), &json!("admin"))
+                (&item["name"], &item["org_id"], &item["domain"]),
+                (&json!("Language"), &json!(org), &json!(domain))
             );
-            let one = format!("{path}/{}", text(&made["id"]));
-            assert_eq!(admin.get(&one).await.ok()["item"], made);
-            assert_eq!(
-                refusal(&admin.post(&path, json!({"name": "Research"})).await, 409, "already_exists")["field"],
-                "name"
-            );
-            admin.post(&path, json!({"name": "Science"})).await.ok();
-            assert_eq!(
-                refusal(&admin.patch(&one, json!({"name": "Science"})).await, 409, "already_exists")["field"],
-                "name"
-            );
-            assert_eq!(admin.patch(&one, json!({"name": "Art"})).await.ok()["item"]["name"], "Art");
+
+            let changed = admin.with("if-match", "\"1\"").patch(&one, json!({"description": "Words"})).await;
+            assert_eq!(changed.headers["etag"], "\"2\"");
+            assert_eq!(changed.ok()["item"]["description"], "Words");
+            admin.with("if-match", "\"1\"").patch(&one, json!({"name": "Lost"})).await.refused(412);
+            admin.patch(&one, json!({"name": null})).await.refused(422);
+            admin.patch(&one, json!({"org_id": org})).await.refused(422);
+            let cleared = admin.patch(&one, json!({"description": null})).await.ok();
+            assert_eq!(cleared["item"]["description"], Value::Null);
+
+            let other = admin.made(&format!("/{domain}/orgs"), json!({"name": "Sales"})).await;
+            admin.made(&teams, json!({"org_id": other, "name": "Language"})).await;
+            assert_eq!(admin.get(&format!("{teams}?org_id={org}")).await.column("id"), [&*team]);
+            assert_eq!(admin.get(&teams).await.column("name").len(), 2);
+            let taken = admin.post(&teams, json!({"org_id": org, "name": " Language "})).await;
+            assert_eq!(taken.json["field"], "name");
+            taken.refused(409);
+            let lost = admin.post(&teams, json!({"org_id": "gone", "name": "X"})).await;
+            assert_eq!(lost.refused(404), format!("{domain} org not found"));
+            assert_eq!(admin.get(&format!("{teams}/gone")).await.refused(404), format!("{domain} team not found"));
+
             assert_eq!(admin.delete(&one).await.ok(), json!({"deleted": true}));
-            let gone = refusal(&admin.delete(&one).await, 404, "not_found");
-            assert_eq!(gone["detail"], format!("{domain} org not found"));
+            admin.delete(&one).await.refused(404);
         }
-        let other = gateway.account("Other").await;
-        assert_eq!(
-            gateway.as_account_admin(&other).post("/v1/console/orgs", json!({"name": "Science"})).await.status.as_u16(),
-            200
-        );
     }
 }
 
 #[tokio::test]
-async fn what_is_not_empty_is_removed_only_by_cascade() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        gateway.allocate(&account, "1000").await;
-        let plan = gateway.plan(&account).await;
-        for domain in DOMAINS {
-            let org = gateway.org(&account, domain, "Research").await;
-            let team = gateway.team(&account, domain, &org, "Language").await;
-            let user = gateway.user(&account, domain, &format!("{domain}-ada"), &[&team]).await;
-            gateway.grant(&account, domain, "gpt-4o", ("team", &team), "allow").await;
-            if domain == "copilot" {
-                gateway.allot(&account, &plan, ("team", &team), "10").await;
+async fn another_domain_and_another_account_have_none_of_it() {
+    for gateway in gateways(|app| app).await {
+        let (acme, beta) = (gateway.account("Acme").await, gateway.account("Beta").await);
+        let (admin, stranger) = (gateway.as_admin_of(&acme).await, gateway.as_admin_of(&beta).await);
+        let (org, team) = tree(&admin, "copilot").await;
+        let user = admin.made("/copilot/users", json!({"email": "ada@acme.com"})).await;
+        for (kind, id) in [("orgs", &org), ("teams", &team), ("users", &user)] {
+            for (client, domain) in [(&admin, "console"), (&stranger, "copilot")] {
+                let path = format!("/{domain}/{kind}/{id}");
+                client.get(&path).await.refused(404);
+                client.patch(&path, json!({})).await.refused(404);
+                client.delete(&path).await.refused(404);
+                assert!(client.get(&format!("/{domain}/{kind}")).await.column("id").is_empty());
             }
-            let (one_org, one_team) = (format!("/v1/{domain}/orgs/{org}"), format!("/v1/{domain}/teams/{team}"));
-            refusal(&admin.delete(&one_org).await, 409, "not_empty");
-            refusal(&admin.delete(&format!("{one_team}?cascade=false")).await, 409, "not_empty");
-            assert_eq!(admin.get(&one_team).await.status.as_u16(), 200);
-            assert_eq!(admin.delete(&format!("{one_org}?cascade=true")).await.ok()["deleted"], true);
-            refusal(&admin.get(&one_team).await, 404, "not_found");
-            assert_eq!(admin.get(&format!("/v1/{domain}/users/{user}")).await.status.as_u16(), 200, "people stay");
-            assert_eq!(admin.get(&format!("/v1/{domain}/models/grants")).await.ok()["items"], json!([]));
+            admin.get(&format!("/copilot/{kind}/{id}")).await.ok();
         }
-        assert_eq!(admin.get("/v1/budgets/copilot/allocations").await.ok()["items"], json!([]));
-        let audit = admin.get("/v1/audit?action=delete&resource=Alchemi_OrgTable").await.ok();
-        for gone in ["teams", "memberships", "model_grants", "budget_allocations"] {
-            assert_eq!(audit["items"][0]["updated_values"][gone].as_array().map(Vec::len), Some(1), "{gone}: {audit}");
-        }
+        stranger.post("/copilot/teams", json!({"org_id": org, "name": "Mine"})).await.refused(404);
+        stranger.post(&format!("/copilot/teams/{team}/members"), json!({"user_id": user})).await.refused(404);
+        stranger.post("/copilot/users", json!({"email": "eve@beta.com", "team_ids": [team]})).await.refused(404);
+        assert!(stranger.get("/copilot/users").await.column("id").is_empty());
+        let only_console = json!({"product_domains_allowed": ["console"]});
+        let limited = gateway.as_subject(&acme, "limited", None, &["account_admin"], only_console).await;
+        assert!(limited.get("/copilot/teams").await.refused(403).contains("Domain access denied"));
+        let member = gateway.as_member_of(&acme, "someone", None).await;
+        assert_eq!(member.get("/copilot/users").await.refused(403), "copilot admin access required");
     }
 }
 
 #[tokio::test]
-async fn teams_belong_to_an_org() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
+async fn a_user_is_made_once_and_completed_after() {
+    for gateway in gateways(|app| app).await {
         let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        let (a, b) = (gateway.org(&account, "copilot", "A").await, gateway.org(&account, "copilot", "B").await);
-        let path = "/v1/copilot/teams";
-        let made = text(&admin.post(path, json!({"org_id": a, "name": "T"})).await.ok()["item"]["id"]);
-        assert_eq!(
-            refusal(&admin.post(path, json!({"org_id": a, "name": "T"})).await, 409, "already_exists")["field"],
-            "name"
-        );
-        let other = text(&admin.post(path, json!({"org_id": b, "name": "T"})).await.ok()["item"]["id"]);
-        assert_eq!(ids(&admin.get(&format!("{path}?org_id={a}")).await.ok()), [made.clone()]);
-        assert_eq!(ids(&admin.get(path).await.ok()).len(), 2);
-        assert_eq!(ids(&admin.get(&format!("{path}?org_id={NOBODY}")).await.ok()).len(), 0);
-        let unknown = refusal(&admin.post(path, json!({"org_id": NOBODY, "name": "U"})).await, 404, "not_found");
-        assert_eq!(unknown["detail"], "copilot org not found");
-        let console = gateway.org(&account, "console", "C").await;
-        refusal(&admin.post(path, json!({"org_id": console, "name": "U"})).await, 404, "not_found");
-        assert_eq!(
-            admin.patch(&format!("{path}/{other}"), json!({"name": "V", "description": "d"})).await.ok()["item"]["description"],
-            "d"
-        );
-        invalid(&admin.patch(&format!("{path}/{other}"), json!({"org_id": a})).await, "/org_id");
+        let admin = gateway.as_admin_of(&account).await;
+        let (_, team) = tree(&admin, "copilot").await;
+        let users = "/copilot/users";
+        let none = admin.post(users, json!({"email": " ", "display_name": "Nobody"})).await;
+        assert_eq!(none.refused(400), "Either email or identity_user_id is required");
+        // Nothing is written when a team does not exist.
+        let lost = admin.post(users, json!({"email": "ada@acme.com", "team_ids": [team, "gone"]})).await;
+        assert_eq!(lost.refused(404), "copilot team not found");
+        assert!(admin.get(users).await.column("id").is_empty());
+
+        let made = admin.post(users, json!({"email": "Ada@Acme.com ", "team_ids": [team, team]})).await.ok();
+        let ada = made["item"]["id"].as_str().unwrap().to_owned();
+        assert_eq!((&made["item"]["email"], &made["item"]["status"]), (&json!("ada@acme.com"), &json!("active")));
+        assert_eq!(last_event(&gateway, &account).await["updated_values"]["team_ids"], json!([team]));
+        let again = json!({"email": "ADA@acme.com", "identity_user_id": "sub-1", "display_name": "Ada"});
+        let completed = admin.post(users, again).await.ok();
+        assert_eq!(completed["item"]["id"], json!(ada));
+        assert_eq!(last_event(&gateway, &account).await["action"], "update");
+        let by_identity = admin.post(users, json!({"identity_user_id": "sub-1", "display_name": ""})).await.ok();
+        assert_eq!((&by_identity["item"]["id"], &by_identity["item"]["display_name"]), (&json!(ada), &json!("Ada")));
+
+        let bob = admin.made(users, json!({"email": "bob@acme.com"})).await;
+        let both = admin.post(users, json!({"email": "bob@acme.com", "identity_user_id": "sub-1"})).await;
+        assert_eq!(both.json["code"], "ambiguous_user");
+        both.refused(409);
+        // The same person in the other domain is another row.
+        let console = admin.made("/console/users", json!({"email": "ada@acme.com", "identity_user_id": "sub-1"})).await;
+        assert_ne!(console, ada);
+
+        let one = format!("{users}/{bob}");
+        let taken = admin.patch(&one, json!({"email": "ada@acme.com"})).await;
+        assert_eq!(taken.json["field"], "email");
+        taken.refused(409);
+        let taken = admin.patch(&one, json!({"identity_user_id": "sub-1"})).await;
+        assert_eq!(taken.json["field"], "identity_user_id");
+        taken.refused(409);
+        admin.patch(&one, json!({"email": null})).await.refused(400);
+        admin.patch(&one, json!({"status": "gone"})).await.refused(422);
+        let suspended = admin.patch(&one, json!({"status": "suspended"})).await.ok();
+        assert_eq!(suspended["item"]["status"], "suspended");
+        assert_eq!(admin.get(&one).await.ok()["item"]["status"], "suspended");
+        assert_eq!(admin.delete(&one).await.ok(), json!({"deleted": true}));
+        assert_eq!(admin.get(&one).await.refused(404), "copilot user not found");
     }
 }
 
 #[tokio::test]
-async fn users_are_known_by_address_or_identity() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        for domain in DOMAINS {
-            let path = format!("/v1/{domain}/users");
-            let org = gateway.org(&account, domain, "Research").await;
-            let team = gateway.team(&account, domain, &org, "Language").await;
-            refusal(&admin.post(&path, json!({"display_name": "Ada"})).await, 400, "unidentified_user");
-            refusal(&admin.post(&path, json!({"email": "", "identity_user_id": null})).await, 400, "unidentified_user");
-            let made =
-                admin.post(&path, json!({"email": "Ada@acme.com", "team_ids": [team]})).await.ok()["item"].clone();
-            assert_eq!((&made["email"], &made["status"]), (&json!("ada@acme.com"), &json!("active")));
-            let completed = admin
-                .post(&path, json!({"email": "ada@acme.com", "identity_user_id": "17", "display_name": "Ada"}))
-                .await
-                .ok();
-            assert_eq!((&completed["item"]["id"], &completed["item"]["identity_user_id"]), (&made["id"], &json!("17")));
-            let again = admin.post(&path, json!({"identity_user_id": "17"})).await.ok();
-            assert_eq!((&again["item"]["id"], &again["item"]["display_name"]), (&made["id"], &json!("Ada")));
-            admin.post(&path, json!({"email": "bob@acme.com"})).await.ok();
-            let both = admin.post(&path, json!({"email": "bob@acme.com", "identity_user_id": "17"})).await;
-            refusal(&both, 409, "ambiguous_user");
-            assert_eq!(admin.get(&path).await.ok()["items"].as_array().unwrap().len(), 2);
-
-            let one = format!("{path}/{}", text(&made["id"]));
-            let taken = admin.patch(&one, json!({"email": "BOB@acme.com"})).await;
-            assert_eq!(refusal(&taken, 409, "already_exists")["field"], "email");
-            refusal(
-                &admin.patch(&one, json!({"email": null, "identity_user_id": null})).await,
-                400,
-                "unidentified_user",
-            );
-            assert_eq!(admin.patch(&one, json!({"email": null})).await.ok()["item"]["email"], json!(null));
-            assert_eq!(admin.patch(&one, json!({"status": "suspended"})).await.ok()["item"]["status"], "suspended");
-            invalid(&admin.patch(&one, json!({"status": null})).await, "/status");
-            let before = admin.get(&format!("/v1/{domain}/teams/{team}/members")).await.ok();
-            assert_eq!(before["items"][0]["user_id"], made["id"]);
-            assert_eq!(admin.delete(&one).await.ok()["deleted"], true);
-            assert_eq!(admin.get(&format!("/v1/{domain}/teams/{team}/members")).await.ok()["items"], json!([]));
-            let nobody = admin.post(&path, json!({"email": "c@acme.com", "team_ids": [team, NOBODY]})).await;
-            refusal(&nobody, 404, "not_found");
-            assert_eq!(admin.get(&path).await.ok()["items"].as_array().unwrap().len(), 1, "nothing is half made");
-        }
+async fn members_join_change_and_leave() {
+    for gateway in gateways(|app| app).await {
+        let admin = gateway.as_admin_of(&gateway.account("Acme").await).await;
+        let (_, team) = tree(&admin, "console").await;
+        let user = admin.made("/console/users", json!({"email": "ada@acme.com"})).await;
+        let members = format!("/console/teams/{team}/members");
+        let one = format!("{members}/{user}");
+        admin.patch(&one, json!({"role": "lead"})).await.refused(404);
+        assert_eq!(admin.post(&members, json!({"user_id": "gone"})).await.refused(404), "console user not found");
+        assert_eq!(admin.get("/console/teams/gone/members").await.refused(404), "console team not found");
+        let joined = admin.post(&members, json!({"user_id": user})).await.ok();
+        assert_eq!(joined["item"]["role"], "member");
+        assert_eq!(admin.patch(&one, json!({"role": "lead"})).await.ok()["item"]["role"], "lead");
+        // Joining again without a role keeps it.
+        assert_eq!(admin.post(&members, json!({"user_id": user})).await.ok()["item"]["role"], "lead");
+        assert_eq!(admin.get(&members).await.column("user_id"), [user]);
+        assert_eq!(admin.delete(&one).await.ok(), json!({"deleted": true}));
+        admin.delete(&one).await.refused(404);
+        assert!(admin.get(&members).await.column("user_id").is_empty());
     }
 }
 
 #[tokio::test]
-async fn memberships_are_listed_added_changed_and_ended() {
-    for backend in backends().await {
-        let (gateway, _) = at_mid_january(backend).await;
+async fn what_holds_something_goes_only_with_cascade_and_leaves_nothing_dangling() {
+    for gateway in gateways(|app| app).await {
         let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        for domain in DOMAINS {
-            let org = gateway.org(&account, domain, "Research").await;
-            let team = gateway.team(&account, domain, &org, "Language").await;
-            let user = gateway.user(&account, domain, "ada", &[]).await;
-            let path = format!("/v1/{domain}/teams/{team}/members");
-            let role = async |body: Value| admin.post(&path, body).await.ok()["item"]["role"].clone();
-            assert_eq!(role(json!({"user_id": user})).await, "member");
-            assert_eq!(role(json!({"user_id": user, "role": "lead"})).await, "lead");
-            assert_eq!(role(json!({"user_id": user})).await, "lead", "kept when none is sent");
-            assert_eq!(admin.get(&path).await.ok()["items"].as_array().unwrap().len(), 1);
-            let one = format!("{path}/{user}");
-            assert_eq!(admin.patch(&one, json!({"role": "guest"})).await.ok()["item"]["role"], "guest");
-            invalid(&admin.patch(&one, json!({})).await, "/role");
-            refusal(&admin.post(&path, json!({"user_id": NOBODY})).await, 404, "not_found");
-            assert_eq!(admin.delete(&one).await.ok()["deleted"], true);
-            refusal(&admin.delete(&one).await, 404, "not_found");
-            refusal(&admin.patch(&one, json!({"role": "lead"})).await, 404, "not_found");
-            refusal(&admin.get(&format!("/v1/{domain}/teams/{NOBODY}/members")).await, 404, "not_found");
-        }
-    }
-}
+        let admin = gateway.as_admin_of(&account).await;
+        let (org, team) = tree(&admin, "copilot").await;
+        let user = admin.made("/copilot/users", json!({"email": "ada@acme.com", "team_ids": [team]})).await;
+        let grant = async |model: &str, kind: &str, id: &str| {
+            let body = json!({"model_name": model, "scope_type": kind, "scope_id": id});
+            admin.made("/copilot/models/grants", body).await
+        };
+        let of_user = grant("m", "user", &user).await;
+        let of_team = grant("m", "team", &team).await;
+        let of_org = grant("m", "org", &org).await;
+        let of_account = grant("m", "account", account.as_str()).await;
 
-/// Names are unique whatever happens at the same time.
-#[tokio::test]
-async fn of_many_at_once_one_gets_the_name() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        let calls = (0..8).map(|_| {
-            let admin = admin.clone();
-            tokio::spawn(
-                async move { admin.post("/v1/console/orgs", json!({"name": "Research"})).await.status.as_u16() },
-            )
+        let refused = admin.delete(&format!("/copilot/teams/{team}")).await.refused(409);
+        assert!(refused.contains("cascade=true"), "{refused}");
+        admin.delete(&format!("/copilot/orgs/{org}")).await.refused(409);
+        admin.delete(&format!("/copilot/orgs/{org}?cascade=true")).await.ok();
+        let event = last_event(&gateway, &account).await;
+        assert_eq!((&event["action"], &event["resource_id"]), (&json!("delete"), &json!(org)));
+        let gone = &event["updated_values"];
+        assert_eq!(gone["teams"], json!([team]));
+        assert_eq!(gone["memberships"][0]["user_id"], json!(user));
+        let mut grants: Vec<_> = gone["model_grants"].as_array().unwrap().iter().map(|g| g.as_str().unwrap()).collect();
+        grants.sort_unstable();
+        assert_eq!(grants, {
+            let mut both = [of_org.as_str(), of_team.as_str()];
+            both.sort_unstable();
+            both
         });
-        let mut statuses = Vec::new();
-        for call in calls.collect::<Vec<_>>() {
-            statuses.push(call.await.unwrap());
+        assert_eq!(admin.get("/copilot/models/grants").await.column("id"), [of_account.clone(), of_user]);
+        admin.get(&format!("/copilot/teams/{team}")).await.refused(404);
+        admin.delete(&format!("/copilot/users/{user}")).await.ok();
+        assert_eq!(admin.get("/copilot/models/grants").await.column("id"), [of_account]);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_hung_on_what_is_being_removed() {
+    for gateway in gateways(|app| app).await {
+        let admin = gateway.as_admin_of(&gateway.account("Acme").await).await;
+        for round in 0..10 {
+            let org = admin.made("/copilot/orgs", json!({"name": format!("org {round}")})).await;
+            let path = format!("/copilot/orgs/{org}");
+            let grant = json!({"model_name": "m", "scope_type": "org", "scope_id": org});
+            let (removed, granted, team) = tokio::join!(
+                admin.delete(&path),
+                admin.post("/copilot/models/grants", grant),
+                admin.post("/copilot/teams", json!({"org_id": org, "name": "Late"})),
+            );
+            assert!(matches!(removed.status, 200 | 409), "{}", removed.json);
+            assert!(matches!(granted.status, 200 | 404) && matches!(team.status, 200 | 404));
+            if removed.status == 200 {
+                assert_eq!(team.status, 404);
+                assert!(!admin.get("/copilot/models/grants").await.column("scope_id").contains(&org));
+            }
         }
-        statuses.sort_unstable();
-        assert_eq!(statuses, [200, 409, 409, 409, 409, 409, 409, 409]);
+    }
+}
+
+#[tokio::test]
+async fn lists_are_paged_to_their_end() {
+    for gateway in gateways(|app| app).await {
+        let admin = gateway.as_admin_of(&gateway.account("Acme").await).await;
+        let mut made = Vec::new();
+        for n in 0..5 {
+            made.insert(0, admin.made("/console/users", json!({"identity_user_id": format!("s{n}")})).await);
+        }
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = admin.get(&format!("/console/users?limit=2{cursor}")).await.ok();
+            seen.extend(page["items"].as_array().unwrap().iter().map(|u| u["id"].as_str().unwrap().to_owned()));
+            let Some(next) = page["next_cursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(seen, made);
+        admin.get("/console/users?limit=0").await.refused(422);
+        admin.get("/console/users?cursor=x").await.refused(422);
     }
 }

@@ -1,216 +1,185 @@
-//! What was used, and what it cost.
+//! What was used, what it cost, and what holds for the caller.
 
-use std::time::Duration;
-
-use http::Method;
 use serde_json::{Value, json};
 
-use crate::common::{Client, Gateway, backends};
-use crate::operations::NOBODY;
-use crate::{at_mid_january, invalid, refusal, text};
+use crate::budgets::{give, plan, tree};
+use crate::gateway::{Client, Gateway, Reply, gateways};
 
-const BASE: &str = "/v1/budgets/copilot";
+const BUDGETS: &str = "/budgets/copilot";
 
-async fn record(client: &Client, body: Value) -> Value {
-    client.post(&format!("{BASE}/usage/record"), body).await.ok()["item"].clone()
+/// An account with a plan that gives its org, team and user something, at two credits a dollar.
+struct Acme {
+    admin: Client,
+    ada: Client,
+    ids: [String; 3],
+    plan: String,
+}
+
+async fn acme(gateway: &Gateway) -> Acme {
+    let account = gateway.account("Acme").await;
+    let terms = json!({"account_id": account, "monthly_credits": 100, "overflow_limit": 10, "credit_factor": 2});
+    gateway.as_operator(None).post("/budgets/account-allocation", terms).await.ok();
+    let admin = gateway.as_admin_of(&account).await;
+    let ids = tree(&admin).await;
+    let plan = plan(&admin, json!({"name": "2026", "cycle": "none"})).await;
+    for (kind, id, credits) in [("org", &ids[0], 50), ("team", &ids[1], 40), ("user", &ids[2], 10)] {
+        give(&admin, &plan, (kind, id), json!(credits)).await.ok();
+    }
+    let ada = gateway.as_member_of(&account, "ada", Some("ada@acme.com")).await;
+    Acme { admin, ada, ids, plan }
+}
+
+impl Acme {
+    async fn record(&self, body: Value) -> Reply {
+        self.admin.post(&format!("{BUDGETS}/usage/record"), body).await
+    }
+}
+
+fn column<'a>(answer: &'a Value, name: &str) -> Vec<&'a Value> {
+    answer["items"].as_array().unwrap().iter().map(|item| &item[name]).collect()
 }
 
 #[tokio::test]
-async fn usage_is_recorded_once_and_everywhere() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let terms = json!({"account_id": account, "monthly_credits": 10, "credit_factor": 2});
-        gateway.operator().post("/v1/budgets/account-allocation", terms).await.ok();
-        let org = gateway.org(&account, "copilot", "Research").await;
-        let team = gateway.team(&account, "copilot", &org, "Language").await;
-        let user = gateway.user(&account, "copilot", "ada", &[&team]).await;
-        let plan = gateway.plan(&account).await;
-        gateway.allot(&account, &plan, ("team", &team), "5").await;
-        let admin = gateway.as_account_admin(&account);
+async fn recorded_usage_draws_on_the_whole_chain() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [org, team, user] = &acme.ids;
+        let body =
+            json!({"user_id": user, "raw_cost": "4.500000001", "model_name": "gpt-4o-mini", "metadata": {"job": 7}});
+        let row = acme.record(body).await.ok();
+        let item = &row["item"];
+        assert_eq!(item["credits_incurred"].to_string(), "9.000000002");
+        assert_eq!((&item["team_id"], &item["org_id"]), (&json!(team), &json!(org)));
+        assert_eq!((&item["cost_source"], &item["metadata"]), (&json!("recorded"), &json!({"job": 7})));
 
-        let path = format!("{BASE}/usage/record");
-        let body = json!({"raw_cost": "2.000000001", "user_id": user, "model_name": "gpt-4o", "metadata": {"job": 7}});
-        let send = || admin.send(admin.request(Method::POST, &path).header("idempotency-key", "k").json(&body));
-        let item = send().await.ok()["item"].clone();
-        assert_eq!(send().await.ok()["item"], item);
-        assert_eq!((&item["org_id"], &item["team_id"], &item["user_id"]), (&json!(org), &json!(team), &json!(user)));
-        assert_eq!((&item["metadata"], &item["cost_source"]), (&json!({"job": 7}), &json!("recorded")));
-        let rows = gateway.ledger(&account).await;
-        assert_eq!(rows.len(), 1);
+        let chain = acme.admin.get(&format!("{BUDGETS}/effective-allocation?user_id={user}")).await.ok();
+        assert_eq!(column(&chain, "scope_type"), ["user", "team", "org", "account"]);
+        assert_eq!(column(&chain, "cap"), [10, 40, 50, 110]);
+        let used: Vec<String> = column(&chain, "used").iter().map(ToString::to_string).collect();
+        assert_eq!(used, ["9.000000002"; 4]);
+        assert_eq!(chain["items"][0]["remaining"].to_string(), "0.999999998");
+        assert_eq!(chain["distributed"], Value::Null);
         assert_eq!(
-            (&rows[0]["raw_cost"], &rows[0]["credits_incurred"]),
-            (&json!(2_000_000_001_i64), &json!(4_000_000_002_i64))
+            acme.ada.get("/me/allocation").await.ok(),
+            chain,
+            "the caller sees their own chain as the admin does"
         );
-        let counters = gateway.counters(&account).await;
-        for scope in [("account", &account), ("org", &org), ("team", &team), ("user", &user)] {
-            assert_eq!(counters[&(scope.0.to_owned(), scope.1.clone())], (4_000_000_002, 0), "{scope:?}");
-        }
-        let by_scope = admin.get(&format!("{BASE}/usage-by-scope")).await.text();
-        assert!(by_scope.contains(r#""used":4.000000002"#), "{by_scope}");
-        assert!(gateway.verify_books().await.differences.is_empty());
 
-        // It has happened, cap or no cap.
-        record(&admin, json!({"raw_cost": 100, "team_id": team})).await;
-        let usage = admin.get(&format!("{BASE}/usage-by-scope?plan_id={plan}")).await.ok();
-        assert_eq!(usage["items"][0]["overflow_used"].to_string(), "199.000000002");
-        assert!(gateway.verify_books().await.differences.is_empty());
+        let usage = acme.admin.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
+        assert_eq!(usage["plan_id"], json!(acme.plan));
+        assert_eq!(column(&usage, "scope_type"), ["org", "team", "user"]);
+        assert_eq!(column(&usage, "allocated_credits"), [50, 40, 10]);
+        acme.record(json!({"team_id": team, "raw_cost": 1})).await.ok();
+        let whole = acme.admin.get(&format!("{BUDGETS}/effective-allocation?plan_id={}", acme.plan)).await.ok();
+        let used: Vec<String> = column(&whole, "used").iter().map(ToString::to_string).collect();
+        assert_eq!(used, ["11.000000002", "11.000000002", "9.000000002"]);
+        assert_eq!((&whole["distributed"], &whole["unallocated"]), (&json!(50), &json!(50)));
     }
 }
 
 #[tokio::test]
-async fn what_usage_may_not_be() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let admin = gateway.as_account_admin(&account);
-        let send = |body: Value| admin.post("/v1/budgets/copilot/usage/record", body);
-        invalid(&send(json!({})).await, "/raw_cost");
-        invalid(&send(json!({"raw_cost": -1})).await, "/raw_cost");
-        invalid(&send(json!({"raw_cost": 1, "metadata": []})).await, "/metadata");
-        invalid(&send(json!({"raw_cost": 1, "model_name": ""})).await, "/model_name");
-        for field in ["org_id", "team_id", "user_id"] {
-            refusal(&send(json!({"raw_cost": 1, field: NOBODY})).await, 404, "not_found");
-        }
-        send(json!({"raw_cost": 9_000_000_000_i64})).await.ok();
-        invalid(&send(json!({"raw_cost": "0.000000001"})).await, "/raw_cost");
-        assert_eq!(gateway.ledger(&account).await.len(), 1);
-        assert!(gateway.verify_books().await.differences.is_empty());
+async fn usage_that_cannot_be_is_refused() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        acme.record(json!({"raw_cost": -1})).await.refused(422);
+        acme.record(json!({})).await.refused(422);
+        acme.record(json!({"raw_cost": 9_000_000_000_u64})).await.refused(422);
+        acme.record(json!({"raw_cost": 4_000_000_000_u64})).await.ok();
+        acme.record(json!({"raw_cost": 4_000_000_000_u64})).await.refused(422);
+        let lost = acme.record(json!({"raw_cost": 1, "team_id": user})).await;
+        assert_eq!(lost.refused(404), "copilot team not found");
+        let other = acme.admin.made("/copilot/orgs", json!({"name": "Sales"})).await;
+        acme.record(json!({"raw_cost": 1, "team_id": team, "org_id": other})).await.refused(422);
+        let stranger = gateway.as_admin_of(&gateway.account("Beta").await).await;
+        let foreign = stranger.post(&format!("{BUDGETS}/usage/record"), json!({"raw_cost": 1, "user_id": user})).await;
+        assert_eq!(foreign.refused(404), "copilot user not found");
+        stranger.get(&format!("{BUDGETS}/effective-allocation?plan_id={}", acme.plan)).await.refused(404);
+        stranger.get(&format!("{BUDGETS}/effective-allocation?user_id={user}")).await.refused(404);
+        stranger.get(&format!("{BUDGETS}/usage-by-scope?plan_id={}", acme.plan)).await.refused(404);
+        let none = stranger.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
+        assert_eq!(none, json!({"plan_id": null, "items": []}));
     }
 }
 
 #[tokio::test]
-async fn budgets_near_their_end_are_told() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        gateway.allocate(&account, "1000").await;
-        let plan = gateway.plan(&account).await;
-        let admin = gateway.as_account_admin(&account);
-        for (name, cost) in [("A", 79), ("B", 80), ("C", 90), ("D", 100)] {
-            let org = gateway.org(&account, "copilot", name).await;
-            gateway.allot(&account, &plan, ("org", &org), "100").await;
-            record(&admin, json!({"raw_cost": cost, "org_id": org})).await;
-        }
-        let alerts = async |query: &str| {
-            let answer = admin.get(&format!("{BASE}/alerts{query}")).await.ok();
-            let items = answer["items"].as_array().unwrap().clone();
-            items
-                .iter()
-                .map(|a| format!("{} {} {}", text(&a["entity_name"]), text(&a["alert_level"]), a["usage_percentage"]))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(alerts("").await, ["D exceeded 100.0", "C critical 90.0", "B warning 80.0"]);
-        assert_eq!(alerts("?threshold=95").await, ["D exceeded 100.0"]);
-        assert_eq!(alerts("?threshold=30").await.len(), 5, "the account too");
-        let answer = admin.get(&format!("{BASE}/alerts?threshold=30")).await.ok();
-        let own = answer["items"].as_array().unwrap().iter().find(|a| a["entity_name"] == "Acme").expect("the account");
-        assert_eq!(own["budget"], json!({"entity_type": "ACCOUNT", "entity_id": account}));
+async fn alerts_name_whose_budget_nears_its_end() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        acme.record(json!({"user_id": user, "raw_cost": "4.6"})).await.ok();
+        acme.record(json!({"team_id": team, "raw_cost": "13.4"})).await.ok();
+        let alerts = acme.admin.get(&format!("{BUDGETS}/alerts")).await.ok();
+        assert_eq!(column(&alerts, "entity_name"), ["ada@acme.com", "Language"]);
+        assert_eq!(column(&alerts, "alert_level"), ["critical", "critical"]);
+        assert_eq!(alerts["items"][1]["budget"], json!({"entity_type": "TEAM", "entity_id": team}));
+        let all = acme.admin.get(&format!("{BUDGETS}/alerts?threshold=30")).await.ok();
+        assert_eq!(column(&all, "entity_name"), ["ada@acme.com", "Language", "Research", "Acme"]);
+        acme.record(json!({"user_id": user, "raw_cost": 1})).await.ok();
+        let alerts = acme.admin.get(&format!("{BUDGETS}/alerts?threshold=100")).await.ok();
+        assert_eq!(alerts["items"][0]["alert_level"], "exceeded");
+        acme.admin.get(&format!("{BUDGETS}/alerts?threshold=1001")).await.refused(422);
     }
 }
 
 #[tokio::test]
-async fn costs_are_broken_down() {
-    for backend in backends().await {
-        let (gateway, clock) = at_mid_january(backend).await;
-        let account = gateway.account("Acme").await;
-        let org = gateway.org(&account, "copilot", "Research").await;
-        let admin = gateway.as_account_admin(&account);
-        record(&admin, json!({"raw_cost": 1, "model_name": "a", "agent_id": "x", "org_id": org})).await;
-        record(&admin, json!({"raw_cost": 2, "model_name": "b", "agent_id": "x"})).await;
-        clock.advance(Duration::from_secs(24 * 3600));
-        let admin = gateway.as_account_admin(&account);
-        record(&admin, json!({"raw_cost": 4, "model_name": "a"})).await;
-
-        let by = async |query: &str| {
-            let answer = admin.get(&format!("{BASE}/cost-breakdown?{query}")).await.ok();
-            answer["items"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|i| (i["key"].clone(), i["raw_cost"].clone()))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(by("by=llm").await, [(json!("a"), json!(5)), (json!("b"), json!(2))]);
-        assert_eq!(by("").await, [(json!(null), json!(4)), (json!("x"), json!(3))], "by agent unless said");
-        assert_eq!(by("by=llm&from=2026-01-16").await, [(json!("a"), json!(4))]);
-        refusal(&admin.get(&format!("{BASE}/cost-breakdown?by=weather")).await, 400, "invalid_breakdown");
-
-        let path = "/v1/costs/breakdown";
-        let whole = admin.get(path).await.ok();
+async fn costs_add_up_however_they_are_broken_down() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        acme.record(json!({"user_id": user, "raw_cost": "1.5", "model_name": "a", "agent_id": "x"})).await.ok();
+        acme.record(json!({"team_id": team, "raw_cost": "0.25", "model_name": "b"})).await.ok();
+        let by_model = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=llm")).await.ok();
         assert_eq!(
-            (&whole["domain"], &whole["totals"]["raw_cost"], &whole["totals"]["requests"]),
-            (&json!("copilot"), &json!(7), &json!(3))
+            by_model,
+            json!({"by": "llm", "items": [{"key": "a", "raw_cost": 1.5, "credits": 3}, {"key": "b", "raw_cost": 0.25, "credits": 0.5}]})
         );
-        let days = admin.get(&format!("{path}?group_by=day,llm")).await.ok();
-        assert_eq!(days["items"].as_array().unwrap().len(), 3);
-        assert_eq!((&days["items"][0]["day"], &days["items"][0]["model_name"]), (&json!("2026-01-16"), &json!("a")));
-        assert!(days["items"][0].get("agent_id").is_none());
-        let first = admin.get(&format!("{path}?group_by=day,llm&limit=2")).await.ok();
-        assert_eq!(
-            (&first["next_offset"], &first["totals"]["raw_cost"]),
-            (&json!(2), &json!(7)),
-            "the sum is of all pages"
-        );
-        let rest = admin.get(&format!("{path}?group_by=day,llm&limit=2&offset=2")).await.ok();
-        assert_eq!((rest["items"].as_array().unwrap().len(), &rest["next_offset"]), (1, &json!(null)));
-        assert_eq!(admin.get(&format!("{path}?org_id={org}")).await.ok()["totals"]["raw_cost"], 1);
-        assert_eq!(admin.get(&format!("{path}?org_id={NOBODY}")).await.ok()["items"], json!([]));
-        assert_eq!(admin.get(&format!("{path}?domain=console")).await.ok()["totals"]["requests"], 0);
-        for (span, cost) in
-            [("from=2026-01-15&to=2026-01-15", 3), ("to=2026-01-16T00:00:00Z", 3), ("from=2026-01-16T23:59:59Z", 4)]
-        {
-            assert_eq!(admin.get(&format!("{path}?{span}")).await.ok()["totals"]["raw_cost"], cost, "{span}");
+        let by_agent = acme.admin.get(&format!("{BUDGETS}/cost-breakdown")).await.ok();
+        assert_eq!(column(&by_agent, "key"), [&json!("x"), &Value::Null]);
+        let wrong = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=org")).await;
+        assert_eq!(wrong.refused(400), "by must be one of: agent,llm,connection,guardrail");
+
+        let costs = acme.admin.get("/costs/breakdown").await.ok();
+        assert_eq!(costs["domain"], "copilot");
+        assert_eq!((&costs["totals"]["raw_cost"], &costs["totals"]["requests"]), (&json!(1.75), &json!(2)));
+        assert_eq!(costs["items"][0]["guardrail_code"], Value::Null);
+        assert!(costs["items"][0].get("day").is_none());
+        let one = acme.admin.get(&format!("/costs/breakdown?user_id={user}&group_by=user,day&limit=1")).await.ok();
+        assert_eq!((&one["items"][0]["user_id"], &one["next_offset"]), (&json!(user), &Value::Null));
+        let day = one["items"][0]["day"].as_str().unwrap().to_owned();
+        let first = acme.admin.get("/costs/breakdown?limit=1").await.ok();
+        assert_eq!(first["next_offset"], json!(1));
+        let days = acme.admin.get(&format!("/costs/breakdown?group_by=day&from={day}&to={day}")).await.ok();
+        assert_eq!(days["totals"]["requests"], json!(2));
+        let before = acme.admin.get(&format!("/costs/breakdown?group_by=day&to={day}T00:00:00Z")).await.ok();
+        assert_eq!(before["totals"]["requests"], json!(0), "a moment is the first that is too late");
+        assert_eq!(acme.admin.get("/costs/breakdown?domain=console").await.ok()["items"], json!([]));
+        for query in ["domain=x", "group_by=x", "group_by=org,team,user,day", "from=yesterday", "limit=0"] {
+            acme.admin.get(&format!("/costs/breakdown?{query}")).await.refused(422);
         }
-        invalid(&admin.get(&format!("{path}?group_by=llm,weather")).await, "group_by");
-        invalid(&admin.get(&format!("{path}?group_by=llm,day,org,team")).await, "group_by");
-        invalid(&admin.get(&format!("{path}?from=2026-13-01")).await, "from");
     }
 }
 
 #[tokio::test]
-async fn a_caller_sees_their_own_usage_alone() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let (ada, bob) =
-            (gateway.user(&account, "copilot", "ada", &[]).await, gateway.user(&account, "copilot", "bob", &[]).await);
-        let admin = gateway.as_account_admin(&account);
-        for (user, cost) in [(&ada, 1), (&ada, 2), (&bob, 4)] {
-            record(&admin, json!({"raw_cost": cost, "user_id": user})).await;
+async fn a_member_sees_their_own_usage() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        for cost in [1, 2] {
+            acme.record(json!({"user_id": user, "raw_cost": cost})).await.ok();
         }
-        let mine = gateway.as_end_user(&account, "ada").get("/v1/me/usage").await.ok();
-        assert_eq!((&mine["totals"]["requests"], &mine["totals"]["raw_cost"]), (&json!(2), &json!(3)));
-        assert_eq!(mine["items"].as_array().unwrap().len(), 2);
-        assert!(mine["items"].as_array().unwrap().iter().all(|item| item["user_id"] == ada));
-        let page = gateway.as_end_user(&account, "ada").get("/v1/me/usage?limit=1").await.ok();
-        let next = format!("/v1/me/usage?limit=1&cursor={}", text(&page["next_cursor"]));
-        assert_eq!(gateway.as_end_user(&account, "ada").get(&next).await.ok()["items"][0], mine["items"][1]);
-        let stranger = gateway.as_end_user(&account, "eve").get("/v1/me/usage").await.ok();
-        assert_eq!((&stranger["totals"], &stranger["items"]), (&json!(null), &json!([])));
-    }
-}
-
-/// Self-service is of one domain: the one that is named, else the only one of the token, else the gateway's default.
-#[tokio::test]
-async fn self_service_is_of_one_domain() {
-    for backend in backends().await {
-        let gateway = Gateway::start(backend).await;
-        let account = gateway.account("Acme").await;
-        let domain = async |client: &Client, path: &str, header: Option<&str>| {
-            let request = client.request(Method::GET, path);
-            let request = header.into_iter().fold(request, |r, domain| r.header("x-alchemi-domain", domain));
-            client.send(request).await
-        };
-        let both = gateway.as_end_user(&account, "eve");
-        let one = gateway.sign_in(&crate::common::Person::of(&account, "con").domains(&["console"]));
-        let path = "/v1/me/models";
-        assert_eq!(domain(&both, path, None).await.ok()["domain"], "copilot");
-        assert_eq!(domain(&both, path, Some("console")).await.ok()["domain"], "console");
-        assert_eq!(domain(&both, "/v1/me/models?domain=copilot", Some("console")).await.ok()["domain"], "copilot");
-        assert_eq!(domain(&one, path, None).await.ok()["domain"], "console");
-        refusal(&domain(&one, path, Some("copilot")).await, 403, "domain_denied");
-        refusal(&domain(&both, path, Some("sales")).await, 400, "invalid_header");
-        invalid(&domain(&both, "/v1/me/models?domain=sales", None).await, "domain");
+        acme.record(json!({"team_id": team, "raw_cost": 5})).await.ok();
+        let usage = acme.ada.get("/me/usage?limit=1").await.ok();
+        assert_eq!(column(&usage, "raw_cost"), [2]);
+        assert_eq!((&usage["totals"]["raw_cost"], &usage["totals"]["credits_incurred"]), (&json!(3), &json!(6)));
+        let next = usage["next_cursor"].as_str().unwrap();
+        let rest = acme.ada.get(&format!("/me/usage?cursor={next}")).await.ok();
+        assert_eq!(column(&rest, "raw_cost"), [1]);
+        let account = gateway.account("Beta").await;
+        let unknown = gateway.as_member_of(&account, "eve", None).await;
+        assert_eq!(unknown.get("/me/usage").await.ok(), json!({"totals": null, "items": [], "next_cursor": null}));
+        let chain = unknown.get("/me/allocation").await.ok();
+        assert_eq!(column(&chain, "scope_type"), ["account"]);
+        assert_eq!(column(&chain, "cap"), [&Value::Null], "nothing was set: nothing limits");
     }
 }

@@ -54,10 +54,13 @@ pub(super) fn read(
         max_output: max_output(kind, limits.iter().filter_map(|limit| limit.tokens).max()),
         answers,
     };
+    let previous_response =
+        fields.previous_response.map(|raw| string("previous_response_id", raw)).transpose()?.flatten();
     let open = text.find('{').map_or(0, |at| at + 1);
     Ok(ParsedAsk {
         ask: Ask { kind, model: Some(model), fallbacks, stream, size },
         usage_asked,
+        previous_response,
         edits: Edits {
             members: Some(Insertion { at: open, empty: fields.names.is_empty() }),
             usage,
@@ -80,6 +83,7 @@ struct Fields<'a> {
     max_output_tokens: Option<&'a RawValue>,
     n: Option<&'a RawValue>,
     best_of: Option<&'a RawValue>,
+    previous_response: Option<&'a RawValue>,
     fallbacks: [Option<&'a RawValue>; 3],
     text: TextSize,
     /// Bytes of members that reach the model as they are written: tools and schemas.
@@ -159,6 +163,7 @@ impl<'a> Scan<'a, '_> {
             "max_output_tokens" => &mut fields.max_output_tokens,
             "n" => &mut fields.n,
             "best_of" => &mut fields.best_of,
+            "previous_response_id" => &mut fields.previous_response,
             "fallbacks" | "context_window_fallbacks" | "content_policy_fallbacks" => {
                 let [a, b, c] = &mut fields.fallbacks;
                 match name {

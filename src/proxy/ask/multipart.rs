@@ -65,6 +65,7 @@ pub(super) fn read(
     Ok(ParsedAsk {
         ask: Ask { kind, model: Some(agreed_model(path_model, model)?), fallbacks: Vec::new(), stream, size },
         usage_asked: false,
+        previous_response: None,
         edits: Edits::default(),
     })
 }

@@ -219,3 +219,82 @@ impl Tx<Tenant> {
         })
     }
 }
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::context::Granted;
+    use crate::id::CountingIds;
+    use crate::model::budgets::{Allocation, Cycle, OverCommit, PlanStatus};
+    use crate::store::{DatabaseConfig, Store, migrate};
+
+    #[tokio::test]
+    async fn rules_take_three_statements_and_rolled_over_credits_lapse() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("alchemi.db").display());
+        let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1_000_000)));
+        let config = DatabaseConfig { url, ..DatabaseConfig::default() };
+        let store = Store::open(&config, clock.clone(), Arc::new(CountingIds::default())).await.unwrap();
+        migrate::apply(&store).await.unwrap();
+        let mut tx = store.begin(&Granted::system()).await.unwrap();
+        let account = Account::new(tx.new_id(), "Acme".to_owned(), None, tx.now());
+        tx.insert_account(&account).await.unwrap();
+        let mut tx = tx.within(account.account_id.clone());
+        let now = tx.now();
+        let plan = Plan {
+            id: tx.new_id(),
+            account_id: account.account_id.clone(),
+            name: "2026".to_owned(),
+            cycle: Cycle::Monthly,
+            status: PlanStatus::Active,
+            over_commit: OverCommit::Allow,
+            created_by: None,
+            created_at: now,
+            updated_at: now,
+            version: 1,
+        };
+        tx.insert_plan(&plan).await.unwrap();
+        let share = |id, kind, scope: &str| Allocation {
+            id,
+            account_id: account.account_id.clone(),
+            plan_id: plan.id.clone(),
+            scope_type: kind,
+            scope_id: scope.to_owned(),
+            allocated_credits: Credits::from_units(15),
+            overflow_cap: None,
+            rollover_credits: Credits::from_units(10),
+            rollover_until: Some(now.plus(Duration::from_secs(60))),
+            source: "cycle_rollover".to_owned(),
+            created_by: None,
+            created_at: now,
+            updated_at: now,
+            version: 1,
+        };
+        let shares = [
+            share(tx.new_id(), ScopeType::Pool, "pool"),
+            share(tx.new_id(), ScopeType::User, "ada"),
+            share(tx.new_id(), ScopeType::User, "eve"),
+        ];
+        tx.insert_allocations(&shares).await.unwrap();
+        tx.commit().await.unwrap();
+
+        let granted = Granted::system().over(account.account_id.clone());
+        let ada = Placement { user: Some(Id::stored("ada")), ..Placement::default() };
+        let mut tx = store.read(&granted).await.unwrap();
+        let before = store.statements();
+        let rules = tx.budget_rules(Some(&ada)).await.unwrap();
+        assert!(store.statements() - before <= 3);
+        let scopes: Vec<_> = rules.allocations.iter().map(|a| (&*a.scope.scope_id, a.effective)).collect();
+        assert_eq!(scopes, [("pool", Credits::from_units(15)), ("ada", Credits::from_units(15))]);
+        drop(tx);
+
+        clock.advance(Duration::from_secs(60));
+        let rules = store.read(&granted).await.unwrap().budget_rules(None).await.unwrap();
+        let effective: Vec<_> = rules.allocations.iter().map(|a| a.effective).collect();
+        assert_eq!(effective, [Credits::from_units(5); 3]);
+    }
+}
