@@ -167,41 +167,48 @@ impl Allocations {
     pub async fn reserve(&self, admission: Admission<'_>) -> Result<Reservation, ReserveError> {
         let hold = admission.estimate.and_then(|cost| admission.rules.factor.credits(cost)).unwrap_or_default();
         let mut ticket = Ticket::of(&admission, hold, self.0.clock.now());
-        match self.0.enforcement {
-            Enforcement::Off => ticket.held.clear(),
-            Enforcement::Hard => self.hold(&admission, &ticket).await?,
-            Enforcement::Soft => match self.hold(&admission, &ticket).await {
-                Err(ReserveError::Exhausted(_)) => {
-                    ticket.over_cap = true;
-                    self.try_hold(&admission, &ticket).await?;
-                }
-                other => other?,
+        if self.0.enforcement == Enforcement::Off {
+            ticket.held.clear();
+            return Ok(self.reservation(ticket));
+        }
+        // In a task of its own, because a caller who leaves meanwhile must not leave a hold
+        // behind that nobody gives back: a reservation that nobody takes gives itself back.
+        let (own, links) = (self.clone(), admission.permit.links().to_vec());
+        match tokio::spawn(async move { own.hold(ticket, &links).await }).await {
+            Ok(reserved) => reserved,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(ended) => Err(StoreError::Unavailable(ended.to_string()).into()),
             },
         }
+    }
+
+    fn reservation(&self, ticket: Ticket) -> Reservation {
         self.0.counts.reserved.fetch_add(1, Ordering::Relaxed);
-        Ok(Reservation {
-            ticket: Some(Box::new(ticket)),
-            outbox: self.0.outbox.clone(),
-            clock: Arc::clone(&self.0.clock),
-        })
+        let (outbox, clock) = (self.0.outbox.clone(), Arc::clone(&self.0.clock));
+        Reservation { ticket: Some(Box::new(ticket)), outbox, clock }
     }
 
-    async fn hold(&self, admission: &Admission<'_>, ticket: &Ticket) -> Result<(), ReserveError> {
-        if self.try_hold(admission, ticket).await? {
-            return Ok(());
+    async fn hold(&self, mut ticket: Ticket, links: &[Link]) -> Result<Reservation, ReserveError> {
+        if !self.try_hold(&ticket, links).await? {
+            self.0.counts.exhausted.fetch_add(1, Ordering::Relaxed);
+            if self.0.enforcement == Enforcement::Hard {
+                return Err(ReserveError::Exhausted(Box::new(self.shortage(&ticket, links).await?)));
+            }
+            ticket.over_cap = true;
+            self.try_hold(&ticket, links).await?;
         }
-        self.0.counts.exhausted.fetch_add(1, Ordering::Relaxed);
-        Err(ReserveError::Exhausted(Box::new(self.shortage(admission, ticket.hold).await?)))
+        Ok(self.reservation(ticket))
     }
 
-    async fn try_hold(&self, admission: &Admission<'_>, ticket: &Ticket) -> Result<bool, StoreError> {
+    async fn try_hold(&self, ticket: &Ticket, links: &[Link]) -> Result<bool, StoreError> {
         let granted = Granted::system().over(ticket.account.clone());
         let mut tx = self.0.store.begin(&granted).await?;
         let detail = serde_json::to_string(ticket).unwrap_or_default();
         let held = tx
             .reserve(&Hold {
                 request_id: &ticket.request_id,
-                links: admission.permit.links(),
+                links,
                 amount: ticket.hold,
                 over_cap: ticket.over_cap,
                 detail: &detail,
@@ -216,9 +223,9 @@ impl Allocations {
 
     /// Which scope lacks how much; asked only after a refusal, so that the allow
     /// path does not pay for it.
-    async fn shortage(&self, admission: &Admission<'_>, requested: Credits) -> Result<Denial, StoreError> {
-        let granted = Granted::system().over(admission.rules.account.clone());
-        let counters = self.0.store.read(&granted).await?.counters(admission.permit.links()).await?;
+    async fn shortage(&self, ticket: &Ticket, links: &[Link]) -> Result<Denial, StoreError> {
+        let granted = Granted::system().over(ticket.account.clone());
+        let counters = self.0.store.read(&granted).await?.counters(links).await?;
         let left = |link: &Link| {
             let cap = link.cap?;
             let taken = counters
@@ -227,13 +234,12 @@ impl Allocations {
                 .map_or(Credits::ZERO, |c| c.used.saturating_add(c.leased));
             Some(cap.saturating_sub(taken))
         };
-        let scarcest =
-            admission.permit.links().iter().filter_map(|l| Some((l, left(l)?))).min_by_key(|(_, left)| *left);
+        let scarcest = links.iter().filter_map(|l| Some((l, left(l)?))).min_by_key(|(_, left)| *left);
         Ok(match scarcest {
             Some((link, remaining)) => Denial::AllocationExhausted {
                 scope: link.scope.clone(),
                 remaining: remaining.max(Credits::ZERO),
-                requested,
+                requested: ticket.hold,
                 resets_at: link.window.end,
             },
             None => Denial::AllocationMissing,

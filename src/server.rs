@@ -175,7 +175,6 @@ impl Server {
             ids,
         }));
         let mut background = JoinSet::new();
-        background.spawn(rules.follow());
         background.spawn(background::follow_revocations(store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations));
         let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());
@@ -255,8 +254,9 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
 
 /// `/v1`, behind authentication, for the origins that the configuration names.
 fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
-    let models = Arc::clone(catalogue);
+    let (models, identity) = (Arc::clone(catalogue), authenticator.identity().clone());
     let app = v1::App::new(store.clone())
+        .with_cut_off(v1::revocations::CutOff::new(move |revocation| background::cut_off(&identity, revocation)))
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
         .with_default_model_access(config.policy.default_model_access)

@@ -53,6 +53,8 @@ pub struct App {
     pub default_domain: Domain,
     /// The issuers whose tokens are accepted.
     pub issuers: Arc<[String]>,
+    /// Told of a revocation before its answer is given.
+    pub cut_off: revocations::CutOff,
     in_flight: call::InFlightSet,
 }
 
@@ -62,6 +64,7 @@ impl App {
         Self {
             store,
             issuers: Arc::default(),
+            cut_off: revocations::CutOff::default(),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
             default_domain: Domain::Copilot,
@@ -73,6 +76,13 @@ impl App {
     #[must_use]
     pub fn with_issuers(self, issuers: impl IntoIterator<Item = String>) -> Self {
         Self { issuers: issuers.into_iter().collect(), ..self }
+    }
+
+    /// With what makes a revocation hold in this process at once; else it holds when
+    /// the change feed has brought it.
+    #[must_use]
+    pub fn with_cut_off(self, cut_off: revocations::CutOff) -> Self {
+        Self { cut_off, ..self }
     }
 
     /// With the models that the upstream knows.

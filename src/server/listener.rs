@@ -1,6 +1,7 @@
 //! Accepting connections: TCP or TLS, gated, with limits, and drained at the end.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 
 use super::tls::Tls;
 use crate::proxy::config::LimitsConfig;
@@ -39,18 +41,20 @@ pub(super) struct Listener<A> {
 
 impl<A: Answer> Listener<A> {
     /// Accepts until `stop` changes, then waits for the connections under way; gives
-    /// whether all of them ended in time.
+    /// whether all of them ended in time. Those that did not are cut.
     pub(super) async fn run(self, mut stop: watch::Receiver<bool>) -> bool {
-        let connections = GracefulShutdown::new();
+        let graceful = GracefulShutdown::new();
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let builder = Arc::new(self.builder());
+        let mut connections = JoinSet::new();
         loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break };
             let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
+                accepted = accept(&self.socket, &permits) => accepted,
                 _ = stop.wait_for(|stop| *stop) => break,
             };
-            let (stream, address) = match accepted {
+            // Those that have ended are forgotten.
+            while connections.try_join_next().is_some() {}
+            let (stream, address, permit) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, most likely: wait for some to be freed.
@@ -61,17 +65,17 @@ impl<A: Answer> Listener<A> {
             };
             // Only a delay is lost without it.
             let _ = stream.set_nodelay(true);
-            let (answer, builder, watcher) = (self.answer.clone(), Arc::clone(&builder), connections.watcher());
+            let (answer, builder, watcher) = (self.answer.clone(), Arc::clone(&builder), graceful.watcher());
             match self.tls.clone() {
                 None => {
-                    tokio::spawn(async move {
+                    connections.spawn(async move {
                         serve(stream, peer(address, false), &builder, watcher, answer).await;
                         drop(permit);
                     });
                 }
                 Some(tls) => {
                     let handshake_limit = Duration::from_secs(self.limits.head_seconds);
-                    tokio::spawn(async move {
+                    connections.spawn(async move {
                         if let Ok(Ok(stream)) = tokio::time::timeout(handshake_limit, tls.accept(stream)).await {
                             serve(stream, peer(address, true), &builder, watcher, answer).await;
                         }
@@ -81,7 +85,11 @@ impl<A: Answer> Listener<A> {
             }
         }
         drop(self.socket);
-        tokio::time::timeout(Duration::from_secs(self.limits.drain_seconds), connections.shutdown()).await.is_ok()
+        let patience = Duration::from_secs(self.limits.drain_seconds);
+        let drained = tokio::time::timeout(patience, graceful.shutdown()).await.is_ok();
+        // What is cut settles, because it is dropped here.
+        connections.shutdown().await;
+        drained
     }
 
     fn builder(&self) -> auto::Builder<TokioExecutor> {
@@ -99,6 +107,16 @@ impl<A: Answer> Listener<A> {
             .keep_alive_interval(Duration::from_secs(30));
         builder
     }
+}
+
+/// The next connection, as soon as there is room for one.
+async fn accept(
+    socket: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, address) = socket.accept().await?;
+    Ok((stream, address, permit))
 }
 
 fn peer(address: SocketAddr, tls: bool) -> Peer {
