@@ -1,6 +1,7 @@
 //! The verdict alone: `policy::decide` for a subject with grants on every scope of its chain.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use alchemi::clock::Timestamp;
 use alchemi::context::Domain;
@@ -41,14 +42,16 @@ fn rules(grants_on_each_scope: usize) -> Rules {
             version: 1,
         })
     });
+    let budget = BudgetRules { zone: jiff::tz::TimeZone::UTC, account: None, plan: None, allocations: Vec::new() };
     Rules {
+        chain: budget.kept_chain(&account, Domain::Copilot, &placement, at),
+        budget,
         models: ModelRules::new(Domain::Copilot, &scopes, grants.collect(), None, AccessMode::Deny),
         account,
         account_name: "Acme".to_owned(),
         account_suspended: false,
         domain: Domain::Copilot,
         placement,
-        budget: BudgetRules { zone: jiff::tz::TimeZone::UTC, account: None, plan: None, allocations: Vec::new() },
         factor: Factor::ONE,
         allocation_required: false,
     }
@@ -66,7 +69,7 @@ fn decisions(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("decide");
     for grants in [1, 10, 100] {
-        let rules = rules(grants);
+        let rules = Arc::new(rules(grants));
         for (name, model) in [("granted on the user", "model-1"), ("granted nowhere", "elsewhere")] {
             let ask = ask(model);
             group.bench_function(format!("{name}, {grants} grants a scope"), |b| {

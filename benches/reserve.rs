@@ -18,7 +18,7 @@ use alchemi::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, Ove
 use alchemi::model::directory::Placement;
 use alchemi::model::models::AccessMode;
 use alchemi::model::scope::{Scope, ScopeType};
-use alchemi::model::usage::{CostSource, Dimensions, RouteKind, Tokens};
+use alchemi::model::usage::{CostSource, RouteKind, Tokens};
 use alchemi::policy::budget::BudgetRules;
 use alchemi::policy::models::ModelRules;
 use alchemi::policy::{Ask, AskSize, Companions, Rules, decide};
@@ -68,27 +68,29 @@ async fn prepare(url: String) -> (Store, Rules) {
         updated_at: now,
         version: 1,
     };
+    let budget = BudgetRules {
+        zone: jiff::tz::TimeZone::UTC,
+        account: Some(allocation),
+        plan: Some(plan),
+        allocations: allocations
+            .map(|(kind, scope)| EffectiveAllocation {
+                scope: Scope::new(kind, scope),
+                base: much,
+                effective: much,
+                overridden: false,
+                overflow_cap: None,
+            })
+            .to_vec(),
+    };
     let rules = Rules {
+        chain: budget.kept_chain(&account_id, Domain::Copilot, &placement, now),
+        budget,
         models: ModelRules::new(Domain::Copilot, &[], Vec::new(), None, AccessMode::Allow),
         account: account_id,
         account_name: "Acme".to_owned(),
         account_suspended: false,
         domain: Domain::Copilot,
         placement,
-        budget: BudgetRules {
-            zone: jiff::tz::TimeZone::UTC,
-            account: Some(allocation),
-            plan: Some(plan),
-            allocations: allocations
-                .map(|(kind, scope)| EffectiveAllocation {
-                    scope: Scope::new(kind, scope),
-                    base: much,
-                    effective: much,
-                    overridden: false,
-                    overflow_cap: None,
-                })
-                .to_vec(),
-        },
         factor: Factor::ONE,
         allocation_required: false,
     };
@@ -105,6 +107,7 @@ fn reservations(c: &mut Criterion) {
     group.sample_size(20);
     for (name, url) in databases {
         let (store, rules) = runtime.block_on(prepare(url));
+        let rules = Arc::new(rules);
         let (settler, outbox) = Settler::new(store.clone());
         let allocations = Allocations::new(store, Arc::new(SystemClock), &AllocationConfig::default(), outbox);
         let settling = runtime.spawn(settler.run());
@@ -116,18 +119,18 @@ fn reservations(c: &mut Criterion) {
             stream: false,
             size: AskSize::default(),
         };
-        let permit =
-            decide(&context, &ask, Companions::default(), &rules, SystemClock.now()).expect("the model is allowed");
         let next = AtomicU64::new(0);
         group.bench_function(name, |b| {
             b.to_async(&runtime).iter(|| async {
+                let permit = decide(&context, &ask, Companions::default(), &rules, SystemClock.now());
                 let request_id = format!("{}-{}", rules.account, next.fetch_add(1, Ordering::Relaxed));
                 let admission = Admission {
-                    request_id: &request_id,
+                    permit: permit.expect("the model is allowed"),
+                    request_id: request_id.into(),
                     kind: RouteKind::Chat,
-                    rules: &rules,
-                    permit: &permit,
-                    dimensions: Dimensions::default(),
+                    subject: "bench".into(),
+                    model: "m".into(),
+                    guardrail: None,
                     estimate: Some(Usd::from_nanos(1_000)),
                     estimated_tokens: Tokens::default(),
                 };

@@ -11,23 +11,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::clock::{SharedClock, Timestamp};
-use crate::context::{Domain, Granted};
-use crate::credits::{Credits, Factor, Usd};
+use crate::context::Granted;
+use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
-use crate::model::budgets::day_of;
-use crate::model::usage::{CostSource, CounterKey, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens};
+use crate::model::usage::{CostSource, RouteKind, Tokens};
 use crate::policy::budget::Link;
-use crate::policy::{Denial, Permit, Rules};
-use crate::store::ledger::{Abandoned, Hold, Settlement};
+use crate::policy::{Denial, Permit};
+use crate::problem::Problem;
+use crate::store::ledger::{Hold, Settlement};
 use crate::store::{Store, StoreError};
 
 pub mod rules;
+mod ticket;
+
+use ticket::Ticket;
 
 /// What happens to a request that does not fit into a cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -72,7 +74,28 @@ impl Default for AllocationConfig {
 }
 
 /// The near end of the queue that the settler drains.
-pub type Outbox = mpsc::UnboundedSender<Settlement>;
+pub type Outbox = mpsc::UnboundedSender<Finished>;
+
+/// A request that is over. What the ledger needs is worked out by the settler, off
+/// the path of requests.
+#[derive(Debug)]
+pub struct Finished(How);
+
+#[derive(Debug)]
+enum How {
+    Settled { ticket: Box<Ticket>, bill: Bill, at: Timestamp },
+    Abandoned(Box<Settlement>),
+}
+
+impl Finished {
+    /// What is written for it.
+    pub fn settlement(self) -> Settlement {
+        match self.0 {
+            How::Settled { ticket, bill, at } => ticket.settlement(bill, at),
+            How::Abandoned(settlement) => *settlement,
+        }
+    }
+}
 
 /// Makes reservations.
 #[derive(Debug, Clone)]
@@ -105,19 +128,30 @@ pub enum ReserveError {
     Store(#[from] StoreError),
 }
 
-/// A request that is about to be admitted.
-#[derive(Debug, Clone)]
-pub struct Admission<'a> {
+impl From<ReserveError> for Problem {
+    fn from(error: ReserveError) -> Self {
+        match error {
+            ReserveError::Exhausted(denial) => (*denial).into(),
+            ReserveError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// A permitted request that is about to be admitted.
+#[derive(Debug)]
+pub struct Admission {
+    /// The proof that it may.
+    pub permit: Permit,
     /// Its id.
-    pub request_id: &'a str,
+    pub request_id: Arc<str>,
     /// The kind of route.
     pub kind: RouteKind,
-    /// The rules that it was permitted under.
-    pub rules: &'a Rules,
-    /// The proof of it.
-    pub permit: &'a Permit,
-    /// Whom and what it counts for.
-    pub dimensions: Dimensions,
+    /// The token's subject.
+    pub subject: Arc<str>,
+    /// The model that it asks for.
+    pub model: Arc<str>,
+    /// The guardrail that acted on it.
+    pub guardrail: Option<String>,
     /// What it is expected to cost; none when the model has no price.
     pub estimate: Option<Usd>,
     /// What it is expected to use.
@@ -161,54 +195,48 @@ impl Allocations {
 
     /// Holds the estimate on every capped scope of the permit's chain.
     ///
+    /// Once begun it is carried through, whether or not the caller still waits: a
+    /// reservation that nobody takes is given back.
+    ///
     /// # Errors
     /// [`ReserveError::Exhausted`] with the scope that lacks credits, under `hard`
     /// enforcement; [`ReserveError::Store`] when the database cannot be asked.
-    pub async fn reserve(&self, admission: Admission<'_>) -> Result<Reservation, ReserveError> {
-        let hold = admission.estimate.and_then(|cost| admission.rules.factor.credits(cost)).unwrap_or_default();
-        let mut ticket = Ticket::of(&admission, hold, self.0.clock.now());
+    pub async fn reserve(&self, admission: Admission) -> Result<Reservation, ReserveError> {
+        let ticket = Ticket::of(admission, self.0.clock.now());
         if self.0.enforcement == Enforcement::Off {
-            ticket.held.clear();
-            return Ok(self.reservation(ticket));
+            return Ok(self.reserved(ticket.holding_nothing()));
         }
-        // In a task of its own, because a caller who leaves meanwhile must not leave a hold
-        // behind that nobody gives back: a reservation that nobody takes gives itself back.
-        let (own, links) = (self.clone(), admission.permit.links().to_vec());
-        match tokio::spawn(async move { own.hold(ticket, &links).await }).await {
-            Ok(reserved) => reserved,
-            Err(ended) => match ended.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(ended) => Err(StoreError::Unavailable(ended.to_string()).into()),
-            },
-        }
+        let this = self.clone();
+        let carried = tokio::spawn(async move { this.hold(ticket).await });
+        carried.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string()).into()))
     }
 
-    fn reservation(&self, ticket: Ticket) -> Reservation {
+    fn reserved(&self, ticket: Ticket) -> Reservation {
         self.0.counts.reserved.fetch_add(1, Ordering::Relaxed);
-        let (outbox, clock) = (self.0.outbox.clone(), Arc::clone(&self.0.clock));
-        Reservation { ticket: Some(Box::new(ticket)), outbox, clock }
+        Reservation { ticket: Some(Box::new(ticket)), outbox: self.0.outbox.clone(), clock: Arc::clone(&self.0.clock) }
     }
 
-    async fn hold(&self, mut ticket: Ticket, links: &[Link]) -> Result<Reservation, ReserveError> {
-        if !self.try_hold(&ticket, links).await? {
-            self.0.counts.exhausted.fetch_add(1, Ordering::Relaxed);
-            if self.0.enforcement == Enforcement::Hard {
-                return Err(ReserveError::Exhausted(Box::new(self.shortage(&ticket, links).await?)));
-            }
-            ticket.over_cap = true;
-            self.try_hold(&ticket, links).await?;
+    async fn hold(&self, mut ticket: Ticket) -> Result<Reservation, ReserveError> {
+        if self.try_hold(&ticket).await? {
+            return Ok(self.reserved(ticket));
         }
-        Ok(self.reservation(ticket))
+        if self.0.enforcement == Enforcement::Soft {
+            ticket.over_cap = true;
+            self.try_hold(&ticket).await?;
+            return Ok(self.reserved(ticket));
+        }
+        self.0.counts.exhausted.fetch_add(1, Ordering::Relaxed);
+        Err(ReserveError::Exhausted(Box::new(self.shortage(&ticket).await?)))
     }
 
-    async fn try_hold(&self, ticket: &Ticket, links: &[Link]) -> Result<bool, StoreError> {
-        let granted = Granted::system().over(ticket.account.clone());
+    async fn try_hold(&self, ticket: &Ticket) -> Result<bool, StoreError> {
+        let granted = Granted::system().over(ticket.account().clone());
         let mut tx = self.0.store.begin(&granted).await?;
-        let detail = serde_json::to_string(ticket).unwrap_or_default();
+        let detail = ticket.detail();
         let held = tx
             .reserve(&Hold {
                 request_id: &ticket.request_id,
-                links,
+                links: ticket.links(),
                 amount: ticket.hold,
                 over_cap: ticket.over_cap,
                 detail: &detail,
@@ -223,9 +251,9 @@ impl Allocations {
 
     /// Which scope lacks how much; asked only after a refusal, so that the allow
     /// path does not pay for it.
-    async fn shortage(&self, ticket: &Ticket, links: &[Link]) -> Result<Denial, StoreError> {
-        let granted = Granted::system().over(ticket.account.clone());
-        let counters = self.0.store.read(&granted).await?.counters(links).await?;
+    async fn shortage(&self, ticket: &Ticket) -> Result<Denial, StoreError> {
+        let granted = Granted::system().over(ticket.account().clone());
+        let counters = self.0.store.read(&granted).await?.counters(ticket.links()).await?;
         let left = |link: &Link| {
             let cap = link.cap?;
             let taken = counters
@@ -234,7 +262,7 @@ impl Allocations {
                 .map_or(Credits::ZERO, |c| c.used.saturating_add(c.leased));
             Some(cap.saturating_sub(taken))
         };
-        let scarcest = links.iter().filter_map(|l| Some((l, left(l)?))).min_by_key(|(_, left)| *left);
+        let scarcest = ticket.links().iter().filter_map(|l| Some((l, left(l)?))).min_by_key(|(_, left)| *left);
         Ok(match scarcest {
             Some((link, remaining)) => Denial::AllocationExhausted {
                 scope: link.scope.clone(),
@@ -262,153 +290,22 @@ impl Allocations {
         Ok(false)
     }
 
-    /// Charges reservations that nobody settled at their estimate, marked
-    /// `unsettled`; gives how many there were.
+    /// Hands reservations that nobody settled to the settler, which charges them at
+    /// their estimate, marked `unsettled`; gives how many there were. One that is
+    /// still there at the next call is handed over again, and settled once.
     ///
     /// # Errors
     /// [`StoreError`]; what was not charged is found again.
     pub async fn charge_abandoned(&self) -> Result<usize, StoreError> {
-        let mut total = 0;
-        loop {
-            let mut tx = self.0.store.begin(&Granted::system()).await?;
-            let abandoned = tx.abandoned(200).await?;
-            if abandoned.is_empty() {
-                return Ok(total);
-            }
-            let now = self.0.clock.now();
-            let batch: Vec<Settlement> = abandoned.iter().map(|a| Ticket::recover(a).unsettled(now)).collect();
-            total += tx.settle(&batch).await?;
-            tx.commit().await?;
-        }
+        let abandoned = self.0.store.read(&Granted::system()).await?.abandoned(MOST_ABANDONED).await?;
+        let now = self.0.clock.now();
+        let settlements = abandoned.iter().filter_map(|row| ticket::unsettled(row, now));
+        Ok(settlements.filter(|s| self.0.outbox.send(Finished(How::Abandoned(Box::new(s.clone())))).is_ok()).count())
     }
 }
 
-/// What an admitted request was admitted with; kept in the reservation's row too,
-/// so that another process can settle it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Ticket {
-    request_id: String,
-    #[serde(skip, default = "Id::nobody")]
-    account: Id<Account>,
-    kind: RouteKind,
-    domain: Domain,
-    dimensions: Dimensions,
-    counters: Vec<CounterKey>,
-    held: Vec<CounterKey>,
-    #[serde(skip)]
-    hold: Credits,
-    over_cap: bool,
-    factor: Factor,
-    estimate: Usd,
-    estimated_tokens: Tokens,
-    plan_id: Option<String>,
-    cycle_start: Option<i64>,
-    zone: String,
-    #[serde(skip)]
-    admitted_at: Timestamp,
-}
-
-impl Ticket {
-    fn of(admission: &Admission<'_>, hold: Credits, now: Timestamp) -> Self {
-        let (rules, links) = (admission.rules, admission.permit.links());
-        let plan = rules.budget.plan.as_ref().filter(|_| rules.domain == Domain::Copilot);
-        Self {
-            request_id: admission.request_id.to_owned(),
-            account: rules.account.clone(),
-            kind: admission.kind,
-            domain: rules.domain,
-            dimensions: admission.dimensions.clone(),
-            counters: links.iter().map(Link::counter).collect(),
-            held: links.iter().filter(|l| l.cap.is_some()).map(Link::counter).collect(),
-            hold,
-            over_cap: false,
-            factor: rules.factor,
-            estimate: admission.estimate.unwrap_or_default(),
-            estimated_tokens: admission.estimated_tokens,
-            plan_id: plan.map(|p| p.id.to_string()),
-            cycle_start: plan.map(|p| p.window(now, &rules.budget.zone).start.as_micros()),
-            zone: rules.budget.zone.iana_name().unwrap_or("UTC").to_owned(),
-            admitted_at: now,
-        }
-    }
-
-    /// The ticket of a reservation's row. A row of a version whose detail cannot be
-    /// read is still charged what it holds.
-    fn recover(abandoned: &Abandoned) -> Self {
-        let mut ticket = serde_json::from_str(&abandoned.detail).unwrap_or_else(|error| {
-            tracing::error!(request_id = abandoned.request_id, %error, "a reservation's detail is unreadable");
-            Self::unknown(abandoned)
-        });
-        ticket.account = abandoned.account_id.clone();
-        ticket.hold = abandoned.amount;
-        ticket.admitted_at = abandoned.created_at;
-        ticket
-    }
-
-    fn unknown(abandoned: &Abandoned) -> Self {
-        Self {
-            request_id: abandoned.request_id.clone(),
-            account: abandoned.account_id.clone(),
-            kind: RouteKind::Chat,
-            domain: Domain::Copilot,
-            dimensions: Dimensions::default(),
-            counters: Vec::new(),
-            held: Vec::new(),
-            hold: abandoned.amount,
-            over_cap: false,
-            factor: Factor::ONE,
-            estimate: Usd::from_nanos(abandoned.amount.nanos()),
-            estimated_tokens: Tokens::default(),
-            plan_id: None,
-            cycle_start: None,
-            zone: "UTC".to_owned(),
-            admitted_at: abandoned.created_at,
-        }
-    }
-
-    fn unsettled(self, now: Timestamp) -> Settlement {
-        let bill = Bill {
-            tokens: self.estimated_tokens,
-            cost: self.estimate,
-            source: Some(CostSource::Unsettled),
-            marks: vec!["unsettled"],
-            ..Bill::default()
-        };
-        self.settled(bill, now)
-    }
-
-    fn settled(self, bill: Bill, now: Timestamp) -> Settlement {
-        let zone = TimeZone::get(&self.zone).unwrap_or(TimeZone::UTC);
-        let mut marks = bill.marks;
-        if self.over_cap {
-            marks.push("over_cap");
-        }
-        let row = LedgerRow {
-            day: day_of(self.admitted_at, &zone),
-            request_id: self.request_id,
-            account_id: self.account,
-            kind: self.kind,
-            entry: EntryKind::Usage,
-            domain: self.domain,
-            dimensions: self.dimensions,
-            tokens: bill.tokens,
-            raw_cost: bill.cost,
-            credit_factor: self.factor,
-            // An amount that does not fit is held at the largest: the row must be written.
-            credits: self.factor.credits(bill.cost).unwrap_or(Credits::MAX),
-            cost_source: bill.source.unwrap_or(CostSource::Free),
-            marks: marks.join(","),
-            upstream_call_id: bill.upstream_call_id,
-            status: bill.status,
-            duration_us: i64::try_from(now.since(self.admitted_at).as_micros()).unwrap_or(i64::MAX),
-            plan_id: self.plan_id,
-            cycle_start: self.cycle_start,
-            metadata: "{}".to_owned(),
-            created_at: now,
-        };
-        Settlement { row, counters: self.counters, held: self.held, hold: self.hold }
-    }
-}
+/// How many abandoned reservations are handed over at once.
+const MOST_ABANDONED: u32 = 10_000;
 
 /// Credits held for one admitted request, and the duty to settle.
 ///
@@ -430,9 +327,10 @@ impl Reservation {
 
     fn send(&mut self, bill: Bill) {
         let Some(ticket) = self.ticket.take() else { return };
-        if let Err(lost) = self.outbox.send(ticket.settled(bill, self.clock.now())) {
+        let request_id = Arc::clone(&ticket.request_id);
+        if self.outbox.send(Finished(How::Settled { ticket, bill, at: self.clock.now() })).is_err() {
             // The settler is gone: the reservation's row stays and is charged when it expires.
-            tracing::error!(request_id = lost.0.row.request_id, "settled after the settler has stopped");
+            tracing::error!(%request_id, "settled after the settler has stopped");
         }
     }
 }

@@ -5,6 +5,8 @@
 //! all call it. A [`Permit`] is made nowhere else, and nothing is forwarded
 //! without one.
 
+use std::sync::Arc;
+
 use crate::clock::Timestamp;
 use crate::context::{Context, Domain};
 use crate::credits::{Credits, Factor};
@@ -18,7 +20,7 @@ use crate::problem::Problem;
 pub mod budget;
 pub mod models;
 
-use budget::{BudgetRules, Link};
+use budget::{BudgetRules, Chain, Link};
 use models::ModelRules;
 
 /// What a governed request asks for, read from its route and body.
@@ -64,17 +66,20 @@ pub struct Rules {
     pub models: ModelRules,
     /// Which caps hold.
     pub budget: BudgetRules,
+    /// The chain that follows from them, while its windows last.
+    pub chain: Chain,
     /// Credits for each dollar.
     pub factor: Factor,
     /// Whether an account without an allocation is refused.
     pub allocation_required: bool,
 }
 
-/// Proof that the policy lets a request through; made by [`decide`] alone.
-#[derive(Debug, Clone)]
+/// Proof that the policy lets a request through; made by [`decide`] alone, and good
+/// for one request.
+#[derive(Debug)]
 pub struct Permit {
-    links: Vec<Link>,
-    matched: Option<Scope>,
+    rules: Arc<Rules>,
+    links: Arc<[Link]>,
 }
 
 impl Permit {
@@ -83,9 +88,9 @@ impl Permit {
         &self.links
     }
 
-    /// The scope whose model grant decided.
-    pub fn matched(&self) -> Option<&Scope> {
-        self.matched.as_ref()
+    /// The rules that it was given under.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 }
 
@@ -161,7 +166,7 @@ pub fn decide(
     context: &Context,
     ask: &Ask,
     with: Companions<'_>,
-    rules: &Rules,
+    rules: &Arc<Rules>,
     now: Timestamp,
 ) -> Result<Permit, Denial> {
     if rules.account_suspended {
@@ -173,7 +178,7 @@ pub fn decide(
     if context.check_domain(rules.domain).is_err() {
         return Err(Denial::DomainDenied(rules.domain));
     }
-    let matched = may_use_models(ask, rules)?;
+    may_use_models(ask, rules)?;
     // No agent or connection can exist yet, so none can be granted.
     if with.agent.is_some() {
         return Err(Denial::AgentDenied);
@@ -184,26 +189,22 @@ pub fn decide(
     if ask.kind.is_metered() && rules.allocation_required && rules.budget.account.is_none() {
         return Err(Denial::AllocationMissing);
     }
-    Ok(Permit { links: rules.budget.chain(&rules.account, rules.domain, &rules.placement, now), matched })
+    let links = rules
+        .chain
+        .at(now)
+        .unwrap_or_else(|| rules.budget.chain(&rules.account, rules.domain, &rules.placement, now).into());
+    Ok(Permit { rules: Arc::clone(rules), links })
 }
 
-/// The model and every fallback must be allowed; the scope that decided the first.
-fn may_use_models(ask: &Ask, rules: &Rules) -> Result<Option<Scope>, Denial> {
-    let mut matched = None;
-    for (n, model) in ask.model.iter().chain(&ask.fallbacks).enumerate() {
-        let verdict = rules.models.resolve(model);
-        if !verdict.allowed {
-            return Err(Denial::ModelDenied {
-                model: model.clone(),
-                account: rules.account_name.clone(),
-                allowed: Vec::new(),
-            });
-        }
-        if n == 0 {
-            matched = verdict.resolved_from.cloned();
+/// The model and every fallback must be allowed.
+fn may_use_models(ask: &Ask, rules: &Rules) -> Result<(), Denial> {
+    let refused = ask.model.iter().chain(&ask.fallbacks).find(|model| !rules.models.resolve(model).allowed);
+    match refused {
+        None => Ok(()),
+        Some(model) => {
+            Err(Denial::ModelDenied { model: model.clone(), account: rules.account_name.clone(), allowed: Vec::new() })
         }
     }
-    Ok(matched)
 }
 
 impl From<Denial> for Problem {

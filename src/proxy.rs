@@ -11,17 +11,18 @@ use std::time::Instant;
 use axum::body::Body;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, header};
+use http::{Request, Response, header};
 use http_body_util::{BodyExt, Limited};
 
 use crate::allocation::rules::{Epoch, RuleBook, Subject, account_unknown};
-use crate::allocation::{Admission, Allocations, Reservation, ReserveError};
+use crate::allocation::{Admission, Allocations};
 use crate::clock::SharedClock;
 use crate::context::{Context, Domain};
 use crate::identity::Verified;
 use crate::layer::{Authenticator, Credential};
+use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
-use crate::model::usage::{Dimensions, RouteKind};
+use crate::model::usage::RouteKind;
 use crate::plugin::{Guardrail, Screened};
 use crate::policy::{Companions, Denial, Permit, Rules, decide};
 use crate::problem::Problem;
@@ -44,7 +45,7 @@ use ask::ParsedAsk;
 use balance::Balancer;
 use catalogue::Catalogue;
 use config::GatewayConfig;
-use forward::{Deadlined, Outgoing};
+use forward::{Deadlined, ForwardError, Outgoing};
 use headers::{ContextHeaders, Decision, Leaks, RequestHeaders};
 use ingress::{Arrival, RequestId};
 use metered::MeteredBody;
@@ -111,6 +112,8 @@ struct Caller {
     context: Context,
     rules: Arc<Rules>,
     epoch: Epoch,
+    /// At which state of all bindings the account was found.
+    bindings: u64,
 }
 
 impl Gateway {
@@ -132,10 +135,7 @@ impl Gateway {
     {
         let kind = route.kind;
         match self.pipeline(request, exchange, &route).await {
-            Ok(response) => {
-                self.0.parts.metrics.decided(Some(kind), "allow");
-                response
-            }
+            Ok(response) => response,
             Err(problem) => self.refused(problem, Some(kind), exchange),
         }
     }
@@ -175,9 +175,9 @@ impl Gateway {
         // Guardrails: the body's text.
         let (body, guardrail) = self.screen(&caller, &ask, &permit, body)?;
         // Reserve: credits on every capped scope of the chain, all or nothing.
-        let meter = self.reserve(exchange, &caller, &ask, &permit, guardrail).await?;
+        let admitted = self.reserve(exchange, &caller, &ask, permit, guardrail).await?;
         // Forward and meter: the answer passes while it is read.
-        self.forward(head, body, exchange, &caller, &asked, meter).await
+        self.forward(head, body, exchange, (&caller, &asked), route.kind, admitted).await
     }
 
     /// Who calls and what holds for them; from the cache when nothing has changed.
@@ -196,13 +196,12 @@ impl Gateway {
         });
         if let Some(known) = key.as_ref().and_then(|key| callers.get(key))
             && rules.is_current(&known.rules.account, known.epoch)
+            && rules.bindings_epoch() == known.bindings
         {
             return Ok(known);
         }
-        let bindings = rules.bindings_epoch();
         let caller = Arc::new(self.establish(&credential, verified, asked, rules).await?);
-        // A binding that changed meanwhile may or may not be in it.
-        if let Some(key) = key.filter(|_| rules.bindings_epoch() == bindings) {
+        if let Some(key) = key {
             callers.insert(key, Arc::clone(&caller));
         }
         Ok(caller)
@@ -216,6 +215,8 @@ impl Gateway {
         book: &RuleBook,
     ) -> Result<Caller, Problem> {
         let own = &self.0.parts;
+        // Before the look-ups: what changes meanwhile makes the entry stale.
+        let bindings = book.bindings_epoch();
         let established = own.authenticator.establish(credential, asked.account_id.as_deref()).await?;
         let context = established.context;
         let account = context.account().cloned().ok_or_else(account_unknown)?;
@@ -225,7 +226,7 @@ impl Gateway {
         let epoch = book.epoch(&account);
         let subject = Subject { account, domain, actor: context.actor().clone(), team };
         let rules = book.rules(&subject).await?;
-        Ok(Caller { _verified: verified, context, rules, epoch })
+        Ok(Caller { _verified: verified, context, rules, epoch, bindings })
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
@@ -344,15 +345,17 @@ impl Gateway {
         exchange: &Exchange,
         caller: &Caller,
         ask: &ParsedAsk,
-        permit: &Permit,
+        permit: Permit,
         guardrail: Option<String>,
-    ) -> Result<Option<Meter>, Problem> {
+    ) -> Result<Admitted, Problem> {
         let own = &self.0.parts;
         let (metering, kind) = (&own.config.metering, ask.ask.kind);
-        let Some(model) = ask.ask.model.clone().filter(|_| kind.is_metered()) else { return Ok(None) };
+        let Some(model) = ask.ask.model.as_deref().filter(|_| kind.is_metered()) else {
+            return Ok(Admitted::Free(permit));
+        };
         let prices = own.catalogue.book();
-        let estimate = prices.estimate(&model, &ask.ask.size, metering.default_max_output);
-        if estimate.cost.is_none() && metering.unpriced == crate::metering::charge::Unpriced::Deny {
+        let estimate = prices.estimate(model, &ask.ask.size, metering.default_max_output);
+        if estimate.cost.is_none() && metering.unpriced == Unpriced::Deny {
             return Err(Problem::forbidden(
                 "model_unpriced",
                 format!(
@@ -360,32 +363,21 @@ impl Gateway {
                 ),
             ));
         }
-        let place = &caller.rules.placement;
-        let reservation: Reservation = own
+        let model: Arc<str> = Arc::from(model);
+        let reservation = own
             .allocations
             .reserve(Admission {
-                request_id: exchange.id.as_str(),
-                kind,
-                rules: &caller.rules,
                 permit,
-                dimensions: Dimensions {
-                    org_id: place.org.as_ref().map(ToString::to_string),
-                    team_id: place.team.as_ref().map(ToString::to_string),
-                    user_id: place.user.as_ref().map(ToString::to_string),
-                    subject: Some(caller.context.actor().subject.to_string()),
-                    model_name: Some(model.clone()),
-                    guardrail_code: guardrail,
-                    ..Dimensions::default()
-                },
+                request_id: exchange.id.text(),
+                kind,
+                subject: Arc::clone(&caller.context.actor().subject),
+                model: Arc::clone(&model),
+                guardrail,
                 estimate: Some(estimate.cost.unwrap_or_else(|| metering.unpriced.cost())),
                 estimated_tokens: estimate.tokens,
             })
-            .await
-            .map_err(|error| match error {
-                ReserveError::Exhausted(denial) => Problem::from(*denial),
-                ReserveError::Store(error) => error.into(),
-            })?;
-        Ok(Some(Meter::new(
+            .await?;
+        Ok(Admitted::Metered(Meter::new(
             reservation,
             Metered {
                 kind,
@@ -405,35 +397,30 @@ impl Gateway {
         mut head: Parts,
         body: Bytes,
         exchange: &Exchange,
-        caller: &Caller,
-        asked: &RequestHeaders,
-        mut meter: Option<Meter>,
+        (caller, asked): (&Caller, &RequestHeaders),
+        kind: RouteKind,
+        mut admitted: Admitted,
     ) -> Result<Response<Body>, Problem> {
         let own = &self.0.parts;
-        let kind = kind_of(&head);
-        self.set_context(&mut head, exchange, caller, asked, meter.is_some());
+        self.set_context(&mut head, exchange, caller, asked, admitted.meter().is_some());
         own.metrics.forwarded(exchange.received.elapsed());
-        if let Some(meter) = &mut meter {
+        if let Some(meter) = admitted.meter() {
             meter.sent();
         }
         let asked_at = Instant::now();
-        let answered =
-            own.balancer.send(Request::from_parts(head, Outgoing::from(body))).await.inspect_err(|error| {
-                if let (true, Some(meter)) = (error.is_unsent(), &mut meter) {
-                    meter.not_sent();
-                }
-            })?;
-        let (mut answer, body) = answered.into_parts();
-        if let Some(kind) = kind {
-            own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
-        }
-        if let Some(meter) = &mut meter {
+        let until = exchange.received + own.config.total_timeout;
+        let sending = own.balancer.send(Request::from_parts(head, Outgoing::from(body)));
+        let answered = tokio::time::timeout_at(until.into(), sending).await;
+        let answered = answered.unwrap_or(Err(ForwardError::Timeout(own.config.total_timeout)));
+        let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();
+        own.metrics.decided(Some(kind), "allow");
+        own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
+        if let Some(meter) = admitted.meter() {
             meter.answered(answer.status.as_u16(), &answer.headers);
         }
         headers::answer(&mut answer.headers, &own.config.leaks, &exchange.id, Decision::Allow);
-        let config = &own.config;
-        let body = Deadlined::new(body, config.idle_timeout, (exchange.received + config.total_timeout).into());
-        let body = MeteredBody::new(body, meter, own.metrics.enter());
+        let body = Deadlined::new(body, own.config.idle_timeout, until.into());
+        let body = MeteredBody::new(body, admitted.into_meter(), own.metrics.enter());
         if body.may_shrink() {
             answer.headers.remove(header::CONTENT_LENGTH);
         }
@@ -534,16 +521,33 @@ impl Gateway {
         );
         refuse(problem, kind, &exchange.id)
     }
-
-    /// The credential towards the upstream.
-    pub fn credential(&self) -> Option<&HeaderValue> {
-        self.0.parts.config.credential.as_ref()
-    }
 }
 
-fn kind_of(head: &Parts) -> Option<RouteKind> {
-    match routes::route(&head.method, head.uri.path()) {
-        routes::Route::Governed(governed) => Some(governed.kind),
-        _ => None,
+/// A request that may be forwarded: with a reservation, or of a kind that is free.
+enum Admitted {
+    Metered(Meter),
+    Free(#[expect(dead_code, reason = "the proof goes along until the request is over")] Permit),
+}
+
+impl Admitted {
+    fn meter(&mut self) -> Option<&mut Meter> {
+        match self {
+            Self::Metered(meter) => Some(meter),
+            Self::Free(_) => None,
+        }
+    }
+
+    /// A request that never left is not charged.
+    fn failed(&mut self, error: &ForwardError) {
+        if let (true, Some(meter)) = (error.is_unsent(), self.meter()) {
+            meter.not_sent();
+        }
+    }
+
+    fn into_meter(self) -> Option<Meter> {
+        match self {
+            Self::Metered(meter) => Some(meter),
+            Self::Free(_) => None,
+        }
     }
 }

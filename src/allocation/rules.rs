@@ -260,6 +260,7 @@ impl Inner {
             Domain::Copilot => None,
         };
         let budget = tx.budget_rules(Some(&placement)).await?;
+        let chain = budget.kept_chain(account, *domain, &placement, tx.now());
         Ok(Arc::new(Rules {
             account: account.clone(),
             account_name: row.account_name,
@@ -268,6 +269,7 @@ impl Inner {
             models: ModelRules::new(*domain, &scopes, grants, policy, self.default_access),
             factor: budget.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
             budget,
+            chain,
             placement,
             allocation_required: self.allocation_required,
         }))

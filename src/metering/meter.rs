@@ -24,7 +24,7 @@ pub struct Metered {
     /// The kind of route.
     pub kind: RouteKind,
     /// The model that was asked for.
-    pub model: String,
+    pub model: Arc<str>,
     /// What the input was estimated at, in tokens.
     pub estimated_input: u64,
     /// Whether the usage chunk of a stream was asked for by us alone.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::allocation::Outbox;
+use crate::allocation::{Finished, Outbox};
 use crate::context::Granted;
 use crate::store::ledger::Settlement;
 use crate::store::{Store, StoreError};
@@ -52,7 +52,7 @@ impl SettlerCounts {
 #[derive(Debug)]
 pub struct Settler {
     store: Store,
-    inbox: mpsc::UnboundedReceiver<Settlement>,
+    inbox: mpsc::UnboundedReceiver<Finished>,
     counts: Arc<SettlerCounts>,
 }
 
@@ -75,8 +75,8 @@ impl Settler {
         while self.inbox.recv_many(&mut batch, BATCH).await > 0 {
             let waiting = batch.len() + self.inbox.len();
             self.counts.waiting.store(u64::try_from(waiting).unwrap_or(u64::MAX), Ordering::Relaxed);
-            self.settle(&batch).await;
-            batch.clear();
+            let settlements: Vec<Settlement> = batch.drain(..).map(Finished::settlement).collect();
+            self.settle(&settlements).await;
             self.counts.waiting.store(u64::try_from(self.inbox.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         self.counts.settled()

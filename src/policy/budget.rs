@@ -1,5 +1,7 @@
 //! Which caps a request must hold (spec: allocations, section 1).
 
+use std::sync::Arc;
+
 use jiff::tz::TimeZone;
 
 use crate::clock::Timestamp;
@@ -39,6 +41,22 @@ pub struct Link {
     pub window: Window,
 }
 
+/// The chain of a subject, good for as long as none of its windows ends.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    links: Arc<[Link]>,
+    from: Timestamp,
+    until: Option<Timestamp>,
+}
+
+impl Chain {
+    /// The links in lock order, if they still hold at `now`.
+    pub fn at(&self, now: Timestamp) -> Option<Arc<[Link]>> {
+        let holds = now >= self.from && self.until.is_none_or(|until| now < until);
+        holds.then(|| Arc::clone(&self.links))
+    }
+}
+
 impl Link {
     /// The counter behind the link.
     pub fn counter(&self) -> CounterKey {
@@ -47,6 +65,13 @@ impl Link {
 }
 
 impl BudgetRules {
+    /// [`chain`](Self::chain), to be kept until the first of its windows ends.
+    pub fn kept_chain(&self, account: &Id<Account>, domain: Domain, place: &Placement, now: Timestamp) -> Chain {
+        let links = self.chain(account, domain, place, now);
+        let until = links.iter().filter_map(|link| link.window.end).min();
+        Chain { links: links.into(), from: now, until }
+    }
+
     /// The account's calendar month around `now`.
     pub fn account_window(&self, now: Timestamp) -> Window {
         Cycle::Monthly.window(now, &self.zone, Timestamp::from_micros(i64::MIN))

@@ -7,7 +7,6 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::allocation::Allocations;
 use crate::context::Granted;
 use crate::identity::{Identity, Revocation};
-use crate::model;
 use crate::store::changes::ChangeKind;
 use crate::store::{Store, StoreError};
 
@@ -20,17 +19,13 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Reads the deny-list.
 pub(super) async fn load_revocations(store: &Store, identity: &Identity) -> Result<(), StoreError> {
     let rows = store.read(&Granted::system()).await?.revocations().await?;
-    identity.revocations().replace(rows.iter().map(listed).collect());
+    let list = rows.into_iter().map(|row| Revocation {
+        issuer: row.issuer,
+        subject: row.subject,
+        issued_before: row.issued_before,
+    });
+    identity.revocations().replace(list.collect());
     Ok(())
-}
-
-/// Adds a subject to the deny-list, without waiting for the feed.
-pub(super) fn cut_off(identity: &Identity, row: &model::revocations::Revocation) {
-    identity.revocations().insert(&listed(row));
-}
-
-fn listed(row: &model::revocations::Revocation) -> Revocation {
-    Revocation { issuer: row.issuer.clone(), subject: row.subject.clone(), issued_before: row.issued_before }
 }
 
 /// Reads the deny-list whenever it has changed.

@@ -21,18 +21,18 @@ use crate::store::audit::Entry;
 
 /// Makes a revocation hold in this process.
 #[derive(Clone)]
-pub struct CutOff(Arc<dyn Fn(&Revocation) + Send + Sync>);
+pub struct CutOff(Arc<dyn Fn(&str, &str, Timestamp) + Send + Sync>);
 
 impl CutOff {
-    /// Calls `tell` once the revocation is in the database.
-    pub fn new(tell: impl Fn(&Revocation) + Send + Sync + 'static) -> Self {
+    /// Calls `tell` with issuer, subject and moment once the revocation is in the database.
+    pub fn new(tell: impl Fn(&str, &str, Timestamp) + Send + Sync + 'static) -> Self {
         Self(Arc::new(tell))
     }
 }
 
 impl Default for CutOff {
     fn default() -> Self {
-        Self::new(|_| {})
+        Self::new(|_, _, _| {})
     }
 }
 
@@ -117,7 +117,7 @@ pub async fn create_revocation(call: Call<SuperAdmin>, Body(new): Body<NewRevoca
     let revocation = tx.put_revocation(&revocation).await?;
     tx.audit(entry(Action::Upsert, &revocation), before.as_ref(), &revocation).await?;
     let answer = call.done(tx, &Item { item: &revocation }).await?;
-    (call.app.cut_off.0)(&revocation);
+    (call.app.cut_off.0)(&revocation.issuer, &revocation.subject, revocation.issued_before);
     Ok(answer)
 }
 
