@@ -24,7 +24,7 @@ use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
 use crate::model::usage::RouteKind;
 use crate::plugin::{Guardrail, Screened};
-use crate::policy::{Companions, Denial, Permit, Rules, decide};
+use crate::policy::{self, Companions, Denial, Permit, Rules, decide};
 use crate::problem::Problem;
 
 pub mod ask;
@@ -39,6 +39,7 @@ pub mod metered;
 pub mod metrics;
 pub mod refusal;
 pub mod routes;
+pub mod signed;
 pub mod wire;
 
 use ask::ParsedAsk;
@@ -167,7 +168,7 @@ impl Gateway {
         // Policy: the verdict, a pure function.
         let companions = Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() };
         let permit = decide(&caller.context, &ask.ask, companions, &caller.rules, own.clock.now())
-            .map_err(|denial| self.explained(denial, &caller))?;
+            .map_err(|denial| self.explained(denial, &ask, &caller, &asked))?;
         self.check_stored_response(&caller, &ask, route).await?;
         if route.kind == RouteKind::Models {
             return self.listing(head, exchange, route, &caller, &asked).await;
@@ -177,7 +178,11 @@ impl Gateway {
         // Reserve: credits on every capped scope of the chain, all or nothing.
         let admitted = self.reserve(exchange, &caller, &ask, permit, guardrail).await?;
         // Forward and meter: the answer passes while it is read.
-        self.forward(head, body, exchange, (&caller, &asked), route.kind, admitted).await
+        let mut answer = self.forward(head, body, exchange, (&caller, &asked), route.kind, admitted).await?;
+        if let Some(trace) = self.trace(&ask, &caller, &asked) {
+            headers::explain(answer.headers_mut(), &trace);
+        }
+        Ok(answer)
     }
 
     /// Who calls and what holds for them; from the cache when nothing has changed.
@@ -289,9 +294,10 @@ impl Gateway {
         Err(Problem::not_found("There is no stored response of yours with this id"))
     }
 
-    /// Adds to a refused model which ones the caller may use.
-    fn explained(&self, denial: Denial, caller: &Caller) -> Problem {
-        match denial {
+    /// Adds to a refused model which ones the caller may use, and for an admin who
+    /// asks what decided.
+    fn explained(&self, denial: Denial, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Problem {
+        let problem: Problem = match denial {
             Denial::ModelDenied { model, account, .. } => {
                 let known = self.0.parts.catalogue.models();
                 let mut allowed = caller.rules.models.suggestions(known.iter().map(String::as_str));
@@ -300,7 +306,17 @@ impl Gateway {
                 Denial::ModelDenied { model, account, allowed }.into()
             }
             other => other.into(),
+        };
+        match self.trace(ask, caller, asked) {
+            Some(trace) => problem.with("trace", trace),
+            None => problem,
         }
+    }
+
+    /// What decided, if an admin of the account asks with `x-alchemi-explain: 1`.
+    fn trace(&self, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Option<Vec<String>> {
+        let may_know = asked.explain && caller.context.account_admin().is_ok();
+        may_know.then(|| policy::trace(&ask.ask, &caller.rules, self.0.parts.clock.now()))
     }
 
     fn screen(
@@ -451,7 +467,8 @@ impl Gateway {
             user_id: place.user.as_ref().map(AsRef::as_ref),
             agent_id: asked.agent_id.as_deref(),
             reservation_id: reserved.then(|| exchange.id.as_str()),
-            signed: None,
+            signer: own.config.signer.as_ref(),
+            now: own.clock.now(),
             request_id: &exchange.id,
             credential: own.config.credential.as_ref(),
             litellm: own.config.litellm,
