@@ -179,7 +179,8 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The routes, ready to be mounted. A layer outside must put a
 /// [`Context`](crate::context::Context) of who calls, and a [`RequestInfo`], into
-/// the extensions of each request.
+/// the extensions of each request; for self-service in another place than the caller's
+/// usual one, an [`AskedPlace`](crate::context::AskedPlace) too.
 pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
     router
