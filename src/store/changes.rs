@@ -5,6 +5,8 @@
 //! [`ChangeKind::Everything`]: whoever listens must then assume the worst. A
 //! cache keeps a time limit beside the feed all the same.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use tokio::sync::broadcast;
 
 use super::{Pools, Result};
@@ -80,10 +82,28 @@ impl Change {
     }
 }
 
-pub(super) struct ChangeFeed {
+type Listener = Box<dyn Fn(&Change) + Send + Sync>;
+
+/// Whom a change is told.
+struct Audience {
+    listeners: RwLock<Vec<Listener>>,
     sender: broadcast::Sender<Change>,
+}
+
+impl Audience {
+    fn tell(&self, change: Change) {
+        for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            listener(&change);
+        }
+        // An error only says that nobody listens.
+        let _ = self.sender.send(change);
+    }
+}
+
+pub(super) struct ChangeFeed {
+    audience: Arc<Audience>,
     #[cfg(feature = "postgres")]
-    _listener: Option<AbortOnDrop>,
+    _listening: Option<AbortOnDrop>,
 }
 
 #[cfg(feature = "postgres")]
@@ -98,40 +118,43 @@ impl Drop for AbortOnDrop {
 
 impl ChangeFeed {
     pub(super) async fn start(pools: &Pools) -> Result<Self> {
-        let (sender, _) = broadcast::channel(BACKLOG);
+        let audience = Arc::new(Audience { listeners: RwLock::default(), sender: broadcast::channel(BACKLOG).0 });
         Ok(match pools {
             #[cfg(feature = "sqlite")]
             Pools::Sqlite { .. } => Self {
-                sender,
+                audience,
                 #[cfg(feature = "postgres")]
-                _listener: None,
+                _listening: None,
             },
             #[cfg(feature = "postgres")]
             Pools::Postgres(pool) => {
                 let mut listener = sqlx::postgres::PgListener::connect_with(pool).await?;
                 listener.listen(CHANNEL).await?;
-                let listening = tokio::spawn(listen(listener, sender.clone()));
-                Self { sender, _listener: Some(AbortOnDrop(listening)) }
+                let listening = tokio::spawn(listen(listener, Arc::clone(&audience)));
+                Self { audience, _listening: Some(AbortOnDrop(listening)) }
             }
         })
     }
 
+    pub(super) fn on_change(&self, listener: Listener) {
+        self.audience.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Change> {
-        self.sender.subscribe()
+        self.audience.sender.subscribe()
     }
 
     /// Tells this process at once; on PostgreSQL the notification follows and says
     /// the same again, which costs a cache one more look.
     pub(super) fn publish(&self, changes: &[Change]) {
         for change in changes {
-            // An error only says that nobody listens.
-            let _ = self.sender.send(change.clone());
+            self.audience.tell(change.clone());
         }
     }
 }
 
 #[cfg(feature = "postgres")]
-async fn listen(mut listener: sqlx::postgres::PgListener, sender: broadcast::Sender<Change>) {
+async fn listen(mut listener: sqlx::postgres::PgListener, audience: Arc<Audience>) {
     loop {
         let change = match listener.try_recv().await {
             Ok(Some(notification)) => Change::decode(notification.payload()),
@@ -144,6 +167,6 @@ async fn listen(mut listener: sqlx::postgres::PgListener, sender: broadcast::Sen
                 Change::everything()
             }
         };
-        let _ = sender.send(change);
+        audience.tell(change);
     }
 }
