@@ -175,7 +175,6 @@ impl Server {
             ids,
         }));
         let mut background = JoinSet::new();
-        background.spawn(rules.follow());
         background.spawn(background::follow_revocations(store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations));
         let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());

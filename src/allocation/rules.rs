@@ -4,7 +4,9 @@
 //! An entry is good while nothing of its account has changed: the change feed bumps
 //! the account's epoch, and an entry loaded under an older one is loaded anew. A
 //! load that was under way during the change carries the older epoch as well, so
-//! it cannot hide it. A time limit stands behind the feed.
+//! it cannot hide it. A change of this process has bumped the epoch when its commit
+//! returns, so that what was answered holds for the next request. A time limit
+//! stands behind the feed.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -12,7 +14,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::future::Cache;
-use tokio::sync::broadcast::error::RecvError;
 
 use super::AllocationConfig;
 use crate::context::{Actor, Domain, Granted};
@@ -122,7 +123,7 @@ struct Inner {
     allocation_required: bool,
     accounts: Cache<(Box<str>, u64), Option<Arc<AccountFacts>>>,
     subjects: Cache<(Subject, Epoch), Arc<Rules>>,
-    epochs: Epochs,
+    epochs: Arc<Epochs>,
     loads: AtomicU64,
 }
 
@@ -180,30 +181,21 @@ impl Epochs {
 }
 
 impl RuleBook {
-    /// An empty cache over `store`.
+    /// An empty cache over `store` that follows its change feed.
     pub fn new(store: Store, config: &AllocationConfig, default_access: AccessMode) -> Self {
         let ttl = Duration::from_secs(config.rules_ttl_seconds.max(1));
+        let epochs = Arc::new(Epochs::new());
+        let followed = Arc::clone(&epochs);
+        store.on_change(move |change| followed.bump(change));
         Self(Arc::new(Inner {
             store,
             default_access,
             allocation_required: config.require,
             accounts: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
             subjects: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
-            epochs: Epochs::new(),
+            epochs,
             loads: AtomicU64::new(0),
         }))
-    }
-
-    /// Follows the change feed for as long as the store lives.
-    pub async fn follow(self) {
-        let mut changes = self.0.store.changes();
-        loop {
-            match changes.recv().await {
-                Ok(change) => self.0.epochs.bump(&change),
-                Err(RecvError::Lagged(_)) => self.0.epochs.bump(&Change::everything()),
-                Err(RecvError::Closed) => return,
-            }
-        }
     }
 
     /// Whether what was read at `epoch` still holds.
@@ -283,5 +275,25 @@ impl Inner {
             placement,
             allocation_required: self.allocation_required,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::databases;
+
+    #[tokio::test]
+    async fn what_a_commit_changed_is_seen_when_it_returns() {
+        for fresh in databases().await {
+            let book = RuleBook::new(fresh.store.clone(), &AllocationConfig::default(), AccessMode::Allow);
+            let account = fresh.account("Acme").await;
+            assert!(book.account(account.as_str()).await.unwrap().is_some());
+            let (epoch, bindings) = (book.epoch(&account), book.bindings_epoch());
+            fresh.remove(&account).await;
+            assert!(!book.is_current(&account, epoch));
+            assert!(book.bindings_epoch() > bindings);
+            assert!(book.account(account.as_str()).await.unwrap().is_none());
+        }
     }
 }
