@@ -11,3 +11,5 @@
 mod common;
 
 mod allowed;
+mod shape;
+mod stop;
