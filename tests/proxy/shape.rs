@@ -13,7 +13,7 @@ async fn early_refusals_of_governed_paths_have_the_shape_of_the_sdk() {
 
         let openai = anybody.delete("/v1/chat/completions").await;
         assert_eq!((openai.status.as_u16(), openai.header("allow")), (405, "POST"));
-        assert_eq!(openai.header("x-alchemi-decision"), "deny; reason=method_not_allowed");
+        assert_eq!(openai.header("x-alchemi-decision"), "deny;code=method_not_allowed");
         assert_eq!(openai.json()["error"]["type"], "invalid_request_error");
         let anthropic = anybody.get("/v1/messages").await.json();
         assert_eq!((&anthropic["type"], &anthropic["error"]["code"]), (&json!("error"), &json!("method_not_allowed")));
