@@ -24,6 +24,7 @@ use crate::proxy::config::{GatewayConfig, LimitsConfig, MeteringConfig};
 use crate::proxy::forward::UpstreamConfig;
 use crate::proxy::headers::Leaks;
 use crate::proxy::ingress::TrustedProxies;
+use crate::proxy::signed::ContextSigner;
 use crate::secret::SecretString;
 use crate::store::DatabaseConfig;
 
@@ -84,13 +85,15 @@ pub struct Config {
 pub struct ContextConfig {
     /// Whether to set LiteLLM's attribution headers.
     pub litellm: bool,
+    /// Signs `x-alchemi-context`, for upstreams that want proof of who sent a request.
+    pub signing_key: Option<ContextSigner>,
     /// Response headers that are taken out; a `*` at the end stands for anything.
     pub hidden_response_headers: Leaks,
 }
 
 impl Default for ContextConfig {
     fn default() -> Self {
-        Self { litellm: true, hidden_response_headers: Leaks::default() }
+        Self { litellm: true, signing_key: None, hidden_response_headers: Leaks::default() }
     }
 }
 
@@ -237,6 +240,7 @@ impl Config {
             total_timeout: self.upstream.total_timeout,
             credential: self.upstream.api_key.clone(),
             litellm: self.context.litellm,
+            signer: self.context.signing_key.clone(),
             leaks: self.context.hidden_response_headers.clone(),
             callers_capacity: self.allocation.rules_capacity,
             callers_ttl: Duration::from_secs(self.allocation.rules_ttl_seconds.max(1)),

@@ -342,6 +342,16 @@ impl Granted<Platform> {
     }
 }
 
+/// Where a caller asks to act from, by the headers `x-alchemi-domain` and
+/// `x-alchemi-team-id`, which are off the request by then; in its extensions.
+#[derive(Debug, Clone, Default)]
+pub struct AskedPlace {
+    /// The product domain.
+    pub domain: Option<Domain>,
+    /// The team.
+    pub team: Option<Box<str>>,
+}
+
 /// The request as logs and audit know it; in the extensions of every request.
 #[derive(Debug, Clone)]
 pub struct RequestInfo {

@@ -207,6 +207,26 @@ fn may_use_models(ask: &Ask, rules: &Rules) -> Result<(), Denial> {
     }
 }
 
+/// What decided, rule by rule, in the order of [`decide`]: for admins who ask why.
+pub fn trace(ask: &Ask, rules: &Rules, now: Timestamp) -> Vec<String> {
+    let mut lines = vec![format!("account {} in domain {}", rules.account, rules.domain)];
+    for model in ask.model.iter().chain(&ask.fallbacks) {
+        let verdict = rules.models.resolve(model);
+        let answer = if verdict.allowed { "allowed" } else { "denied" };
+        lines.push(match verdict.resolved_from {
+            Some(scope) => format!("model {model} {answer} by a grant on {scope}"),
+            None => format!("model {model} {answer} ({:?})", verdict.reason),
+        });
+    }
+    for link in rules.budget.chain(&rules.account, rules.domain, &rules.placement, now) {
+        lines.push(match link.cap {
+            Some(cap) => format!("{} capped at {cap} credits from {}", link.scope, link.window.start),
+            None => format!("{} counted, not capped", link.scope),
+        });
+    }
+    lines
+}
+
 impl From<Denial> for Problem {
     fn from(denial: Denial) -> Self {
         let code = denial.code();

@@ -24,7 +24,7 @@ use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
 use crate::model::usage::RouteKind;
 use crate::plugin::{Guardrail, Screened};
-use crate::policy::{Companions, Denial, Permit, Rules, decide};
+use crate::policy::{self, Companions, Denial, Permit, Rules, decide};
 use crate::problem::Problem;
 
 pub mod ask;
@@ -39,6 +39,7 @@ pub mod metered;
 pub mod metrics;
 pub mod refusal;
 pub mod routes;
+pub mod signed;
 pub mod wire;
 
 use ask::ParsedAsk;
@@ -159,6 +160,10 @@ impl Gateway {
         if matches!(credential, Credential::Upstream) {
             return self.unmanaged(head, Outgoing::stream(body), exchange).await;
         }
+        refuse_repeated(&head.headers)?;
+        if let Some(target) = ingress::governed_target(&head.uri) {
+            head.uri = target;
+        }
         // Context and rules: who that is here, and what holds for them.
         let caller = self.caller(credential, &asked).await?;
         // Ask: what the body wants, read once and strictly.
@@ -167,7 +172,7 @@ impl Gateway {
         // Policy: the verdict, a pure function.
         let companions = Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() };
         let permit = decide(&caller.context, &ask.ask, companions, &caller.rules, own.clock.now())
-            .map_err(|denial| self.explained(denial, &caller))?;
+            .map_err(|denial| self.explained(denial, &ask, &caller, &asked))?;
         self.check_stored_response(&caller, &ask, route).await?;
         if route.kind == RouteKind::Models {
             return self.listing(head, exchange, route, &caller, &asked).await;
@@ -177,7 +182,11 @@ impl Gateway {
         // Reserve: credits on every capped scope of the chain, all or nothing.
         let admitted = self.reserve(exchange, &caller, &ask, permit, guardrail).await?;
         // Forward and meter: the answer passes while it is read.
-        self.forward(head, body, exchange, (&caller, &asked), route.kind, admitted).await
+        let mut answer = self.forward(head, body, exchange, (&caller, &asked), route.kind, admitted).await?;
+        if let Some(trace) = self.trace(&ask, &caller, &asked) {
+            headers::explain(answer.headers_mut(), &trace);
+        }
+        Ok(answer)
     }
 
     /// Who calls and what holds for them; from the cache when nothing has changed.
@@ -289,9 +298,10 @@ impl Gateway {
         Err(Problem::not_found("There is no stored response of yours with this id"))
     }
 
-    /// Adds to a refused model which ones the caller may use.
-    fn explained(&self, denial: Denial, caller: &Caller) -> Problem {
-        match denial {
+    /// Adds to a refused model which ones the caller may use, and for an admin who
+    /// asks what decided.
+    fn explained(&self, denial: Denial, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Problem {
+        let problem: Problem = match denial {
             Denial::ModelDenied { model, account, .. } => {
                 let known = self.0.parts.catalogue.models();
                 let mut allowed = caller.rules.models.suggestions(known.iter().map(String::as_str));
@@ -300,7 +310,17 @@ impl Gateway {
                 Denial::ModelDenied { model, account, allowed }.into()
             }
             other => other.into(),
+        };
+        match self.trace(ask, caller, asked) {
+            Some(trace) => problem.with("trace", trace),
+            None => problem,
         }
+    }
+
+    /// What decided, if an admin of the account asks with `x-alchemi-explain: 1`.
+    fn trace(&self, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Option<Vec<String>> {
+        let may_know = asked.explain && caller.context.account_admin().is_ok();
+        may_know.then(|| policy::trace(&ask.ask, &caller.rules, self.0.parts.clock.now()))
     }
 
     fn screen(
@@ -413,6 +433,9 @@ impl Gateway {
         let answered = tokio::time::timeout_at(until.into(), sending).await;
         let answered = answered.unwrap_or(Err(ForwardError::Timeout(own.config.total_timeout)));
         let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();
+        if answer.status.is_informational() {
+            return Err(ForwardError::Switched.into());
+        }
         own.metrics.decided(Some(kind), "allow");
         own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
         if let Some(meter) = admitted.meter() {
@@ -451,7 +474,8 @@ impl Gateway {
             user_id: place.user.as_ref().map(AsRef::as_ref),
             agent_id: asked.agent_id.as_deref(),
             reservation_id: reserved.then(|| exchange.id.as_str()),
-            signed: None,
+            signer: own.config.signer.as_ref(),
+            now: own.clock.now(),
             request_id: &exchange.id,
             credential: own.config.credential.as_ref(),
             litellm: own.config.litellm,
@@ -521,6 +545,16 @@ impl Gateway {
         );
         refuse(problem, kind, id)
     }
+}
+
+/// What is judged once must stand once, or the upstream might read another line.
+fn refuse_repeated(headers: &http::HeaderMap) -> Result<(), Problem> {
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Problem::bad_request("invalid_header", format!("Header {name} must not be repeated")));
+        }
+    }
+    Ok(())
 }
 
 /// A request that may be forwarded: with a reservation, or of a kind that is free.

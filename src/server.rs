@@ -25,7 +25,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::context::{Context, RequestInfo};
 use crate::id::{IdSource, RandomIds};
-use crate::identity::{Identity, MasterKey};
+use crate::identity::{Identity, MasterKey, Revocation};
 use crate::layer::{AuthenticateLayer, Authenticator};
 use crate::metering::settler::{Settler, SettlerCounts};
 use crate::plugin::Guardrail;
@@ -181,7 +181,6 @@ impl Server {
             ids,
         }));
         let mut background = JoinSet::new();
-        background.spawn(rules.follow());
         background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations));
         let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());
@@ -291,8 +290,12 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
 
 /// `/v1`, behind authentication, for the origins that the configuration names.
 fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
-    let models = Arc::clone(catalogue);
+    let (models, identity) = (Arc::clone(catalogue), authenticator.identity().clone());
     let app = v1::App::new(store.clone())
+        .with_cut_off(v1::revocations::CutOff::new(move |issuer, subject, issued_before| {
+            let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
+            identity.revocations().insert(&Revocation { issuer, subject, issued_before });
+        }))
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
         .with_default_model_access(config.policy.default_model_access)

@@ -266,6 +266,12 @@ impl Store {
         self.0.feed.subscribe()
     }
 
+    /// Calls `watch` with every change: with one of this process before its commit
+    /// returns, so that whoever is told of a change also finds it in force.
+    pub fn on_change(&self, watch: impl Fn(&Change) + Send + Sync + 'static) {
+        self.0.feed.watch(Box::new(watch));
+    }
+
     /// Statements sent so far; tests hold the warm path to none.
     pub fn statements(&self) -> u64 {
         self.0.statements.load(Ordering::Relaxed)

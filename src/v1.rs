@@ -56,6 +56,8 @@ pub struct App {
     pub issuers: Arc<[String]>,
     /// Until a body has arrived.
     pub body_timeout: Duration,
+    /// Told of a revocation before its answer is given.
+    pub cut_off: revocations::CutOff,
     in_flight: call::InFlightSet,
 }
 
@@ -65,6 +67,7 @@ impl App {
         Self {
             store,
             issuers: Arc::default(),
+            cut_off: revocations::CutOff::default(),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
             default_domain: Domain::Copilot,
@@ -77,6 +80,13 @@ impl App {
     #[must_use]
     pub fn with_issuers(self, issuers: impl IntoIterator<Item = String>) -> Self {
         Self { issuers: issuers.into_iter().collect(), ..self }
+    }
+
+    /// With what makes a revocation hold in this process at once; else it holds when
+    /// the change feed has brought it.
+    #[must_use]
+    pub fn with_cut_off(self, cut_off: revocations::CutOff) -> Self {
+        Self { cut_off, ..self }
     }
 
     /// With the models that the upstream knows.
@@ -169,7 +179,8 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The routes, ready to be mounted. A layer outside must put a
 /// [`Context`](crate::context::Context) of who calls, and a [`RequestInfo`], into
-/// the extensions of each request.
+/// the extensions of each request; for self-service in another place than the caller's
+/// usual one, an [`AskedPlace`](crate::context::AskedPlace) too.
 pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
     router

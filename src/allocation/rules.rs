@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::future::Cache;
-use tokio::sync::broadcast::error::RecvError;
 
 use super::AllocationConfig;
 use crate::context::{Actor, Domain, Granted};
@@ -122,7 +121,7 @@ struct Inner {
     allocation_required: bool,
     accounts: Cache<(Box<str>, u64), Option<Arc<AccountFacts>>>,
     subjects: Cache<(Subject, Epoch), Arc<Rules>>,
-    epochs: Epochs,
+    epochs: Arc<Epochs>,
     loads: AtomicU64,
 }
 
@@ -180,30 +179,21 @@ impl Epochs {
 }
 
 impl RuleBook {
-    /// An empty cache over `store`.
+    /// An empty cache over `store`, whose changes it follows.
     pub fn new(store: Store, config: &AllocationConfig, default_access: AccessMode) -> Self {
         let ttl = Duration::from_secs(config.rules_ttl_seconds.max(1));
+        let epochs = Arc::new(Epochs::new());
+        let watched = Arc::clone(&epochs);
+        store.on_change(move |change| watched.bump(change));
         Self(Arc::new(Inner {
             store,
             default_access,
             allocation_required: config.require,
             accounts: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
             subjects: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
-            epochs: Epochs::new(),
+            epochs,
             loads: AtomicU64::new(0),
         }))
-    }
-
-    /// Follows the change feed for as long as the store lives.
-    pub async fn follow(self) {
-        let mut changes = self.0.store.changes();
-        loop {
-            match changes.recv().await {
-                Ok(change) => self.0.epochs.bump(&change),
-                Err(RecvError::Lagged(_)) => self.0.epochs.bump(&Change::everything()),
-                Err(RecvError::Closed) => return,
-            }
-        }
     }
 
     /// Whether what was read at `epoch` still holds.

@@ -13,7 +13,6 @@ use crate::clock::SystemClock;
 use crate::config::{Config, LogConfig};
 use crate::dev::{DevIssuer, DevUpstream, UpstreamOptions};
 use crate::id::RandomIds;
-use crate::secret::SecretString;
 use crate::server::{Server, Surroundings};
 use crate::telemetry;
 
@@ -49,8 +48,8 @@ pub(super) fn dev(options: DevOptions) -> Result<(), Failure> {
 }
 
 async fn run(options: DevOptions) -> Result<(), Failure> {
-    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let issuer = DevIssuer::start(loopback(0), Arc::new(SystemClock), Arc::new(RandomIds)).await;
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let issuer = DevIssuer::start(loopback, Arc::new(SystemClock), Arc::new(RandomIds)).await;
     let issuer = issuer.map_err(Failure::failed)?;
     let (upstream, built_in) = match options.upstream.clone() {
         Some(url) => (url, None),
@@ -64,7 +63,7 @@ async fn run(options: DevOptions) -> Result<(), Failure> {
         Some(_) => Some(UPSTREAM_KEY.to_owned()),
         None => options.upstream_key.clone(),
     };
-    let master_key = fresh_key()?;
+    let master_key = crate::id::hex(&super::maintenance::random_key()?);
     let config = configuration(&options, &issuer, &upstream, key.as_deref(), &master_key)?;
     let server = Server::start(&config, Surroundings::default()).await.map_err(start_failure)?;
     let gateway = format!("http://{}", server.address());
@@ -77,12 +76,6 @@ async fn run(options: DevOptions) -> Result<(), Failure> {
     say(&farewell(server.stop().await))
 }
 
-fn fresh_key() -> Result<String, Failure> {
-    let mut key = [0_u8; 32];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| Failure::failed("the system gives no randomness"))?;
-    Ok(crate::id::hex(&key))
-}
-
 fn configuration(
     options: &DevOptions,
     issuer: &DevIssuer,
@@ -90,19 +83,31 @@ fn configuration(
     upstream_key: Option<&str>,
     master_key: &str,
 ) -> Result<Config, Failure> {
-    let mut config = Config::from_toml(&format!("master_key = '{master_key}'")).map_err(Failure::misconfigured)?;
-    config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
-    config.master_key = Some(SecretString::from(master_key));
-    config.data_dir.clone_from(&options.data_dir);
-    config.database.url = format!("sqlite:{}", options.data_dir.join("alchemi.db").display());
-    config.identity.issuers = vec![crate::identity::IssuerConfig::at(issuer.url())];
-    config.identity.project_id = Some(issuer.project_id().to_owned());
-    config.upstream.urls = vec![upstream.to_owned()];
-    config.upstream.api_key =
-        upstream_key.map(crate::proxy::forward::bearer_value).transpose().map_err(Failure::misconfigured)?;
+    let text = |text: &str| toml::Value::from(text).to_string();
+    let key = upstream_key.map_or_else(String::new, |key| format!("api_key = {}", text(key)));
     // A mock model of a real LiteLLM has no price, and without one no budget can be tried.
-    config.metering.unpriced = crate::metering::charge::Unpriced::Flat(crate::credits::Usd::from_nanos(1_000_000));
-    Ok(config)
+    Config::from_toml(&format!(
+        "listen = \"127.0.0.1:{port}\"\n\
+         data_dir = {folder}\n\
+         master_key = {master_key}\n\
+         [identity]\n\
+         issuers = [{{ url = {issuer} }}]\n\
+         project_id = {project}\n\
+         super_admin_org_id = {organization}\n\
+         [upstream]\n\
+         urls = [{upstream}]\n\
+         {key}\n\
+         [metering]\n\
+         unpriced = \"flat:0.001\"\n",
+        port = options.port,
+        folder = text(&options.data_dir.display().to_string()),
+        master_key = text(master_key),
+        issuer = text(issuer.url()),
+        project = text(issuer.project_id()),
+        organization = text(seed::ORGANIZATION),
+        upstream = text(upstream),
+    ))
+    .map_err(Failure::misconfigured)
 }
 
 /// The printed tokens, each in a file, so that the lines to paste stay short.

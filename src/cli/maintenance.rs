@@ -34,12 +34,18 @@ pub(super) fn migrate(config: &Config) -> Result<(), Failure> {
 
 pub(super) fn keygen(kind: KeyKind) -> Result<(), Failure> {
     use base64::Engine;
-    let mut key = [0_u8; 32];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| Failure::failed("the system gives no randomness"))?;
+    let key = random_key()?;
     match kind {
         KeyKind::Master => say(&crate::id::hex(&key)),
         KeyKind::Secret => say(&base64::engine::general_purpose::STANDARD.encode(key)),
     }
+}
+
+/// 32 bytes that nobody can guess.
+pub(super) fn random_key() -> Result<[u8; 32], Failure> {
+    let mut key = [0_u8; 32];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| Failure::failed("the system gives no randomness"))?;
+    Ok(key)
 }
 
 pub(super) fn verify_audit(config: &Config, only: Option<&str>) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use http::{Request, Response};
 use tower::{Layer, Service};
 
 use crate::allocation::rules::{AccountFacts, RuleBook};
-use crate::context::Context;
+use crate::context::{AskedPlace, Context};
 use crate::identity::{
     AccountBinding, Identity, IdentityError, MasterKey, Verified, context as context_of, master_key_context,
 };
@@ -212,10 +212,11 @@ where
 }
 
 impl Authenticator {
-    /// Reads and removes the credential of a request, and leaves its context in the
-    /// extensions.
+    /// Reads and removes the credential of a request, and leaves its context, and where
+    /// the caller asks to act from, in the extensions.
     async fn context_of<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
         let asked = RequestHeaders::take(request.headers_mut())?;
+        request.extensions_mut().insert(AskedPlace { domain: asked.domain, team: asked.team_id.clone() });
         let Some(bearer) = &asked.bearer else { return Ok(()) };
         let credential = self.credential(Some(bearer.token())).await?;
         let established = self.establish(&credential, asked.account_id.as_deref()).await?;

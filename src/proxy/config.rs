@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::ask::AskRules;
 use super::headers::Leaks;
+use super::signed::ContextSigner;
 use crate::context::Domain;
 use crate::metering::charge::Unpriced;
 use crate::metering::price::ModelPrice;
@@ -34,6 +35,8 @@ pub struct GatewayConfig {
     pub total_timeout: Duration,
     /// `authorization` towards the upstream on governed routes.
     pub credential: Option<HeaderValue>,
+    /// Signs the context for upstreams that want proof.
+    pub signer: Option<ContextSigner>,
     /// Whether to tell LiteLLM whom and what to book on.
     pub litellm: bool,
     /// Response headers that clients do not get to see.
@@ -64,7 +67,8 @@ pub struct MeteringConfig {
     pub unpriced: Unpriced,
     /// Output tokens that a request without a limit is estimated at.
     pub default_max_output: u64,
-    /// Whether to force the estimate's limit into the request, so that no answer can cost more.
+    /// Whether to force the estimate's output limit into the request, so that no output
+    /// can cost more than was held for it.
     pub strict: bool,
     /// Where the upstream lists its models and prices.
     pub model_info_path: String,

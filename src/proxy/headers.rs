@@ -17,6 +17,8 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::ingress::{REQUEST_ID, RequestId};
+use super::signed::ContextSigner;
+use crate::clock::Timestamp;
 use crate::context::Domain;
 use crate::id::MAX_ID_BYTES;
 use crate::problem::Problem;
@@ -288,8 +290,10 @@ pub struct ContextHeaders<'a> {
     pub agent_id: Option<&'a str>,
     /// The reservation that pays for it.
     pub reservation_id: Option<&'a str>,
-    /// The same as a signed token, if configured.
-    pub signed: Option<&'a str>,
+    /// Signs the same as a token, if configured.
+    pub signer: Option<&'a ContextSigner>,
+    /// The time, for that token.
+    pub now: Timestamp,
     /// The request.
     pub request_id: &'a RequestId,
     /// The value of `authorization` towards the upstream.
@@ -331,13 +335,14 @@ impl ContextHeaders<'_> {
         block.set("x-alchemi-scopes", |text| encode_list(text, self.scopes));
         block.set("x-alchemi-product-domains", |text| encode_list(text, self.product_domains));
         block.set("x-alchemi-domain", |text| encode(text, self.domain.as_str()));
+        let signed = self.signer.map(|signer| signer.sign(self));
         let optional = [
             ("x-alchemi-org-id", self.org_id),
             ("x-alchemi-team-id", self.team_id),
             ("x-alchemi-user-id", self.user_id),
             ("x-alchemi-agent-id", self.agent_id),
             ("x-alchemi-reservation-id", self.reservation_id),
-            ("x-alchemi-context", self.signed),
+            ("x-alchemi-context", signed.as_deref()),
         ];
         for (name, value) in optional {
             if let Some(value) = value {
@@ -462,6 +467,7 @@ impl Default for Leaks {
             "llm_provider-openai-organization",
             "llm_provider-openai-project",
             "set-cookie",
+            "access-control-*",
         ];
         Self(names.map(str::to_owned).to_vec())
     }
@@ -510,6 +516,15 @@ pub fn answer(headers: &mut HeaderMap, leaks: &Leaks, request_id: &RequestId, de
         headers.remove(name);
     }
     stamp(headers, request_id, decision);
+}
+
+/// Says what decided, one rule behind the other, as far as a header can.
+pub fn explain(headers: &mut HeaderMap, trace: &[String]) {
+    let text = trace.join("; ");
+    let text = utf8_percent_encode(&text, CONTROLS).to_string();
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        headers.insert(HeaderName::from_static("x-alchemi-trace"), value);
+    }
 }
 
 /// Sets what every answer carries, refusals included.

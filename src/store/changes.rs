@@ -5,6 +5,8 @@
 //! [`ChangeKind::Everything`]: whoever listens must then assume the worst. A
 //! cache keeps a time limit beside the feed all the same.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use tokio::sync::broadcast;
 
 use super::{Pools, Result};
@@ -80,8 +82,27 @@ impl Change {
     }
 }
 
-pub(super) struct ChangeFeed {
+type Watcher = Box<dyn Fn(&Change) + Send + Sync>;
+
+/// Whoever wants to know.
+struct Audience {
     sender: broadcast::Sender<Change>,
+    /// Called before the commit that made the change returns.
+    watchers: RwLock<Vec<Watcher>>,
+}
+
+impl Audience {
+    fn tell(&self, change: Change) {
+        for watch in &*self.watchers.read().unwrap_or_else(PoisonError::into_inner) {
+            watch(&change);
+        }
+        // An error only says that nobody listens.
+        let _ = self.sender.send(change);
+    }
+}
+
+pub(super) struct ChangeFeed {
+    audience: Arc<Audience>,
     #[cfg(feature = "postgres")]
     _listener: Option<AbortOnDrop>,
 }
@@ -99,10 +120,11 @@ impl Drop for AbortOnDrop {
 impl ChangeFeed {
     pub(super) async fn start(pools: &Pools) -> Result<Self> {
         let (sender, _) = broadcast::channel(BACKLOG);
+        let audience = Arc::new(Audience { sender, watchers: RwLock::default() });
         Ok(match pools {
             #[cfg(feature = "sqlite")]
             Pools::Sqlite { .. } => Self {
-                sender,
+                audience,
                 #[cfg(feature = "postgres")]
                 _listener: None,
             },
@@ -110,28 +132,31 @@ impl ChangeFeed {
             Pools::Postgres(pool) => {
                 let mut listener = sqlx::postgres::PgListener::connect_with(pool).await?;
                 listener.listen(CHANNEL).await?;
-                let listening = tokio::spawn(listen(listener, sender.clone()));
-                Self { sender, _listener: Some(AbortOnDrop(listening)) }
+                let listening = tokio::spawn(listen(listener, Arc::clone(&audience)));
+                Self { audience, _listener: Some(AbortOnDrop(listening)) }
             }
         })
     }
 
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Change> {
-        self.sender.subscribe()
+        self.audience.sender.subscribe()
+    }
+
+    pub(super) fn watch(&self, watcher: Watcher) {
+        self.audience.watchers.write().unwrap_or_else(PoisonError::into_inner).push(watcher);
     }
 
     /// Tells this process at once; on PostgreSQL the notification follows and says
     /// the same again, which costs a cache one more look.
     pub(super) fn publish(&self, changes: &[Change]) {
         for change in changes {
-            // An error only says that nobody listens.
-            let _ = self.sender.send(change.clone());
+            self.audience.tell(change.clone());
         }
     }
 }
 
 #[cfg(feature = "postgres")]
-async fn listen(mut listener: sqlx::postgres::PgListener, sender: broadcast::Sender<Change>) {
+async fn listen(mut listener: sqlx::postgres::PgListener, audience: Arc<Audience>) {
     loop {
         let change = match listener.try_recv().await {
             Ok(Some(notification)) => Change::decode(notification.payload()),
@@ -144,6 +169,6 @@ async fn listen(mut listener: sqlx::postgres::PgListener, sender: broadcast::Sen
                 Change::everything()
             }
         };
-        let _ = sender.send(change);
+        audience.tell(change);
     }
 }

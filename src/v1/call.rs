@@ -151,18 +151,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Anyone {
     }
 }
 
-/// A caller whose guard depends on the request's body or query.
-#[derive(Debug)]
-pub struct SignedIn;
-
-impl Guard for SignedIn {
-    type Reach = Tenant;
-    fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
-        Ok((Self, context.member()?))
-    }
-}
-
-impl Call<SignedIn> {
+impl Call<Member> {
     /// Narrows the call to admins of `domain`.
     ///
     /// # Errors

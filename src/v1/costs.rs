@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Halt, Outcome, Refusals};
 use super::budgets::require;
-use super::call::{Call, CopilotAdmin, SignedIn};
+use super::call::{Call, CopilotAdmin, Member};
 use super::input::Query;
 use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
@@ -291,7 +291,7 @@ pub struct Costs {
 #[utoipa::path(get, path = "/v1/costs/breakdown", tag = "costs", params(Breakdown, Days),
     responses((status = 200, description = "Costs, the largest first, and their sum", body = Costs), Refusals))]
 pub async fn get_cost_breakdown(
-    call: Call<SignedIn>,
+    call: Call<Member>,
     Query(wanted): Query<Breakdown>,
     Query(days): Query<Days>,
 ) -> Outcome {

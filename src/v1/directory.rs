@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::App;
 use super::answer::Halt;
 use super::input::Query;
-use crate::context::{Context, Domain, Tenant};
+use crate::context::{AskedPlace, Context, Domain, Tenant};
 use crate::id::Id;
 use crate::model::directory::{Placement, Team};
 use crate::model::scope::{Scope, ScopeType};
@@ -98,24 +98,15 @@ impl FromRequestParts<App> for Standpoint {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Halt> {
         let Query(params) = Query::<StandpointQuery>::from_request_parts(parts, app).await?;
-        let header = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap_or_default());
-        let named = header("x-alchemi-domain").map(|name| {
-            let unknown = || Problem::bad_request("invalid_domain", "x-alchemi-domain must be console or copilot");
-            name.parse::<Domain>().map_err(|()| unknown())
-        });
+        let asked = parts.extensions.get::<AskedPlace>().cloned().unwrap_or_default();
         let context = parts.extensions.get::<Context>();
-        let domain = match params.domain {
-            Some(domain) => domain,
-            None => match named.transpose()? {
-                Some(domain) => domain,
-                None => context.and_then(|c| c.product_domains().only()).unwrap_or(app.default_domain),
-            },
-        };
+        let only = || context.and_then(|caller| caller.product_domains().only());
+        let domain = params.domain.or(asked.domain).or_else(only).unwrap_or(app.default_domain);
         if let Some(context) = context {
             context.check_domain(domain)?;
         }
         // What cannot be an id is the id of no team: looked up, it is refused as any other.
-        let team = header("x-alchemi-team-id").map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
+        let team = asked.team.map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
         Ok(Self { domain, team })
     }
 }

@@ -54,6 +54,12 @@ impl fmt::Debug for Catalogue {
 /// A grant, or a change of the one for the same model and scope.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "model_name": "gpt-4o*",
+    "scope_type": "team",
+    "scope_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11",
+    "access_mode": "allow"
+}))]
 pub struct NewModelGrant {
     /// The product domain; when sent, the one of the path.
     #[serde(default)]
@@ -260,7 +266,7 @@ pub async fn get_model_grant(call: Call<DomainAdmin>, Path(AtGrant { grant_id: i
 ///
 /// With `dry_run=true` the answer is the effect, and nothing is removed.
 #[utoipa::path(delete, path = "/v1/{domain}/models/grants/{grant_id}", tag = "models", params(AtGrant, Trial, IfMatch),
-    responses((status = 200, description = "Removed", body = Deleted), Refusals))]
+    responses((status = 200, description = "Removed", body = Tried<Deleted>), Refusals))]
 pub async fn delete_model_grant(
     call: Call<DomainAdmin>,
     Path(AtGrant { grant_id: id }): Path<AtGrant>,

@@ -2,6 +2,9 @@
 //!
 //! A revocation belongs to no account; its audit is in the operator's own chain.
 
+use std::fmt;
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use super::App;
@@ -15,6 +18,31 @@ use crate::model::revocations::Revocation;
 use crate::model::text::{Description, Name};
 use crate::problem::Problem;
 use crate::store::audit::Entry;
+
+type Tell = dyn Fn(&str, &str, Timestamp) + Send + Sync;
+
+/// Makes a revocation hold in this process.
+#[derive(Clone)]
+pub struct CutOff(Arc<Tell>);
+
+impl CutOff {
+    /// Calls `tell` with issuer, subject and moment once the revocation is in the database.
+    pub fn new(tell: impl Fn(&str, &str, Timestamp) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl Default for CutOff {
+    fn default() -> Self {
+        Self::new(|_, _, _| {})
+    }
+}
+
+impl fmt::Debug for CutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CutOff")
+    }
+}
 
 /// Whose tokens to cut off.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -69,8 +97,8 @@ pub async fn list_revocations(call: Call<SuperAdmin>, Paging(slice): Paging<100>
 
 /// Cut off a subject's tokens
 ///
-/// Every gateway refuses, as soon as the change reaches it, the tokens of the subject
-/// that were issued before the moment. A subject that is cut off already keeps the
+/// This gateway refuses the tokens of the subject that were issued before the moment at
+/// once, the others as soon as the change reaches them. A subject that is cut off already keeps the
 /// later of the two moments.
 #[utoipa::path(post, path = "/v1/auth/revocations", tag = "revocations", request_body = NewRevocation,
     responses((status = 200, description = "What holds for the subject now", body = Item<Revocation>), Refusals))]
@@ -90,7 +118,9 @@ pub async fn create_revocation(call: Call<SuperAdmin>, Body(new): Body<NewRevoca
     };
     let revocation = tx.put_revocation(&revocation).await?;
     tx.audit(entry(Action::Upsert, &revocation), before.as_ref(), &revocation).await?;
-    call.done(tx, &Item { item: &revocation }).await
+    let answer = call.done(tx, &Item { item: &revocation }).await?;
+    (call.app.cut_off.0)(&revocation.issuer, &revocation.subject, revocation.issued_before);
+    Ok(answer)
 }
 
 /// Let a subject's older tokens in again

@@ -368,7 +368,7 @@ impl Gateway {
     }
 
     /// Sends bytes as they are, over a connection of their own, and gives all that comes back.
-    pub(crate) async fn raw(&self, request: &str) -> String {
+    pub(crate) async fn raw(&self, request: String) -> String {
         let mut stream = tokio::net::TcpStream::connect(self.url.trim_start_matches("http://")).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alchemi::clock::{Clock, ManualClock, SharedClock, SystemClock, Timestamp};
-use alchemi::context::{Context, RequestInfo};
+use alchemi::context::{AskedPlace, Context, RequestInfo};
 use alchemi::dev::{DevIssuer, DevUser, Org};
 use alchemi::id::{Id, RandomIds};
 use alchemi::identity::{AccountBinding, Identity, IdentityConfig, IssuerConfig, context, master_key_context};
@@ -68,7 +68,7 @@ async fn started<C: Clock>(clock: impl Fn() -> Arc<C>, shape: impl Fn(App) -> Ap
     let sqlite = format!("sqlite:{}", folder.path().join("alchemi.db").display());
     let one = clock();
     let mut gateways = vec![(Gateway::start(sqlite, folder, one.clone(), &shape).await, one)];
-    if let Some(url) = crate::postgres::database().await {
+    if let Some(url) = crate::common::postgres::database().await {
         let one = clock();
         gateways.push((Gateway::start(url, tempfile::tempdir().unwrap(), one.clone(), &shape).await, one));
     }
@@ -250,6 +250,11 @@ impl Client {
         let mut request = request.body(body.map_or_else(Body::empty, Body::from)).unwrap();
         request.headers_mut().extend(self.headers.clone());
         request.extensions_mut().insert(RequestInfo { id: "req-1".into(), client_ip: Some([192, 0, 2, 1].into()) });
+        let asked = |name: &str| self.headers.get(name).map(|value| value.to_str().unwrap());
+        request.extensions_mut().insert(AskedPlace {
+            domain: asked("x-alchemi-domain").map(|domain| domain.parse().unwrap()),
+            team: asked("x-alchemi-team-id").map(Box::from),
+        });
         if let Some(context) = &self.context {
             request.extensions_mut().insert(context.clone());
         }

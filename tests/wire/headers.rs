@@ -5,6 +5,7 @@ use alchemi::context::Domain;
 use alchemi::id::CountingIds;
 use alchemi::proxy::headers::{ContextHeaders, Decision, Leaks, RequestHeaders, answer, stamp};
 use alchemi::proxy::ingress::RequestId;
+use alchemi::proxy::signed::ContextSigner;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
@@ -190,7 +191,8 @@ fn context(id: &RequestId) -> ContextHeaders<'_> {
         user_id: None,
         agent_id: None,
         reservation_id: None,
-        signed: None,
+        signer: None,
+        now: Timestamp::from_secs(1_700_000_000),
         request_id: id,
         credential: None,
         litellm: true,
@@ -203,6 +205,7 @@ fn the_upstream_is_told_once_who_is_calling() {
     let roles = ["account_admin".to_owned(), "odd, one".to_owned(), "ümlaut".to_owned()];
     let domains = ["console".to_owned(), "copilot".to_owned()];
     let credential = HeaderValue::from_static("Bearer sk-ours");
+    let signer = ContextSigner::try_from("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=".to_owned()).unwrap();
     let context = ContextHeaders {
         subject: "a%b c\u{e9}\r\nx: y",
         roles: &roles,
@@ -212,7 +215,7 @@ fn the_upstream_is_told_once_who_is_calling() {
         user_id: Some("u"),
         agent_id: Some("g"),
         reservation_id: Some("r"),
-        signed: Some("a.b.c"),
+        signer: Some(&signer),
         credential: Some(&credential),
         ..context(&id)
     };
@@ -233,13 +236,14 @@ fn the_upstream_is_told_once_who_is_calling() {
     .unwrap();
     context.set(&mut headers, &caller);
     let trace = id.as_str().replace('-', "");
+    let signed = headers["x-alchemi-context"].to_str().unwrap().to_owned();
     let expected = [
         ("authorization", "Bearer sk-ours"),
         ("content-type", "application/json"),
         ("traceparent", &format!("00-{trace}-{}-00", &trace[16..])),
         ("x-alchemi-account-id", "acme"),
         ("x-alchemi-agent-id", "g"),
-        ("x-alchemi-context", "a.b.c"),
+        ("x-alchemi-context", &signed),
         ("x-alchemi-domain", "copilot"),
         ("x-alchemi-org-id", "o"),
         ("x-alchemi-product-domains", "console,copilot"),
@@ -256,6 +260,14 @@ fn the_upstream_is_told_once_who_is_calling() {
     ];
     assert_eq!(headers, map(&expected));
     assert_eq!(headers.len(), expected.len(), "every header stands once");
+    // An independent reader of JWTs believes it, with the shared key alone.
+    let key = jsonwebtoken::DecodingKey::from_secret(b"0123456789abcdef0123456789abcdef");
+    let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS256);
+    validation.validate_exp = false;
+    let token = jsonwebtoken::decode::<serde_json::Value>(&signed, &key, &validation).unwrap();
+    assert_eq!(token.claims["account_id"], "acme");
+    assert_eq!(token.claims["roles"][0], "account_admin");
+    assert_eq!(token.claims["exp"], 1_700_000_060_i64);
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub(super) const ADMIN: &str = "310716200000000001";
 pub(super) const ADA: &str = "310716200000000002";
 pub(super) const GRACE: &str = "310716200000000003";
 
-const ORGANIZATION: &str = "310716100000000001";
+pub(super) const ORGANIZATION: &str = "310716100000000001";
 const ACCOUNT_NAME: &str = "Acme (dev)";
 
 /// What was planted.

@@ -1,0 +1,98 @@
+//! Many callers at the same moment: what must be one stays one.
+
+use serde_json::json;
+
+use crate::common::{Gateway, backends};
+use crate::{at_mid_january, ids, text};
+
+const BASE: &str = "/v1/budgets/copilot";
+
+/// Names are unique whatever happens at the same time.
+#[tokio::test]
+async fn of_many_at_once_one_gets_the_name() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_account_admin(&account);
+        let calls = (0..8).map(|_| {
+            let admin = admin.clone();
+            tokio::spawn(
+                async move { admin.post("/v1/console/orgs", json!({"name": "Research"})).await.status.as_u16() },
+            )
+        });
+        let mut statuses = Vec::new();
+        for call in calls.collect::<Vec<_>>() {
+            statuses.push(call.await.unwrap());
+        }
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 409, 409, 409, 409, 409, 409, 409]);
+    }
+}
+
+/// Writers of one account wait for each other at the head of the chain, and leave no gap.
+#[tokio::test]
+async fn concurrent_writers_make_one_chain() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_account_admin(&account);
+        let calls = (0..16).map(|number| {
+            let admin = admin.clone();
+            tokio::spawn(async move {
+                admin.post("/v1/console/orgs", json!({"name": number.to_string()})).await.status.as_u16()
+            })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            assert_eq!(call.await.unwrap(), 200);
+        }
+        let verdict = admin.get("/v1/audit/verify").await.ok();
+        assert_eq!((&verdict["item"]["valid"], &verdict["item"]["events"]), (&json!(true), &json!(18)));
+    }
+}
+
+#[tokio::test]
+async fn of_many_plans_at_once_one_is_in_force() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_account_admin(&account);
+        let path = format!("{BASE}/plans");
+        let calls = (0..8).map(|number| {
+            let (admin, path) = (admin.clone(), path.clone());
+            tokio::spawn(async move { admin.post(&path, json!({"name": number.to_string()})).await.status.as_u16() })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            assert!(matches!(call.await.unwrap(), 200 | 409));
+        }
+        let plans = admin.get(&path).await.ok();
+        let active = plans["items"].as_array().unwrap().iter().filter(|plan| plan["status"] == "active").count();
+        assert_eq!(active, 1, "{plans}");
+    }
+}
+
+#[tokio::test]
+async fn of_many_renewals_at_once_one_is_done() {
+    for backend in backends().await {
+        let (gateway, _) = at_mid_january(backend).await;
+        let account = gateway.account("Acme").await;
+        gateway.plan(&account).await;
+        let admin = gateway.as_account_admin(&account);
+        let renewal = json!({"cycle_start": "2026-01-01T00:00:00Z", "cycle_end": "2026-02-01T00:00:00Z"});
+        let calls = (0..6).map(|_| {
+            let (admin, renewal) = (admin.clone(), renewal.clone());
+            tokio::spawn(async move { admin.post(&format!("{BASE}/cycles/renew"), renewal).await })
+        });
+        let mut cycles = Vec::new();
+        for call in calls.collect::<Vec<_>>() {
+            let reply = call.await.unwrap();
+            if reply.status.is_success() {
+                cycles.push(text(&reply.json()["cycle_id"]));
+            } else {
+                assert_eq!(reply.code(), "already_exists", "{}", reply.text());
+            }
+        }
+        cycles.dedup();
+        assert_eq!(cycles.len(), 1);
+        assert_eq!(ids(&admin.get(&format!("{BASE}/plans")).await.ok()).len(), 2);
+    }
+}

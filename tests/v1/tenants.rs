@@ -1,0 +1,209 @@
+//! What belongs to another account does not exist.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::common::{Gateway, Reply, Row, backends};
+use crate::operations::{Asked, NOBODY, Operation, operations};
+
+/// An account with one of everything.
+pub(crate) struct Tenant {
+    pub(crate) account: String,
+    /// By product domain and the name of the parameter.
+    ids: BTreeMap<(&'static str, &'static str), String>,
+}
+
+impl Tenant {
+    pub(crate) async fn new(gateway: &Gateway, name: &str) -> Self {
+        let account = gateway.account(name).await;
+        gateway.allocate(&account, "1000").await;
+        let mut ids = BTreeMap::new();
+        for domain in ["console", "copilot"] {
+            let org = gateway.org(&account, domain, "Research").await;
+            let team = gateway.team(&account, domain, &org, "Language").await;
+            let user = gateway.user(&account, domain, &format!("{name}-ada"), &[&team]).await;
+            let grant = gateway.grant(&account, domain, "gpt-4o*", ("team", &team), "allow").await;
+            ids.extend([
+                ((domain, "org_id"), org),
+                ((domain, "team_id"), team),
+                ((domain, "user_id"), user),
+                ((domain, "grant_id"), grant),
+            ]);
+        }
+        let plan = gateway.plan(&account).await;
+        let team = ids[&("copilot", "team_id")].clone();
+        gateway.allot(&account, &plan, ("team", &team), "100").await;
+        let over = json!({"plan_id": plan, "scope_type": "team", "scope_id": team, "override_credits": 50});
+        let over = gateway.operator_for(&account).post("/v1/budgets/copilot/overrides", over).await.ok();
+        ids.insert(("copilot", "override_id"), over["item"]["id"].as_str().unwrap().to_owned());
+        ids.insert(("copilot", "plan_id"), plan);
+        Self { account, ids }
+    }
+
+    /// The id that a parameter of an operation asks for; `scope_id` by the kind of scope.
+    pub(crate) fn id(&self, domain: &'static str, name: &str, kind: &str) -> Option<String> {
+        let name = match (name, kind) {
+            ("account_id", _) | ("scope_id" | "scope_ids", "account") => return Some(self.account.clone()),
+            ("scope_id" | "scope_ids", "org") => "org_id",
+            ("scope_id" | "scope_ids", "user") => "user_id",
+            ("scope_id" | "scope_ids", _) => "team_id",
+            ("team_ids", _) => "team_id",
+            (name, _) => name,
+        };
+        self.ids.iter().find(|((d, n), _)| *d == domain && *n == name).map(|(_, id)| id.clone())
+    }
+
+    /// Every row of the account, table by table.
+    pub(crate) async fn rows(&self, gateway: &Gateway) -> Vec<(String, Vec<Row>)> {
+        let tables = match &gateway.database {
+            crate::common::database::Database::Sqlite(_) => {
+                r#"SELECT m.name AS name FROM sqlite_master m JOIN pragma_table_info(m.name) c ON c.name = 'account_id' WHERE m.type = 'table' ORDER BY 1"#
+            }
+            crate::common::database::Database::Postgres(_) => {
+                "SELECT table_name::TEXT AS name FROM information_schema.columns WHERE column_name = 'account_id' ORDER BY 1"
+            }
+        };
+        let mut all = Vec::new();
+        for table in gateway.database.rows(tables, &[]).await {
+            let table = table["name"].as_str().unwrap().to_owned();
+            let sql = format!(r#"SELECT * FROM "{table}" WHERE account_id = $1 ORDER BY 1, 2, 3"#);
+            all.push((table, gateway.database.rows(&sql, &[&self.account]).await));
+        }
+        assert!(all.len() > 5);
+        all
+    }
+}
+
+/// Where a request names something by its id.
+#[derive(Clone, Debug)]
+enum Slot {
+    /// A parameter of the path or of the query.
+    Parameter(String),
+    /// A field of the body.
+    Field(String),
+}
+
+const NAMES: &[&str] =
+    &["org_id", "team_id", "user_id", "grant_id", "plan_id", "override_id", "scope_id", "team_ids", "scope_ids"];
+
+fn slots(operation: &Operation) -> Vec<Slot> {
+    let named = |p: &Value| p["name"].as_str().filter(|name| NAMES.contains(name)).map(str::to_owned);
+    let parameters = operation.parameters("path").chain(operation.parameters("query")).filter_map(named);
+    let body = operation.ask(|_| None).body.unwrap_or_default();
+    let fields =
+        body.as_object().into_iter().flatten().map(|(name, _)| name.clone()).filter(|n| NAMES.contains(&n.as_str()));
+    parameters.map(Slot::Parameter).chain(fields.map(Slot::Field)).collect()
+}
+
+/// A request of `own` in which only `slot` is `id`.
+fn ask(operation: &Operation, own: &Tenant, slot: &Slot, kind: &str, id: &str) -> Asked {
+    let domain = operation.domain();
+    let required = |name: &str| {
+        operation
+            .parameters("path")
+            .chain(operation.parameters("query"))
+            .any(|p| p["name"] == name && p["required"] == true)
+    };
+    let mut asked = operation.ask(|name| match slot {
+        Slot::Parameter(slot) if slot == name => Some(id.to_owned()),
+        _ if name == "scope_type" => Some(kind.to_owned()),
+        _ => required(name).then(|| own.id(domain, name, kind)).flatten(),
+    });
+    for (name, value) in asked.body.iter_mut().filter_map(Value::as_object_mut).flatten() {
+        let foreign = matches!(slot, Slot::Field(slot) if slot == name);
+        if name == "scope_type" {
+            *value = json!(kind);
+        } else if NAMES.contains(&name.as_str()) {
+            let id = if foreign { id.to_owned() } else { own.id(domain, name, kind).unwrap() };
+            *value = if value.is_array() { json!([id]) } else { json!(id) };
+        }
+    }
+    asked
+}
+
+/// An answer without what tells one request from another.
+fn told(reply: &Reply, ids: [&str; 2]) -> (u16, String) {
+    let mut body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    if let Some(body) = body.as_object_mut() {
+        body.remove("request_id");
+    }
+    let text = ids.iter().fold(body.to_string(), |text, id| text.replace(id, "ID"));
+    (reply.status.as_u16(), text)
+}
+
+#[tokio::test]
+async fn the_ids_of_another_account_answer_as_missing_ones() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let (own, other) = (Tenant::new(&gateway, "Own").await, Tenant::new(&gateway, "Other").await);
+        let admin = gateway.as_account_admin(&own.account);
+        let before = (own.rows(&gateway).await, other.rows(&gateway).await);
+
+        let (mut broken, mut asked) = (String::new(), 0);
+        for operation in operations() {
+            if operation.path.starts_with("/v1/accounts") || operation.path == "/v1/budgets/account-allocation" {
+                continue; // The operator's, who reaches all.
+            }
+            for slot in slots(&operation) {
+                for kind in ["account", "org", "team", "user"] {
+                    let (Slot::Parameter(name) | Slot::Field(name)) = &slot;
+                    let theirs = other.id(operation.domain(), name, kind).unwrap();
+                    let foreign = operation.call(&admin, &ask(&operation, &own, &slot, kind, &theirs)).await;
+                    let missing = operation.call(&admin, &ask(&operation, &own, &slot, kind, NOBODY)).await;
+                    let ids = [theirs.as_str(), NOBODY];
+                    let (foreign, missing) = (told(&foreign, ids), told(&missing, ids));
+                    let reads = operation.method == http::Method::GET || operation.path.ends_with("/allocations");
+                    let refused = matches!(foreign.0, 400 | 404) || (reads && foreign.0 == 200);
+                    if foreign != missing || !refused {
+                        let name = operation.name();
+                        writeln!(broken, "{name} {slot:?} of a {kind}:\n  {foreign:?}\n  {missing:?}").unwrap();
+                    }
+                    asked += 1;
+                }
+            }
+        }
+        assert!(broken.is_empty(), "\n{broken}");
+        assert!(asked > 200, "{asked}");
+        assert_eq!((own.rows(&gateway).await, other.rows(&gateway).await), before, "nothing was written");
+    }
+}
+
+#[tokio::test]
+async fn the_team_header_of_another_account_answers_as_a_missing_one() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let (own, other) = (Tenant::new(&gateway, "Own").await, Tenant::new(&gateway, "Other").await);
+        let ada = gateway.as_end_user(&own.account, "Own-ada");
+        let theirs = other.id("copilot", "team_id", "").unwrap();
+        for path in ["/v1/me/allocation", "/v1/me/models", "/v1/me/usage"] {
+            let ask = |team: &str| ada.send(ada.request(http::Method::GET, path).header("x-alchemi-team-id", team));
+            let (foreign, missing) = (ask(&theirs).await, ask(NOBODY).await);
+            let ids = [theirs.as_str(), NOBODY];
+            assert_eq!(told(&foreign, ids), told(&missing, ids), "{path}");
+            assert_eq!(foreign.status.as_u16(), 403, "{}", foreign.text());
+        }
+    }
+}
+
+/// A domain's tree is its own, within one account too.
+#[tokio::test]
+async fn the_ids_of_the_other_domain_answer_as_missing_ones() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let own = Tenant::new(&gateway, "Own").await;
+        let admin = gateway.as_account_admin(&own.account);
+        for (domain, other) in [("console", "copilot"), ("copilot", "console")] {
+            for (kind, name) in
+                [("orgs", "org_id"), ("teams", "team_id"), ("users", "user_id"), ("models/grants", "grant_id")]
+            {
+                let id = own.id(other, name, "").unwrap();
+                let foreign = admin.get(&format!("/v1/{domain}/{kind}/{id}")).await;
+                let missing = admin.get(&format!("/v1/{domain}/{kind}/{NOBODY}")).await;
+                assert_eq!(told(&foreign, [&id, NOBODY]), told(&missing, [&id, NOBODY]));
+                assert_eq!(foreign.status.as_u16(), 404);
+            }
+        }
+    }
+}
