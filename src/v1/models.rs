@@ -86,6 +86,16 @@ pub struct Trial {
     dry_run: bool,
 }
 
+/// What was done, or with `dry_run=true` what would be.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Tried<T> {
+    /// It was done.
+    Done(T),
+    /// It was tried.
+    Trial(GrantEffect),
+}
+
 /// What a write would do.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct GrantEffect {
@@ -218,7 +228,7 @@ pub async fn list_model_grants(
 /// longer wildcard a shorter one. Posted again for the same model and scope, the access
 /// mode is changed. With `dry_run=true` the answer is the effect, and nothing is written.
 #[utoipa::path(post, path = "/v1/{domain}/models/grants", tag = "models", params(Trial), request_body = NewModelGrant,
-    responses((status = 200, description = "The grant", body = Item<ModelGrant>), Refusals))]
+    responses((status = 200, description = "The grant", body = Tried<Item<ModelGrant>>), Refusals))]
 pub async fn create_model_grant(
     call: Call<DomainAdmin>,
     Query(trial): Query<Trial>,

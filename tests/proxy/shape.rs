@@ -18,7 +18,7 @@ async fn early_refusals_of_governed_paths_have_the_shape_of_the_sdk() {
         let anthropic = anybody.get("/v1/messages").await.json();
         assert_eq!((&anthropic["type"], &anthropic["error"]["code"]), (&json!("error"), &json!("method_not_allowed")));
         let no_host = "POST /v1/messages HTTP/1.1\r\nhost: a@b\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-        let answer = gateway.raw(no_host).await;
+        let answer = gateway.raw(no_host.to_owned()).await;
         let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
         assert_eq!((answer.get(9..12), &body["type"]), (Some("400"), &json!("error")), "{answer}");
     }
