@@ -1,6 +1,11 @@
 //! The control plane, through its routes, on each database.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "the helpers of tests may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "the helpers of tests may panic"
+)]
 
 #[path = "../common/postgres.rs"]
 mod postgres;
