@@ -13,6 +13,7 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
+use url::Url;
 
 use crate::allocation::AllocationConfig;
 use crate::context::Domain;
@@ -195,13 +196,21 @@ impl Config {
         if self.cors_origins.iter().any(|origin| origin == "*") {
             return wrong("cors_origins (ALCHEMI_CORS_ORIGINS) holds `*`: name the origins".to_owned());
         }
-        self.trusted()?;
-        if self.allocation.abandon_after_seconds <= self.upstream.total_timeout.as_secs() {
+        if let Some(origin) = self.cors_origins.iter().find(|origin| !is_origin(origin)) {
             return wrong(format!(
-                "allocation.abandon_after_seconds = {} must be more than upstream.total_timeout = {}: a request under way \
-                 would be charged as abandoned",
-                self.allocation.abandon_after_seconds,
-                self.upstream.total_timeout.as_secs()
+                "cors_origins (ALCHEMI_CORS_ORIGINS) holds {origin:?}: write an origin as browsers send it, such as \
+                 https://console.example.com"
+            ));
+        }
+        self.trusted()?;
+        let abandoned = self.allocation.abandon_after_seconds;
+        let limits =
+            [("total_timeout", self.upstream.total_timeout), ("response_timeout", self.upstream.response_timeout)];
+        if let Some((key, limit)) = limits.iter().find(|(_, limit)| Duration::from_secs(abandoned) <= *limit) {
+            return wrong(format!(
+                "allocation.abandon_after_seconds = {abandoned} must be more than upstream.{key} = {}: a request under \
+                 way would be charged as abandoned",
+                limit.as_secs()
             ));
         }
         Ok(())
@@ -249,32 +258,52 @@ pub fn show(file: Option<&Path>) -> Result<String, ConfigError> {
     let figment = figment(file, &environment)?;
     Config::from_figment(&figment)?;
     let mut tree: toml::Table = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
-    mask(&mut tree);
+    tree.iter_mut().for_each(|(key, value)| mask(key, value));
     toml::to_string_pretty(&tree).map_err(|error| ConfigError(error.to_string()))
 }
 
-fn mask(tree: &mut toml::Table) {
-    for (key, value) in tree.iter_mut() {
-        match value {
-            toml::Value::Table(inner) => mask(inner),
-            toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") => {
-                *text = "********".to_owned();
-            }
-            toml::Value::String(text) if key == "url" => *text = without_password(text),
-            _ => {}
-        }
+/// Whether this is an origin as browsers write it (RFC 6454 section 6.2).
+fn is_origin(text: &str) -> bool {
+    let Ok(url) = Url::parse(text) else { return false };
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    url.host_str().is_some_and(|host| text == format!("{}://{host}{port}", url.scheme()))
+}
+
+/// What stands for a secret.
+const MASK: &str = "********";
+
+fn mask(key: &str, value: &mut toml::Value) {
+    match value {
+        toml::Value::Table(inner) => inner.iter_mut().for_each(|(key, value)| mask(key, value)),
+        toml::Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item)),
+        toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") => *text = MASK.to_owned(),
+        toml::Value::String(text) => *text = without_credentials(text),
+        _ => {}
     }
 }
 
-fn without_password(text: &str) -> String {
-    match url::Url::parse(text) {
-        Ok(mut url) if url.password().is_some() => {
-            // Only fails for URLs that cannot hold a password.
-            let _ = url.set_password(Some("********"));
-            url.to_string()
-        }
-        _ => text.to_owned(),
+/// A URL without its user, password and `password` parameters; any other text as it is.
+fn without_credentials(text: &str) -> String {
+    let secret = |name: &str| name.to_ascii_lowercase().contains("password");
+    let Ok(mut url) = Url::parse(text) else {
+        // Not a URL because of what stands in the password, perhaps.
+        return if text.contains("://") && text.contains('@') { MASK.to_owned() } else { text.to_owned() };
+    };
+    let (user, password) = (!url.username().is_empty(), url.password().is_some());
+    let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+    let parameter = pairs.iter().any(|(name, _)| secret(name));
+    // Both fail only for URLs that cannot hold a user.
+    if user {
+        let _ = url.set_username(MASK);
     }
+    if password {
+        let _ = url.set_password(Some(MASK));
+    }
+    if parameter {
+        let masked = pairs.iter().map(|(name, value)| (name, if secret(name) { MASK } else { value.as_str() }));
+        url.query_pairs_mut().clear().extend_pairs(masked);
+    }
+    if user || password || parameter { url.into() } else { text.to_owned() }
 }
 
 fn figment(file: Option<&Path>, environment: &dyn Fn(&str) -> Option<String>) -> Result<Figment, ConfigError> {
@@ -485,20 +514,48 @@ mod tests {
         assert!(error(&[KEY, ("ALCHEMI_ENFORCEMENT", "lax")]).contains("allocation.enforcement (ALCHEMI_ENFORCEMENT)"));
         assert!(error(&[KEY, ("ZITADEL_ISSUER", "https://a")]).contains("ZITADEL_PROJECT_ID"));
         assert!(error(&[KEY, ("ALCHEMI_CORS_ORIGINS", "*")]).contains("ALCHEMI_CORS_ORIGINS"));
+        assert!(error(&[KEY, ("ALCHEMI_CORS_ORIGINS", "https://a, b")]).contains("holds \"b\""));
+        let abandoned = |upstream: &str| {
+            let text =
+                format!("master_key = '{}'\n[allocation]\nabandon_after_seconds = 100\n[upstream]\n{upstream}", KEY.1);
+            Config::from_toml(&text).unwrap_err().to_string()
+        };
+        assert!(abandoned("total_timeout = 100").contains("upstream.total_timeout"));
+        assert!(abandoned("total_timeout = 99\nresponse_timeout = 100").contains("upstream.response_timeout"));
         assert!(Config::from_toml("lisen = 'x'").unwrap_err().to_string().contains("lisen"));
     }
 
     #[test]
     fn secrets_are_masked() {
-        let mut tree: toml::Table =
-            "master_key = 'm'\n[database]\nurl = 'postgres://u:p4ss@h/d'\n[identity]\nintrospection_client_secret = 's'"
-                .parse()
-                .unwrap();
-        mask(&mut tree);
+        let text = r#"
+            master_key = "hidden-1"
+            upstream.urls = ["http://plain:1/", "http://u:hidden-2@a:1", "http://hidden-3@b"]
+            database.url = "postgres://u:hidden-4@h/d?password=hidden-5&sslmode=require"
+            other.url = "postgres://u:hidden-6#@h/d"
+            identity.introspection_client_secret = "hidden-7"
+            [[identity.issuers]]
+            url = "https://id.example.com"
+            jwks_uri = "https://x:hidden-8@id/keys"
+            internal_url = "http://id?db_Password=hidden-9"
+        "#;
+        let mut tree: toml::Table = text.parse().unwrap();
+        tree.iter_mut().for_each(|(key, value)| mask(key, value));
         let text = toml::to_string(&tree).unwrap();
-        assert!(
-            !text.contains("'m'") && !text.contains("p4ss") && !text.contains("'s'") && !text.contains("\"m\""),
-            "{text}"
-        );
+        assert!(!text.contains("hidden"), "{text}");
+        for shown in ["\"http://plain:1/\"", "@h/d", "sslmode=require", "\"https://id.example.com\"", "@id/keys"] {
+            assert!(text.contains(shown), "{shown} in {text}");
+        }
+    }
+
+    #[test]
+    fn origins_are_as_browsers_write_them() {
+        for origin in ["https://a.example.com", "http://localhost:3000", "http://[::1]:8080", "tauri://localhost"] {
+            assert!(is_origin(origin), "{origin}");
+        }
+        for text in
+            ["*", "a.example.com", "https://a/", "https://a/b", "https://A", "https://u@a", "https://a:443", "x\ny"]
+        {
+            assert!(!is_origin(text), "{text}");
+        }
     }
 }

@@ -137,7 +137,7 @@ impl Gateway {
         let kind = route.kind;
         match self.pipeline(request, exchange, &route).await {
             Ok(response) => response,
-            Err(problem) => self.refused(problem, Some(kind), exchange),
+            Err(problem) => self.refused(problem, Some(kind), &exchange.id),
         }
     }
 
@@ -159,6 +159,10 @@ impl Gateway {
         let credential = own.authenticator.credential(asked.bearer.as_ref().map(headers::Bearer::token)).await?;
         if matches!(credential, Credential::Upstream) {
             return self.unmanaged(head, Outgoing::stream(body), exchange).await;
+        }
+        refuse_repeated(&head.headers)?;
+        if let Some(target) = ingress::governed_target(&head.uri) {
+            head.uri = target;
         }
         // Context and rules: who that is here, and what holds for them.
         let caller = self.caller(credential, &asked).await?;
@@ -429,6 +433,9 @@ impl Gateway {
         let answered = tokio::time::timeout_at(until.into(), sending).await;
         let answered = answered.unwrap_or(Err(ForwardError::Timeout(own.config.total_timeout)));
         let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();
+        if answer.status.is_informational() {
+            return Err(ForwardError::Switched.into());
+        }
         own.metrics.decided(Some(kind), "allow");
         own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
         if let Some(meter) = admitted.meter() {
@@ -485,7 +492,7 @@ impl Gateway {
     {
         match self.ungoverned(request, exchange).await {
             Ok(response) => response,
-            Err(problem) => self.refused(problem, None, exchange),
+            Err(problem) => self.refused(problem, None, &exchange.id),
         }
     }
 
@@ -527,17 +534,27 @@ impl Gateway {
     }
 
     /// Answers with a refusal, counted and logged.
-    pub fn refused(&self, problem: Problem, kind: Option<RouteKind>, exchange: &Exchange) -> Response<Body> {
+    pub fn refused(&self, problem: Problem, kind: Option<RouteKind>, id: &RequestId) -> Response<Body> {
         self.0.parts.metrics.decided(kind, problem.code());
         tracing::info!(
-            request_id = exchange.id.as_str(),
+            request_id = id.as_str(),
             kind = kind.map_or("other", RouteKind::as_str),
             status = problem.status(),
             code = problem.code(),
             "refused"
         );
-        refuse(problem, kind, &exchange.id)
+        refuse(problem, kind, id)
     }
+}
+
+/// What is judged once must stand once, or the upstream might read another line.
+fn refuse_repeated(headers: &http::HeaderMap) -> Result<(), Problem> {
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Problem::bad_request("invalid_header", format!("Header {name} must not be repeated")));
+        }
+    }
+    Ok(())
 }
 
 /// A request that may be forwarded: with a reservation, or of a kind that is free.

@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tower::ServiceExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -27,12 +27,11 @@ use crate::context::{Context, RequestInfo};
 use crate::id::{IdSource, RandomIds};
 use crate::identity::{Identity, MasterKey, Revocation};
 use crate::layer::{AuthenticateLayer, Authenticator};
-use crate::metering::settler::Settler;
+use crate::metering::settler::{Settler, SettlerCounts};
 use crate::plugin::Guardrail;
 use crate::problem::Problem;
 use crate::proxy::balance::Balancer;
 use crate::proxy::catalogue::Catalogue;
-use crate::proxy::headers::{Decision, stamp};
 use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
 use crate::proxy::metrics::GatewayMetrics;
 use crate::proxy::routes::{Route, method_not_allowed, route};
@@ -52,6 +51,9 @@ use tls::Tls;
 
 /// How long the start waits for the upstream's prices; without them, requests would be admitted as free.
 const FIRST_PRICES: Duration = Duration::from_secs(2);
+
+/// How long the end waits for the ledger to take what has finished.
+const LAST_SETTLEMENTS: Duration = Duration::from_secs(10);
 
 /// What stands outside of the configuration: time, identifiers, guardrails.
 #[derive(Debug)]
@@ -89,6 +91,9 @@ pub enum StartError {
         /// What the system says.
         reason: std::io::Error,
     },
+    /// The system has no thread for the settler.
+    #[error("no thread for the settler: {0}")]
+    Thread(std::io::Error),
 }
 
 /// A running process.
@@ -100,7 +105,7 @@ pub struct Server {
     stop: watch::Sender<bool>,
     listeners: Vec<JoinHandle<bool>>,
     background: JoinSet<()>,
-    settler: JoinHandle<u64>,
+    settler: SettlerThread,
 }
 
 /// What a server did at its end.
@@ -160,6 +165,7 @@ impl Server {
             config: config.gateway(),
             clock: Arc::clone(&clock),
         });
+        let changes = store.changes();
         background::load_revocations(&store, &identity).await?;
         let operations =
             Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
@@ -169,13 +175,13 @@ impl Server {
             documentation: documentation(),
             operations: operations.clone(),
             authenticator,
-            metrics_open: config.admin_listen.is_some(),
+            metrics_elsewhere: config.admin_listen.is_some(),
             trusted: config.trusted()?,
             clock,
             ids,
         }));
         let mut background = JoinSet::new();
-        background.spawn(background::follow_revocations(store.clone(), identity.clone()));
+        background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations));
         let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());
         background.spawn(async move { watched.watch().await });
@@ -213,7 +219,7 @@ impl Server {
         }
         let limits = config.limits.clone();
         listeners.push(tokio::spawn(Listener { socket, tls, answer: front, limits }.run(stopped)));
-        let settler = tokio::spawn(settler.run());
+        let settler = SettlerThread::start(settler).map_err(StartError::Thread)?;
         Ok(Self { address, admin_address, store, stop, listeners, background, settler })
     }
 
@@ -233,7 +239,7 @@ impl Server {
     }
 
     /// Accepts nothing more, lets requests under way finish for as long as
-    /// `limits.drain_seconds` says, settles what waits, and closes the store.
+    /// `limits.drain_seconds` says, cuts the others, settles them all, and closes the store.
     pub async fn stop(mut self) -> Stopped {
         let _ = self.stop.send(true);
         let mut drained = true;
@@ -242,9 +248,39 @@ impl Server {
         }
         // What holds the settler's other end goes with the listeners and the jobs.
         self.background.shutdown().await;
-        let settled = tokio::time::timeout(Duration::from_secs(10), self.settler).await;
+        let settled = self.settler.stop(LAST_SETTLEMENTS).await;
         self.store.close().await;
-        Stopped { settled: settled.ok().and_then(Result::ok).unwrap_or_default(), drained }
+        Stopped { settled, drained }
+    }
+}
+
+/// The settler on a thread of its own, so that building batches does not delay requests.
+#[derive(Debug)]
+struct SettlerThread {
+    counts: Arc<SettlerCounts>,
+    /// Closed when the thread ends, in whatever way.
+    ended: oneshot::Receiver<()>,
+}
+
+impl SettlerThread {
+    fn start(settler: Settler) -> std::io::Result<Self> {
+        let (counts, runtime) = (settler.counts(), tokio::runtime::Handle::current());
+        let (end, ended) = oneshot::channel();
+        std::thread::Builder::new().name("settler".to_owned()).spawn(move || {
+            let _end = end;
+            runtime.block_on(settler.run());
+        })?;
+        Ok(Self { counts, ended })
+    }
+
+    /// Waits until all is settled, if every outbox is gone; gives how many requests were
+    /// settled since the start.
+    async fn stop(self, patience: Duration) -> u64 {
+        if tokio::time::timeout(patience, self.ended).await.is_err() {
+            let waiting = self.counts.waiting();
+            tracing::warn!(waiting, "the ledger did not take everything in time; reservations left are charged later");
+        }
+        self.counts.settled()
     }
 }
 
@@ -263,7 +299,8 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
         .with_default_model_access(config.policy.default_model_access)
-        .with_default_domain(config.domain_default);
+        .with_default_domain(config.domain_default)
+        .with_body_timeout(Duration::from_secs(config.limits.body_seconds));
     let origins = config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect::<Vec<_>>();
     let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
@@ -294,7 +331,7 @@ struct FrontParts {
     operations: Operations,
     authenticator: Authenticator,
     /// Whether `/metrics` has an address of its own and needs no credential there.
-    metrics_open: bool,
+    metrics_elsewhere: bool,
     trusted: TrustedProxies,
     clock: SharedClock,
     ids: Arc<dyn IdSource>,
@@ -306,18 +343,23 @@ impl Answer for Front {
         let own = &*self.0;
         let id = RequestId::new(&*own.ids, own.clock.now());
         if let Some(problem) = wire::refusal(request.uri().path()) {
-            return told(problem, &id);
+            return own.gateway.refused(problem, None, &id);
         }
         let arrival = match ingress::admit(&mut request, peer, &own.trusted) {
             Ok(arrival) => arrival,
-            Err(problem) => return told(problem, &id),
+            Err(problem) => {
+                let kind = route(request.method(), request.uri().path()).kind();
+                return own.gateway.refused(problem, kind, &id);
+            }
         };
         let exchange = Exchange { id, arrival, received };
         // The path is borrowed from a clone of the URI, which shares its bytes.
         let uri = request.uri().clone();
         match route(request.method(), uri.path()) {
             Route::Governed(governed) => own.gateway.govern(request, &exchange, governed).await,
-            Route::MethodNotAllowed { allow } => told(method_not_allowed(allow), &exchange.id),
+            Route::MethodNotAllowed { kind, allow } => {
+                own.gateway.refused(method_not_allowed(allow), Some(kind), &exchange.id)
+            }
             Route::ControlPlane => self.control(request, &exchange).await,
             Route::Ungoverned => match self.own(&request, &exchange).await {
                 Some(response) => response,
@@ -349,17 +391,18 @@ impl Front {
     /// `/healthz`, `/readyz` and `/metrics` on the main address.
     async fn own(&self, request: &Request<Incoming>, exchange: &Exchange) -> Option<Response<Body>> {
         let own = &*self.0;
-        if request.uri().path() == "/metrics" {
-            return Some(match self.may_see_metrics(request).await {
-                Ok(()) => metrics(&own.operations),
-                Err(problem) => told(problem, &exchange.id),
-            });
-        }
-        operator_route(request, &own.operations).await
+        let route = match OperatorRoute::of(request)? {
+            Ok(OperatorRoute::Metrics) => self.may_see_metrics(request).await.map(|()| OperatorRoute::Metrics),
+            other => other,
+        };
+        Some(match route {
+            Ok(route) => route.answer(&own.operations).await,
+            Err(problem) => own.gateway.refused(problem, None, &exchange.id),
+        })
     }
 
     async fn may_see_metrics(&self, request: &Request<Incoming>) -> Result<(), Problem> {
-        if self.0.metrics_open {
+        if self.0.metrics_elsewhere {
             return Err(Problem::not_found("Metrics are on the address of admin_listen"));
         }
         let asked = crate::proxy::headers::RequestHeaders::take(&mut request.headers().clone())?;
@@ -376,35 +419,48 @@ struct AdminFront(Operations);
 
 impl Answer for AdminFront {
     async fn answer(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
-        if request.uri().path() == "/metrics" {
-            return metrics(&self.0);
+        let unknown = || Problem::not_found("This address has /healthz, /readyz and /metrics");
+        match OperatorRoute::of(&request).ok_or_else(unknown).flatten() {
+            Ok(route) => route.answer(&self.0).await,
+            Err(problem) => problem.into_http(None),
         }
-        let unknown = || Problem::not_found("This address has /healthz, /readyz and /metrics").into_http(None);
-        operator_route(&request, &self.0).await.unwrap_or_else(unknown)
     }
 }
 
-async fn operator_route(request: &Request<Incoming>, operations: &Operations) -> Option<Response<Body>> {
-    match request.uri().path() {
-        "/healthz" => Some((StatusCode::OK, "ok\n").into_response()),
-        "/readyz" => {
-            let (status, readiness) = operations.readiness().await;
-            Some((status, axum::Json(readiness)).into_response())
-        }
-        _ => None,
+/// What operators read, on either address.
+#[derive(Clone, Copy)]
+enum OperatorRoute {
+    Health,
+    Readiness,
+    Metrics,
+}
+
+impl OperatorRoute {
+    /// The route of a request, if its path is one; a 405 when the method does not read.
+    fn of(request: &Request<Incoming>) -> Option<Result<Self, Problem>> {
+        let route = match request.uri().path() {
+            "/healthz" => Self::Health,
+            "/readyz" => Self::Readiness,
+            "/metrics" => Self::Metrics,
+            _ => return None,
+        };
+        let reads = [Method::GET, Method::HEAD];
+        Some(if reads.contains(request.method()) { Ok(route) } else { Err(method_not_allowed(&reads)) })
     }
-}
 
-fn metrics(operations: &Operations) -> Response<Body> {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], operations.metrics.text()).into_response()
-}
-
-fn told(problem: Problem, id: &RequestId) -> Response<Body> {
-    let code = problem.code();
-    let mut response = problem.into_http(Some(id.as_str()));
-    stamp(response.headers_mut(), id, Decision::Deny(code));
-    response
+    async fn answer(self, operations: &Operations) -> Response<Body> {
+        match self {
+            Self::Health => (StatusCode::OK, "ok\n").into_response(),
+            Self::Readiness => {
+                let (status, readiness) = operations.readiness().await;
+                (status, axum::Json(readiness)).into_response()
+            }
+            Self::Metrics => {
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                ([(header::CONTENT_TYPE, kind)], operations.metrics.text()).into_response()
+            }
+        }
+    }
 }
 
 fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {

@@ -8,18 +8,19 @@
 //! description lists them for each domain by its name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, header};
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::context::{Domain, RequestInfo};
+use crate::context::{Context, Domain, RequestInfo};
 use crate::model::models::AccessMode;
 use crate::problem::Problem;
 use crate::store::Store;
@@ -53,6 +54,8 @@ pub struct App {
     pub default_domain: Domain,
     /// The issuers whose tokens are accepted.
     pub issuers: Arc<[String]>,
+    /// Until a body has arrived.
+    pub body_timeout: Duration,
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
     in_flight: call::InFlightSet,
@@ -68,6 +71,7 @@ impl App {
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
             default_domain: Domain::Copilot,
+            body_timeout: Duration::from_secs(60),
             in_flight: call::InFlightSet::default(),
         }
     }
@@ -101,6 +105,12 @@ impl App {
     #[must_use]
     pub fn with_default_domain(self, default_domain: Domain) -> Self {
         Self { default_domain, ..self }
+    }
+
+    /// With how long a body may take to arrive; a minute unless said.
+    #[must_use]
+    pub fn with_body_timeout(self, body_timeout: Duration) -> Self {
+        Self { body_timeout, ..self }
     }
 }
 
@@ -177,7 +187,7 @@ pub fn router(app: App) -> Router {
         .fallback(async || Problem::not_found("There is no such route; /openapi.json lists all of them"))
         .method_not_allowed_fallback(async || method_not_allowed())
         .layer(middleware::from_fn(finish))
-        .layer(middleware::from_fn(digest_idempotent))
+        .layer(middleware::from_fn_with_state(app.clone(), digest_idempotent))
         .with_state(app)
 }
 
@@ -194,22 +204,27 @@ fn method_not_allowed() -> Problem {
 /// Writes the request's id into every refusal.
 async fn finish(request: Request, next: Next) -> Response {
     let id = request.extensions().get::<RequestInfo>().map(|info| Arc::clone(&info.id));
-    let mut response = next.run(request).await;
-    if let (Some(id), Some(problem)) = (id, response.extensions_mut().remove::<Problem>()) {
-        let mut told = problem.clone().into_http(Some(&id));
-        told.extensions_mut().insert(problem);
-        return told;
+    let response = next.run(request).await;
+    match (id, response.extensions().get::<Problem>().cloned()) {
+        (Some(id), Some(problem)) => {
+            // The head stays: it may hold more than the problem does, such as `Allow`.
+            let (mut head, _) = response.into_parts();
+            head.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(head, problem.into_http(Some(&id)).into_body())
+        }
+        _ => response,
     }
-    response
 }
 
-/// Buffers a POST that carries an `Idempotency-Key`, to know it again.
-async fn digest_idempotent(request: Request, next: Next) -> Result<Response, Problem> {
-    if request.method() != Method::POST || !has_key(request.headers()) {
+/// Buffers a POST that carries an `Idempotency-Key`, to know it again. Nothing is
+/// read for nobody: the guard refuses them.
+async fn digest_idempotent(State(app): State<App>, request: Request, next: Next) -> Result<Response, Problem> {
+    let signed_in = request.extensions().get::<Context>().is_some();
+    if !signed_in || request.method() != Method::POST || !has_key(request.headers()) {
         return Ok(next.run(request).await);
     }
     let (mut parts, body) = request.into_parts();
-    let body = input::read_body(body).await?;
+    let body = input::read_body(body, app.body_timeout).await?;
     let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     digest.update(parts.uri.query().unwrap_or_default().as_bytes());
     digest.update(b"\n");

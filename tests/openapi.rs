@@ -182,7 +182,7 @@ fn lacks(name: &str, operation: &Value, tags: &BTreeSet<&str>) -> Vec<String> {
     let body = &operation["requestBody"];
     if !body.is_null() {
         need(told(&body["content"]), "schema and example of its body");
-        need(responses.contains_key("415") && responses.contains_key("413"), "the refusals of a body");
+        need(["408", "413", "415"].iter().all(|status| responses.contains_key(*status)), "the refusals of a body");
     }
     let anonymous = operation["security"].as_array().is_some_and(|all| all.contains(&Value::Object(Map::new())));
     need(anonymous == ANONYMOUS.contains(&name), "who may call it");

@@ -282,6 +282,7 @@ CREATE TABLE IF NOT EXISTS "Alchemi_UsageLedgerTable" (
     duration_us         BIGINT NOT NULL,
     plan_id             TEXT,
     cycle_start         BIGINT,
+    day                 TEXT   NOT NULL,
     chain               TEXT   NOT NULL DEFAULT '[]',
     metadata            TEXT   NOT NULL DEFAULT '{}',
     created_at          BIGINT NOT NULL

@@ -4,7 +4,9 @@
 //! An entry is good while nothing of its account has changed: the change feed bumps
 //! the account's epoch, and an entry loaded under an older one is loaded anew. A
 //! load that was under way during the change carries the older epoch as well, so
-//! it cannot hide it. A time limit stands behind the feed.
+//! it cannot hide it. A change of this process has bumped the epoch when its commit
+//! returns, so that what was answered holds for the next request. A time limit
+//! stands behind the feed.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -273,5 +275,25 @@ impl Inner {
             placement,
             allocation_required: self.allocation_required,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::databases;
+
+    #[tokio::test]
+    async fn what_a_commit_changed_is_seen_when_it_returns() {
+        for fresh in databases().await {
+            let book = RuleBook::new(fresh.store.clone(), &AllocationConfig::default(), AccessMode::Allow);
+            let account = fresh.account("Acme").await;
+            assert!(book.account(account.as_str()).await.unwrap().is_some());
+            let (epoch, bindings) = (book.epoch(&account), book.bindings_epoch());
+            fresh.remove(&account).await;
+            assert!(!book.is_current(&account, epoch));
+            assert!(book.bindings_epoch() > bindings);
+            assert!(book.account(account.as_str()).await.unwrap().is_none());
+        }
     }
 }

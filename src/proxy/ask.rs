@@ -29,6 +29,18 @@ pub const MAX_MODEL: usize = 256;
 /// The most models that a request may name beside its own.
 pub const MAX_FALLBACKS: usize = 32;
 
+/// Most answers that one request may ask for; no API gives more.
+pub const MAX_ANSWERS: u64 = 128;
+
+/// `n` or `best_of`, within bounds.
+fn answers_asked(field: &'static str, asked: u64) -> Result<u64, AskError> {
+    if asked <= MAX_ANSWERS {
+        Ok(asked)
+    } else {
+        Err(AskError::InvalidField { field, expected: "must be at most 128" })
+    }
+}
+
 /// What a body may hold and how its size is counted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -61,6 +73,23 @@ impl Default for AskRules {
             "context_window_fallback_dict",
             "extra_body",
             "mock_response",
+            "default_fallbacks",
+            "specific_deployment",
+            "base_model",
+            "num_retries",
+            "callbacks",
+            "guardrails",
+            "vertex_credentials",
+            "azure_ad_token",
+            "aws_bedrock_runtime_endpoint",
+            "langfuse_host",
+            "input_cost_per_token",
+            "output_cost_per_token",
+            "litellm_call_id",
+            "litellm_session_id",
+            "prompt_id",
+            // Its use is reported only after the answer.
+            "background",
             // Stored state of the upstream that alchemi cannot tell the owner of.
             "conversation",
             // Whom it charges.

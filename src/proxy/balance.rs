@@ -192,7 +192,7 @@ impl Balancer {
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
             ),
             Err(ForwardError::Unreachable(_) | ForwardError::Broken(_)) => true,
-            Err(ForwardError::Timeout(_) | ForwardError::Target) => return,
+            Err(ForwardError::Timeout(_) | ForwardError::Target | ForwardError::Switched) => return,
         };
         if !failed {
             if endpoint.failures.load(Ordering::Relaxed) != 0 {

@@ -291,6 +291,9 @@ pub enum ForwardError {
     /// The connection broke; the request may have been acted on.
     #[error("the upstream closed the connection without an answer")]
     Broken(#[source] legacy::Error),
+    /// It answered with another protocol, which nobody asked for.
+    #[error("the upstream switched protocols unasked")]
+    Switched,
     /// The request has no path that could be asked for.
     #[error("the request target must be a path")]
     Target,
@@ -320,6 +323,11 @@ impl From<ForwardError> for Problem {
                 StatusCode::BAD_GATEWAY,
                 "upstream_unreachable",
                 "The upstream closed the connection without an answer",
+            ),
+            ForwardError::Switched => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "upstream_unreadable",
+                "The upstream switched to another protocol unasked",
             ),
             ForwardError::Timeout(after) => Self::new(
                 StatusCode::GATEWAY_TIMEOUT,

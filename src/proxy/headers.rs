@@ -467,6 +467,7 @@ impl Default for Leaks {
             "llm_provider-openai-organization",
             "llm_provider-openai-project",
             "set-cookie",
+            "access-control-*",
         ];
         Self(names.map(str::to_owned).to_vec())
     }

@@ -195,6 +195,22 @@ fn check_target(uri: &Uri) -> Result<Option<Uri>, Problem> {
     Ok(Some(Uri::from_parts(parts).map_err(|_| PathError::Character)?))
 }
 
+/// Parameters that the APIs define for governed routes and that decide nothing.
+const KNOWN_PARAMETERS: [&str; 5] = ["beta", "include", "include[]", "include%5B%5D", "starting_after"];
+
+/// The target of a governed request without parameters that the policy has not read:
+/// LiteLLM takes `?model=` before the body's model. An API version, as Azure's SDK
+/// sends it, is dropped like everything else that is not known.
+pub fn governed_target(uri: &Uri) -> Option<Uri> {
+    let query = uri.query()?;
+    let known = |parameter: &&str| KNOWN_PARAMETERS.contains(&parameter.split('=').next().unwrap_or_default());
+    let kept: Vec<&str> = query.split('&').filter(known).collect();
+    let target = if kept.is_empty() { uri.path().to_owned() } else { format!("{}?{}", uri.path(), kept.join("&")) };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
 /// Decodes and normalises a path once (RFC 3986 section 6.2.2).
 ///
 /// Encoded unreserved characters are decoded, other escapes get upper-case digits.

@@ -102,6 +102,8 @@ pub enum Route<'p> {
     Governed(Governed<'p>),
     /// A governed path with a method that it does not have.
     MethodNotAllowed {
+        /// What is asked for there.
+        kind: RouteKind,
         /// The methods that it has.
         allow: &'static [Method],
     },
@@ -109,6 +111,17 @@ pub enum Route<'p> {
     ControlPlane,
     /// Nothing of ours: only with the caller's own upstream credential.
     Ungoverned,
+}
+
+impl Route<'_> {
+    /// What is asked for on a governed path, whatever the method.
+    pub fn kind(&self) -> Option<RouteKind> {
+        match self {
+            Self::Governed(governed) => Some(governed.kind),
+            Self::MethodNotAllowed { kind, .. } => Some(*kind),
+            Self::ControlPlane | Self::Ungoverned => None,
+        }
+    }
 }
 
 /// A governed request, as far as its path tells.
@@ -187,7 +200,7 @@ fn plain<'p>(method: &Method, prefix: Prefix, tail: &'p str) -> Option<Route<'p>
             return Some(Route::Governed(Governed { kind: endpoint.kind, model: None, item: decoded(item)? }));
         }
         // Beside an item, LiteLLM has paths of other methods that are not governed.
-        return item.is_none().then_some(Route::MethodNotAllowed { allow: endpoint.methods });
+        return item.is_none().then_some(Route::MethodNotAllowed { kind: endpoint.kind, allow: endpoint.methods });
     }
     None
 }
@@ -208,7 +221,7 @@ fn named<'p>(method: &Method, prefix: Prefix, rest: &'p str) -> Option<Route<'p>
         })
         .min_by_key(|(_, model)| model.len())?;
     if !endpoint.methods.contains(method) {
-        return Some(Route::MethodNotAllowed { allow: endpoint.methods });
+        return Some(Route::MethodNotAllowed { kind: endpoint.kind, allow: endpoint.methods });
     }
     Some(Route::Governed(Governed { kind: endpoint.kind, model: decoded(Some(model))?, item: None }))
 }

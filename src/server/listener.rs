@@ -1,7 +1,6 @@
 //! Accepting connections: TCP or TLS, gated, with limits, and drained at the end.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::tls::Tls;
@@ -40,21 +39,26 @@ pub(super) struct Listener<A> {
 }
 
 impl<A: Answer> Listener<A> {
-    /// Accepts until `stop` changes, then waits for the connections under way; gives
-    /// whether all of them ended in time. Those that did not are cut.
+    /// Accepts until `stop` changes, then waits for the connections under way and cuts
+    /// those that take too long; gives whether all of them ended in time.
     pub(super) async fn run(self, mut stop: watch::Receiver<bool>) -> bool {
         let graceful = GracefulShutdown::new();
+        let mut connections = JoinSet::new();
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let builder = Arc::new(self.builder());
-        let mut connections = JoinSet::new();
         loop {
+            let accept = async {
+                let permit = Arc::clone(&permits).acquire_owned().await.map_err(std::io::Error::other)?;
+                let (stream, address) = self.socket.accept().await?;
+                Ok::<_, std::io::Error>((permit, stream, address))
+            };
             let accepted = tokio::select! {
-                accepted = accept(&self.socket, &permits) => accepted,
+                accepted = accept => accepted,
+                // Those that have ended are let go of.
+                Some(_) = connections.join_next() => continue,
                 _ = stop.wait_for(|stop| *stop) => break,
             };
-            // Those that have ended are forgotten.
-            while connections.try_join_next().is_some() {}
-            let (stream, address, permit) = match accepted {
+            let (permit, stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, most likely: wait for some to be freed.
@@ -85,9 +89,9 @@ impl<A: Answer> Listener<A> {
             }
         }
         drop(self.socket);
-        let patience = Duration::from_secs(self.limits.drain_seconds);
-        let drained = tokio::time::timeout(patience, graceful.shutdown()).await.is_ok();
-        // What is cut settles, because it is dropped here.
+        let limit = Duration::from_secs(self.limits.drain_seconds);
+        let drained = tokio::time::timeout(limit, graceful.shutdown()).await.is_ok();
+        // What a cut connection was doing is dropped, and so settled, before this returns.
         connections.shutdown().await;
         drained
     }
@@ -107,16 +111,6 @@ impl<A: Answer> Listener<A> {
             .keep_alive_interval(Duration::from_secs(30));
         builder
     }
-}
-
-/// The next connection, as soon as there is room for one.
-async fn accept(
-    socket: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, address) = socket.accept().await?;
-    Ok((stream, address, permit))
 }
 
 fn peer(address: SocketAddr, tls: bool) -> Peer {

@@ -205,15 +205,17 @@ pub(super) async fn close(pools: &Pools) {
     }
 }
 
-/// Whether the same statement may succeed when tried again: SQLite is busy, or
-/// PostgreSQL is starting, stopping, out of connections, or broke a deadlock.
-pub(super) fn is_transient(error: &dyn sqlx::error::DatabaseError) -> bool {
-    let Some(code) = error.code() else { return false };
-    matches!(&*code, "5" | "6" | "261" | "517" | "10" | "13")
-        || code.starts_with("08")
-        || code.starts_with("53")
-        || code.starts_with("57P")
-        || matches!(&*code, "40001" | "40P01" | "55P03")
+/// Whether the same statement may succeed when tried again, by the error's code.
+///
+/// PostgreSQL's codes have five characters: it is starting, stopping, out of
+/// connections, or broke a deadlock. SQLite's are numbers, the kind in the low byte:
+/// busy, locked, an I/O error, a full disk, a file that cannot be opened.
+pub(super) fn is_transient(code: &str) -> bool {
+    if code.len() == 5 {
+        return ["08", "53", "57P"].iter().any(|class| code.starts_with(class))
+            || matches!(code, "40001" | "40P01" | "55P03");
+    }
+    code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
 }
 
 macro_rules! stored_as_integer {
@@ -361,5 +363,25 @@ where
 {
     fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
         Ok(Self(serde_json::value::RawValue::from_string(String::decode(value)?)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_transient;
+
+    #[test]
+    fn codes_that_are_worth_another_try() {
+        // SQLITE_BUSY, _BUSY_SNAPSHOT, _LOCKED, _LOCKED_SHAREDCACHE, _IOERR, _IOERR_WRITE, _IOERR_IN_PAGE, _FULL,
+        // _CANTOPEN, _CANTOPEN_FULLPATH; then PostgreSQL's.
+        let transient = ["5", "517", "6", "262", "10", "778", "8714", "13", "14", "782"];
+        let of_postgres = ["08006", "53300", "57P01", "57P03", "40001", "40P01", "55P03"];
+        for code in transient.into_iter().chain(of_postgres) {
+            assert!(is_transient(code), "{code}");
+        }
+        // SQLITE_ERROR, _CORRUPT, _CONSTRAINT_UNIQUE, _READONLY, _AUTH; then PostgreSQL's, some of which are numbers.
+        for code in ["1", "11", "2067", "8", "23", "", "22003", "23505", "42601", "57014", "00005", "00010"] {
+            assert!(!is_transient(code), "{code}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! wait for each other in a circle.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use super::changes::ChangeKind;
 use super::{Result, StoreError, Tx, from_columns, on, run};
@@ -204,11 +205,12 @@ impl Tx<Tenant> {
             held: Vec::new(),
             hold: Credits::ZERO,
         };
-        let written = self.write_rows(std::slice::from_ref(&settlement)).await?;
-        if written.is_empty() {
+        let fresh = self.write_rows(std::slice::from_ref(&settlement)).await?;
+        if fresh.is_empty() {
             return Ok(false);
         }
-        self.add_up(&[&settlement]).await?;
+        self.add_to_counters(&fresh).await?;
+        self.add_to_rollups(&fresh).await?;
         self.changed(ChangeKind::Budget);
         Ok(true)
     }
@@ -222,21 +224,23 @@ impl Tx<Platform> {
     /// # Errors
     /// [`StoreError::ForeignKey`] when an account of the batch is gone.
     pub async fn settle(&mut self, batch: &[Settlement]) -> Result<usize> {
-        let written = self.write_rows(batch).await?;
-        let fresh: Vec<&Settlement> = batch.iter().filter(|s| written.contains(&s.row.request_id)).collect();
-        self.add_up(&fresh).await?;
+        let fresh = self.write_rows(batch).await?;
+        self.add_to_counters(&fresh).await?;
+        self.add_to_rollups(&fresh).await?;
         self.end_reservations(batch).await?;
         Ok(fresh.len())
     }
 
-    /// Writes the row of a request whose account is gone: there is nothing left to
-    /// count it on, but the ledger keeps it.
+    /// Settles requests whose account is gone, and its counters with it: the ledger
+    /// and the roll-ups keep them. Gives how many were new.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn settle_orphan(&mut self, settlement: &Settlement) -> Result<()> {
-        self.write_rows(std::slice::from_ref(settlement)).await?;
-        self.end_reservations(std::slice::from_ref(settlement)).await
+    pub async fn settle_orphans(&mut self, batch: &[Settlement]) -> Result<usize> {
+        let fresh = self.write_rows(batch).await?;
+        self.add_to_rollups(&fresh).await?;
+        self.end_reservations(batch).await?;
+        Ok(fresh.len())
     }
 
     /// Reservations that expired before `now`.
@@ -285,10 +289,10 @@ impl Tx<Platform> {
 }
 
 impl<R> Tx<R> {
-    /// Inserts ledger rows and gives the request ids of those that were new.
-    async fn write_rows(&mut self, batch: &[Settlement]) -> Result<HashSet<String>> {
-        let mut written = HashSet::with_capacity(batch.len());
-        // 32 columns each; SQLite takes 32,766 parameters.
+    /// Inserts ledger rows and gives those that were new.
+    async fn write_rows<'a>(&mut self, batch: &'a [Settlement]) -> Result<Vec<&'a Settlement>> {
+        let mut written: HashSet<String> = HashSet::with_capacity(batch.len());
+        // 34 columns each; SQLite takes 32,766 parameters.
         for chunk in batch.chunks(500) {
             let ids: Vec<String> = on!(self, |c| {
                 let mut q = sqlx::QueryBuilder::new(INSERT_LEDGER);
@@ -313,18 +317,22 @@ impl<R> Tx<R> {
                     row.push_bind(r.raw_cost).push_bind(r.credit_factor).push_bind(r.credits);
                     row.push_bind(r.cost_source).push_bind(&r.marks).push_bind(&r.upstream_call_id);
                     row.push_bind(i64::from(r.status)).push_bind(r.duration_us).push_bind(&r.plan_id);
-                    row.push_bind(r.cycle_start).push_bind(chain).push_bind(&r.metadata).push_bind(r.created_at);
+                    row.push_bind(r.cycle_start)
+                        .push_bind(&r.day)
+                        .push_bind(chain)
+                        .push_bind(&r.metadata)
+                        .push_bind(r.created_at);
                 });
                 q.push(" ON CONFLICT (request_id) DO NOTHING RETURNING request_id");
                 q.build_query_scalar().fetch_all(c).await
             })?;
             written.extend(ids);
         }
-        Ok(written)
+        Ok(batch.iter().filter(|s| written.contains(&s.row.request_id)).collect())
     }
 
-    /// Adds settled rows to their counters and roll-ups, each touched once.
-    async fn add_up(&mut self, fresh: &[&Settlement]) -> Result<()> {
+    /// Adds settled rows to their counters, each touched once.
+    async fn add_to_counters(&mut self, fresh: &[&Settlement]) -> Result<()> {
         let mut counters: BTreeMap<(&Id<Account>, &CounterKey), Delta> = BTreeMap::new();
         for settlement in fresh {
             for key in &settlement.counters {
@@ -339,9 +347,14 @@ impl<R> Tx<R> {
         for ((account, key), delta) in counters {
             self.add_to_counter(account, key, delta).await?;
         }
-        let mut sums: BTreeMap<RollupKey<'_>, RollupSums> = BTreeMap::new();
+        Ok(())
+    }
+
+    /// Adds settled rows to their roll-ups, each touched once.
+    async fn add_to_rollups(&mut self, fresh: &[&Settlement]) -> Result<()> {
+        let mut sums: BTreeMap<RollupKey, RollupSums> = BTreeMap::new();
         for settlement in fresh {
-            sums.entry(RollupKey::of(&settlement.row)).or_default().add(&settlement.row)?;
+            sums.entry(RollupKey::of(&settlement.row)).or_default().add(&RollupSums::of(&settlement.row))?;
         }
         for (key, sum) in sums {
             self.add_to_rollup(&key, &sum).await?;
@@ -369,7 +382,7 @@ impl<R> Tx<R> {
         Ok(())
     }
 
-    async fn add_to_rollup(&mut self, key: &RollupKey<'_>, sum: &RollupSums) -> Result<()> {
+    async fn add_to_rollup(&mut self, key: &RollupKey, sum: &RollupSums) -> Result<()> {
         run!(
             self,
             r#"INSERT INTO "Alchemi_UsageRollupTable" AS r (account_id, domain, day, org_id, team_id, user_id, agent_id,
@@ -381,21 +394,21 @@ impl<R> Tx<R> {
                output_tokens = r.output_tokens + excluded.output_tokens,
                raw_cost = r.raw_cost + excluded.raw_cost,
                credits_incurred = r.credits_incurred + excluded.credits_incurred"#,
-            key.account,
+            &key.account_id,
             key.domain,
-            key.day,
-            key.org,
-            key.team,
-            key.user,
-            key.agent,
-            key.model,
-            key.connection,
-            key.guardrail,
+            &key.day,
+            &key.org_id,
+            &key.team_id,
+            &key.user_id,
+            &key.agent_id,
+            &key.model_name,
+            &key.connection_id,
+            &key.guardrail_code,
             sum.requests,
             sum.input_tokens,
             sum.output_tokens,
             sum.raw_cost,
-            sum.credits
+            sum.credits_incurred
         )?;
         Ok(())
     }
@@ -405,7 +418,7 @@ const INSERT_LEDGER: &str = r#"INSERT INTO "Alchemi_UsageLedgerTable" (request_i
     team_id, user_id, subject, agent_id, model_name, connection_id, guardrail_code, input_tokens, output_tokens,
     cached_tokens, cache_creation_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, raw_cost,
     credit_factor, credits_incurred, cost_source, marks, upstream_call_id, status, duration_us, plan_id, cycle_start,
-    chain, metadata, created_at) "#;
+    day, chain, metadata, created_at) "#;
 
 fn chain_text(counters: &[CounterKey]) -> String {
     serde_json::to_string(counters).unwrap_or_default()
@@ -415,55 +428,103 @@ fn count(tokens: u64) -> i64 {
     i64::try_from(tokens).unwrap_or(i64::MAX)
 }
 
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct RollupKey<'a> {
-    account: &'a Id<Account>,
+/// Which roll-up; "" stands for none.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct RollupKey {
+    pub(super) account_id: Id<Account>,
     domain: Domain,
-    day: &'a str,
-    org: &'a str,
-    team: &'a str,
-    user: &'a str,
-    agent: &'a str,
-    model: &'a str,
-    connection: &'a str,
-    guardrail: &'a str,
+    day: String,
+    org_id: String,
+    team_id: String,
+    user_id: String,
+    agent_id: String,
+    model_name: String,
+    connection_id: String,
+    guardrail_code: String,
 }
 
-impl<'a> RollupKey<'a> {
-    fn of(row: &'a LedgerRow) -> Self {
-        let d = &row.dimensions;
-        let or_none = |value: &'a Option<String>| value.as_deref().unwrap_or_default();
+from_columns! { RollupKey {
+    account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id, guardrail_code,
+} }
+
+impl RollupKey {
+    fn of(row: &LedgerRow) -> Self {
+        let d = row.dimensions.clone();
         Self {
-            account: &row.account_id,
+            account_id: row.account_id.clone(),
             domain: row.domain,
-            day: &row.day,
-            org: or_none(&d.org_id),
-            team: or_none(&d.team_id),
-            user: or_none(&d.user_id),
-            agent: or_none(&d.agent_id),
-            model: or_none(&d.model_name),
-            connection: or_none(&d.connection_id),
-            guardrail: or_none(&d.guardrail_code),
+            day: row.day.clone(),
+            org_id: d.org_id.unwrap_or_default(),
+            team_id: d.team_id.unwrap_or_default(),
+            user_id: d.user_id.unwrap_or_default(),
+            agent_id: d.agent_id.unwrap_or_default(),
+            model_name: d.model_name.unwrap_or_default(),
+            connection_id: d.connection_id.unwrap_or_default(),
+            guardrail_code: d.guardrail_code.unwrap_or_default(),
         }
     }
 }
 
-#[derive(Default)]
-struct RollupSums {
+impl fmt::Display for RollupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.domain.as_str(), self.day)?;
+        for (name, value) in [
+            ("org", &self.org_id),
+            ("team", &self.team_id),
+            ("user", &self.user_id),
+            ("agent", &self.agent_id),
+            ("model", &self.model_name),
+            ("connection", &self.connection_id),
+            ("guardrail", &self.guardrail_code),
+        ] {
+            if !value.is_empty() {
+                write!(f, ", {name} {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a roll-up adds up.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct RollupSums {
     requests: i64,
     input_tokens: i64,
     output_tokens: i64,
     raw_cost: Usd,
-    credits: Credits,
+    credits_incurred: Credits,
 }
 
+from_columns! { RollupSums { requests, input_tokens, output_tokens, raw_cost, credits_incurred } }
+
 impl RollupSums {
-    fn add(&mut self, row: &LedgerRow) -> Result<()> {
-        self.requests += 1;
-        self.input_tokens = self.input_tokens.saturating_add(count(row.tokens.input));
-        self.output_tokens = self.output_tokens.saturating_add(count(row.tokens.output));
-        self.raw_cost = self.raw_cost.checked_add(row.raw_cost).ok_or(StoreError::Overflow)?;
-        self.credits = self.credits.checked_add(row.credits).ok_or(StoreError::Overflow)?;
+    fn of(row: &LedgerRow) -> Self {
+        Self {
+            requests: 1,
+            input_tokens: count(row.tokens.input),
+            output_tokens: count(row.tokens.output),
+            raw_cost: row.raw_cost,
+            credits_incurred: row.credits,
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) -> Result<()> {
+        self.requests += other.requests;
+        self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
+        self.raw_cost = self.raw_cost.checked_add(other.raw_cost).ok_or(StoreError::Overflow)?;
+        self.credits_incurred =
+            self.credits_incurred.checked_add(other.credits_incurred).ok_or(StoreError::Overflow)?;
         Ok(())
+    }
+}
+
+impl fmt::Display for RollupSums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { requests, input_tokens, output_tokens, raw_cost, credits_incurred } = self;
+        write!(
+            f,
+            "{requests} requests, {input_tokens} + {output_tokens} tokens, {raw_cost} USD, {credits_incurred} credits"
+        )
     }
 }

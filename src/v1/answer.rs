@@ -164,6 +164,9 @@ pub enum Refusals {
     /// `If-Match` does not fit.
     #[response(status = 412, content_type = "application/problem+json")]
     VersionMismatch(ProblemBody),
+    /// The body did not arrive in time.
+    #[response(status = 408, content_type = "application/problem+json")]
+    Late(ProblemBody),
     /// The body is too large.
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(ProblemBody),

@@ -8,8 +8,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::FromRequestParts;
-use http::header;
 use http::request::Parts;
+use http::{HeaderMap, header};
 use serde::Serialize;
 
 use super::App;
@@ -126,7 +126,7 @@ impl<G: Guard> FromRequestParts<App> for Call<G> {
         };
         let idempotency = request_key(parts, &context)?;
         let in_flight = idempotency.clone().map(|key| app.in_flight.enter(key)).transpose()?;
-        let if_match = parts.headers.get(header::IF_MATCH).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let if_match = if_match(&parts.headers)?;
         Ok(Self { app: app.clone(), context, guard, granted, idempotency, in_flight, if_match })
     }
 }
@@ -254,7 +254,8 @@ where
     pub fn expects(&self, version: i64) -> Result<(), Problem> {
         let Some(wanted) = &self.if_match else { return Ok(()) };
         let tag = format!("\"{version}\"");
-        let fits = wanted.split(',').map(str::trim).any(|t| t == "*" || t.trim_start_matches("W/") == tag);
+        // Strong comparison (RFC 9110 section 13.1.1): a weak tag fits nothing.
+        let fits = wanted.trim() == "*" || wanted.split(',').any(|one| one.trim() == tag);
         if fits {
             return Ok(());
         }
@@ -263,6 +264,16 @@ where
             "version_mismatch",
             "The resource has changed since you read it: read it again and repeat the change",
         ))
+    }
+}
+
+/// The one `If-Match`.
+fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut lines = headers.get_all(header::IF_MATCH).iter();
+    let Some(line) = lines.next() else { return Ok(None) };
+    match (line.to_str(), lines.next()) {
+        (Ok(text), None) => Ok(Some(text.to_owned())),
+        _ => Err(Problem::bad_request("invalid_if_match", "Send If-Match once, with the `etag` of what you have read")),
     }
 }
 

@@ -1,11 +1,14 @@
 //! What handlers read: bodies, queries, paths and pages, each with its own refusal.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 
+use super::App;
 use crate::problem::{FieldError, Problem};
 use crate::store::page::{Cursor, Slice};
 
@@ -16,10 +19,10 @@ pub const MAX_BODY: usize = 1024 * 1024;
 #[derive(Debug)]
 pub struct Body<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         let json = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_json);
         if !json {
             return Err(Problem::new(
@@ -28,17 +31,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 "Send the body as Content-Type: application/json",
             ));
         }
-        let bytes = read_body(request.into_body()).await?;
+        let bytes = read_body(request.into_body(), app.body_timeout).await?;
         parse(&bytes).map(Self)
     }
 }
 
-/// The whole body, under the limit.
+/// The whole body, under the limits.
 ///
 /// # Errors
-/// 413 `body_too_large`, 400 when the client ended early.
-pub(super) async fn read_body(body: axum::body::Body) -> Result<axum::body::Bytes, Problem> {
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
+/// 413 `body_too_large`, 408 `body_timeout`, 400 when the client ended early.
+pub(super) async fn read_body(body: axum::body::Body, timeout: Duration) -> Result<axum::body::Bytes, Problem> {
+    let late = |_| {
+        let detail = "The body did not arrive in time; send it again";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
+    };
+    let read = tokio::time::timeout(timeout, axum::body::to_bytes(body, MAX_BODY)).await.map_err(late)?;
+    read.map_err(|error| {
         let too_large = std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
         if too_large {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is larger than 1 MiB")
@@ -177,5 +185,18 @@ impl<const DEFAULT: u32, S: Send + Sync> FromRequestParts<S> for Paging<DEFAULT>
             })
             .transpose()?;
         Ok(Self(Slice { limit, after, offset: u64::from(params.offset.unwrap_or(0)) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_arrive_is_not_waited_for() {
+        let silent = futures_util::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
+        let body = axum::body::Body::from_stream(silent);
+        let late = read_body(body, Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!((late.status(), late.code()), (408, "body_timeout"));
     }
 }

@@ -147,7 +147,7 @@ impl Refused {
             (*method == Method::GET, operation.request_body.is_none(), !takes_if_match(operation));
         operation.responses.responses.retain(|status, _| match status.as_str() {
             "409" => !reads,
-            "413" | "415" => !bodiless,
+            "408" | "413" | "415" => !bodiless,
             "412" => !unversioned,
             _ => true,
         });

@@ -19,9 +19,11 @@ use crate::model::text::{Description, Name};
 use crate::problem::Problem;
 use crate::store::audit::Entry;
 
+type Tell = dyn Fn(&str, &str, Timestamp) + Send + Sync;
+
 /// Makes a revocation hold in this process.
 #[derive(Clone)]
-pub struct CutOff(Arc<dyn Fn(&str, &str, Timestamp) + Send + Sync>);
+pub struct CutOff(Arc<Tell>);
 
 impl CutOff {
     /// Calls `tell` with issuer, subject and moment once the revocation is in the database.

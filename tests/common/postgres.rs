@@ -19,18 +19,11 @@ const NOT_INSTALLED: i32 = 3;
 ///
 /// # Panics
 /// When a server should be there and is not, with the reason.
-#[expect(clippy::panic, reason = "a test cannot go on, and says why")]
 pub(crate) async fn database() -> Option<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let server = match server() {
-        Ok(server) => server.as_ref()?,
-        Err(reason) => panic!("no PostgreSQL for the tests: {reason}"),
-    };
+    let server = server().as_ref().expect("no PostgreSQL for the tests").as_ref()?;
     let name = format!("alchemi_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    match create(&server.url, &name).await {
-        Ok(url) => Some(url),
-        Err(error) => panic!("cannot create the database {name} on {}: {error}", server.url),
-    }
+    Some(create(&server.url, &name).await.expect("no database on PostgreSQL for the test"))
 }
 
 /// Creates a database; gives its URL.

@@ -176,7 +176,7 @@ fn what_is_not_in_the_table_is_not_governed() {
 #[test]
 fn another_method_is_named() {
     for (path, allow) in [("/v1/chat/completions", POST), ("/engines/m/embeddings", POST), ("/v1/models", GET)] {
-        let Route::MethodNotAllowed { allow: methods } = route(&Method::PATCH, path) else { panic!("{path}") };
+        let Route::MethodNotAllowed { allow: methods, .. } = route(&Method::PATCH, path) else { panic!("{path}") };
         assert_eq!(methods, [allow]);
         let problem = method_not_allowed(methods);
         assert_eq!((problem.status(), problem.code()), (405, "method_not_allowed"));

@@ -10,7 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::splice::{Edits, Insertion, Limit, UsageEdit};
-use super::{AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, max_output, one_model, shown};
+use super::{AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, answers_asked, max_output, one_model, shown};
 use crate::metering::count::{Measure, TextSize};
 use crate::model::usage::RouteKind;
 use crate::policy::{Ask, AskSize};
@@ -44,10 +44,11 @@ pub(super) fn read(
     };
     let (usage, usage_asked) = fields.stream_options.map_or(Ok((UsageEdit::Options, false)), |raw| usage(raw, text))?;
     let limits = fields.limits(limit_names(kind), text)?;
-    let answers = [("n", fields.n), ("best_of", fields.best_of)];
-    let answers = answers
-        .into_iter()
-        .try_fold(1, |most, (name, raw)| Ok(raw.map_or(Ok(None), |raw| integer(name, raw))?.unwrap_or(1).max(most)))?;
+    let mut answers = 1;
+    for (field, raw) in [("n", fields.n), ("best_of", fields.best_of)] {
+        let asked = raw.map_or(Ok(None), |raw| integer(field, raw))?;
+        answers = asked.map_or(Ok(answers), |asked| answers_asked(field, asked)).map(|asked| asked.max(answers))?;
+    }
     let tools = rules.count.tokens(fields.raw_bytes);
     let size = AskSize {
         input_tokens: rules.count.input(&fields.text).saturating_add(tools),

@@ -8,7 +8,7 @@ use memchr::memmem;
 
 use super::json::check_metadata;
 use super::splice::Edits;
-use super::{AskError, AskRules, ParsedAsk, agreed_model, max_output, shown};
+use super::{AskError, AskRules, ParsedAsk, agreed_model, answers_asked, max_output, shown};
 use crate::metering::count::TextSize;
 use crate::model::usage::RouteKind;
 use crate::policy::{Ask, AskSize};
@@ -56,7 +56,7 @@ pub(super) fn read(
         match name {
             "model" => model = Some(value.to_owned()),
             "stream" => stream = boolean(value)?,
-            "n" => answers = count(value)?,
+            "n" => answers = answers_asked("n", count(value)?)?,
             "prompt" => text.bytes += value.len() as u64,
             _ => check_metadata(value, rules)?,
         }
