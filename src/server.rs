@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -337,8 +337,24 @@ struct FrontParts {
     ids: Arc<dyn IdSource>,
 }
 
+/// A refused body of more than this is not read to its end to keep the connection.
+const DRAINED_BODY: u64 = 4 * 1024;
+
 impl Answer for Front {
-    async fn answer(&self, mut request: Request<Incoming>, peer: Peer) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        // hyper closes a connection whose body was not read; the client must hear of it.
+        let body = http_body::Body::size_hint(request.body());
+        let large = body.upper().is_none_or(|bytes| bytes > DRAINED_BODY) && request.version() < Version::HTTP_2;
+        let mut response = self.respond(request, peer).await;
+        if large && response.status().is_client_error() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl Front {
+    async fn respond(&self, mut request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let received = Instant::now();
         let own = &*self.0;
         let id = RequestId::new(&*own.ids, own.clock.now());

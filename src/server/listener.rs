@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -46,6 +47,7 @@ impl<A: Answer> Listener<A> {
         let mut connections = JoinSet::new();
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let builder = Arc::new(self.builder());
+        let first_head = Duration::from_secs(self.limits.head_seconds);
         loop {
             let accept = async {
                 let permit = Arc::clone(&permits).acquire_owned().await.map_err(std::io::Error::other)?;
@@ -73,15 +75,14 @@ impl<A: Answer> Listener<A> {
             match self.tls.clone() {
                 None => {
                     connections.spawn(async move {
-                        serve(stream, peer(address, false), &builder, watcher, answer).await;
+                        serve(stream, peer(address, false), &builder, watcher, answer, first_head).await;
                         drop(permit);
                     });
                 }
                 Some(tls) => {
-                    let handshake_limit = Duration::from_secs(self.limits.head_seconds);
                     connections.spawn(async move {
-                        if let Ok(Ok(stream)) = tokio::time::timeout(handshake_limit, tls.accept(stream)).await {
-                            serve(stream, peer(address, true), &builder, watcher, answer).await;
+                        if let Ok(Ok(stream)) = tokio::time::timeout(first_head, tls.accept(stream)).await {
+                            serve(stream, peer(address, true), &builder, watcher, answer, first_head).await;
                         }
                         drop(permit);
                     });
@@ -123,15 +124,31 @@ async fn serve<A: Answer, S>(
     builder: &auto::Builder<TokioExecutor>,
     watcher: hyper_util::server::graceful::Watcher,
     answer: A,
+    first_head: Duration,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let asked = Arc::new(AtomicBool::new(false));
+    let first = Arc::clone(&asked);
     let service = service_fn(move |request| {
+        first.store(true, Ordering::Relaxed);
         let answer = answer.clone();
         async move { Ok::<_, Infallible>(answer.answer(request, peer).await) }
     });
     let connection = builder.serve_connection(TokioIo::new(GatedIo::new(stream)), service);
-    if let Err(error) = watcher.watch(connection.into_owned()).await {
+    let mut connection = std::pin::pin!(watcher.watch(connection.into_owned()));
+    // hyper's own limit starts only once it knows the protocol: until the first head is
+    // whole, nothing that trickles in keeps a connection.
+    let outcome = tokio::select! {
+        outcome = &mut connection => outcome,
+        () = tokio::time::sleep(first_head) => {
+            if !asked.load(Ordering::Relaxed) {
+                return;
+            }
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
         tracing::debug!(error = &*error, "a connection ended early");
     }
 }

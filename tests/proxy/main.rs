@@ -17,6 +17,8 @@ mod concurrency;
 mod context;
 mod refused;
 mod settings;
+mod shape;
+mod stop;
 mod tokens;
 mod warm;
 

@@ -1,5 +1,8 @@
 //! Accounts: made, changed, listed, suspended, removed.
 
+use std::time::Duration;
+
+use alchemi::v1::App;
 use serde_json::{Value, json};
 
 use crate::gateway::{gateways, gateways_at_rest, issued};
@@ -278,5 +281,25 @@ async fn of_concurrent_changes_to_one_version_one_is_made() {
         assert!(answers.iter().all(|status| [200, 412].contains(status)), "{answers:?}");
         let (_, verdict, _) = gateway.as_operator(None).get(&format!("{path}/audit/verify")).await.parts();
         assert_eq!((&verdict["item"]["valid"], &verdict["item"]["events"]), (&json!(true), &json!(3)));
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_not_waited_for() {
+    let hasty = |app: App| app.with_body_timeout(Duration::from_millis(1));
+    for gateway in gateways(hasty).await {
+        let (nobody, operator) = (gateway.as_nobody(), gateway.as_operator(None));
+        assert_eq!(nobody.with("idempotency-key", "k-1").post_silence("/accounts").await, 401, "nothing is read");
+        assert_eq!(operator.with("idempotency-key", "k-1").post_silence("/accounts").await, 408);
+        assert_eq!(operator.with("content-type", "application/json").post_silence("/accounts").await, 408);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_method_is_told_which_there_are() {
+    for gateway in gateways(|app| app).await {
+        let (status, body, headers) = gateway.as_operator(None).delete("/accounts").await.parts();
+        assert_eq!((status, &body["request_id"]), (405, &json!("req-1")));
+        assert_eq!(headers.get_all("allow").iter().collect::<Vec<_>>(), ["GET,HEAD,POST"]);
     }
 }

@@ -46,6 +46,11 @@ async fn teams_are_made_read_changed_and_removed() {
             assert_eq!(changed.headers["etag"], "\"2\"");
             assert_eq!(changed.ok()["item"]["description"], "Words");
             admin.with("if-match", "\"1\"").patch(&one, json!({"name": "Lost"})).await.refused(412);
+            admin.with("if-match", "W/\"2\"").patch(&one, json!({"name": "Lost"})).await.refused(412);
+            admin.with("if-match", "\"2\"").with_another("if-match", "\"2\"").patch(&one, json!({})).await.refused(400);
+            admin.with("if-match", "\"é\"").patch(&one, json!({})).await.refused(400);
+            admin.with("if-match", "\"7\", \"2\"").patch(&one, json!({})).await.ok();
+            admin.with("if-match", "*").patch(&one, json!({})).await.ok();
             admin.patch(&one, json!({"name": null})).await.refused(422);
             admin.patch(&one, json!({"org_id": org})).await.refused(422);
             let cleared = admin.patch(&one, json!({"description": null})).await.ok();

@@ -192,6 +192,24 @@ impl Client {
         Self { router: self.router.clone(), context: self.context.clone(), headers }
     }
 
+    /// The same caller, who sends another line of a header.
+    pub(crate) fn with_another(&self, name: &'static str, value: &str) -> Self {
+        let mut headers = self.headers.clone();
+        headers.append(name, value.parse().unwrap());
+        Self { router: self.router.clone(), context: self.context.clone(), headers }
+    }
+
+    /// The refusal of a POST whose body never arrives.
+    pub(crate) async fn post_silence(&self, path: &str) -> u16 {
+        let silence = Body::from_stream(futures_util::stream::pending::<Result<axum::body::Bytes, std::io::Error>>());
+        let mut request = Request::post(format!("/v1{path}")).body(silence).unwrap();
+        request.headers_mut().extend(self.headers.clone());
+        if let Some(context) = &self.context {
+            request.extensions_mut().insert(context.clone());
+        }
+        self.router.clone().oneshot(request).await.unwrap().status().as_u16()
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, None).await
     }
