@@ -93,7 +93,7 @@ pub enum Tried<T> {
     /// It was done.
     Done(T),
     /// It was tried.
-    Trial(GrantEffect),
+    Trial(Box<GrantEffect>),
 }
 
 /// What a write would do.
