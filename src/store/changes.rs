@@ -1,7 +1,7 @@
 //! The change feed: what a commit changed, for caches in every process.
 //!
-//! On SQLite there is one process, so an in-process broadcast is the whole feed.
-//! On PostgreSQL the same rides on `NOTIFY`, and a lost connection is reported as
+//! Within this process a commit tells its listeners before it returns. On SQLite
+//! there is no other process. On PostgreSQL the same rides on `NOTIFY`, and a lost connection is reported as
 //! [`ChangeKind::Everything`]: whoever listens must then assume the worst. A
 //! cache keeps a time limit beside the feed all the same.
 

@@ -229,7 +229,7 @@ async fn what_is_not_governed_is_not_forwarded() {
     let operator = stage.gateway.operator();
     refused(&operator.get("/model/info").await, 404, "route_not_governed", Shape::Problem);
     let reply = stage.ada.get("/v1/chat/completions").await;
-    refused(&reply, 405, "method_not_allowed", Shape::Problem);
+    refused(&reply, 405, "method_not_allowed", Shape::OpenAi);
     assert_eq!(reply.header("allow"), "POST");
     for path in
         ["/v1//chat/completions", "/v1/chat/..%2fcompletions", "/v1/chat%00/completions", "/v1/chat;x/completions"]
