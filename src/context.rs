@@ -81,14 +81,14 @@ impl Actor {
 
 /// Everything that follows from a caller's identity.
 ///
-/// Only [`Context::establish`] makes one, from facts that identity has verified
+/// Only this crate's identity makes one, from facts that identity has verified
 /// and an account that the store has confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
     facts: ContextFacts,
 }
 
-/// What [`Context::establish`] checks and freezes.
+/// What a context is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextFacts {
     /// The account, when the token (or `X-Account-Id`) names one that exists.

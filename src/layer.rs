@@ -1,6 +1,6 @@
 //! The published tower layers, over plain `http` types.
 //!
-//! [`Authenticator`] turns a request's credential into a [`Context`]; the proxy and
+//! [`Authenticator`] turns a request's credential into a [`Context`](crate::context::Context); the proxy and
 //! the control plane use it directly, and an embedder puts [`AuthenticateLayer`]
 //! in front of services of their own.
 

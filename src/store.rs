@@ -1,7 +1,7 @@
 //! The product's SQL, all of it and nowhere else.
 //!
 //! One SQL text runs on SQLite and PostgreSQL: a statement is written once inside
-//! [`on!`], which expands it for each driver. A transaction is the repository:
+//! `on!`, which expands it for each driver. A transaction is the repository:
 //! `store.begin(&granted)` gives a [`Tx`], resources add methods to it, and
 //! [`Tx::commit`] publishes what changed on the feed that caches listen to.
 //! There is no other door: no grant, no transaction, and the account that the
@@ -9,7 +9,7 @@
 //!
 //! Rules for a new resource: look-ups return `Option`; every child table's keys
 //! include `account_id`; times come from [`Tx::now`], ids from [`Tx::new_id`];
-//! lists are keyset pages ([`page`]); a write calls [`Tx::changed`] and
+//! lists are keyset pages ([`page`]); a write calls `Tx::changed` and
 //! [`Tx::audit`] in the same transaction.
 
 use std::marker::PhantomData;

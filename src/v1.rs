@@ -178,7 +178,7 @@ fn routes() -> OpenApiRouter<App> {
 }
 
 /// The routes, ready to be mounted. A layer outside must put a
-/// [`Context`](crate::context::Context) of who calls, and a [`RequestInfo`], into
+/// [`Context`] of who calls, and a [`RequestInfo`], into
 /// the extensions of each request; for self-service in another place than the caller's
 /// usual one, an [`AskedPlace`](crate::context::AskedPlace) too.
 pub fn router(app: App) -> Router {

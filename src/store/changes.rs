@@ -36,6 +36,7 @@ pub enum ChangeKind {
     Everything,
 }
 
+#[cfg(feature = "postgres")]
 impl ChangeKind {
     const ALL: [Self; 6] =
         [Self::Account, Self::Directory, Self::Budget, Self::Models, Self::Revocations, Self::Everything];
