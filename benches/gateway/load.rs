@@ -42,8 +42,8 @@ pub(crate) struct Load {
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) cpu_per_request: f64,
-    /// Of it, on the threads that run the embedded database's statements.
-    pub(crate) sql_per_request: f64,
+    /// Of it, off the requests' path: on the threads that settle and that run the embedded database's statements.
+    pub(crate) books_per_request: f64,
     pub(crate) per_second: f64,
     pub(crate) percentiles: [u64; 4],
     pub(crate) rss_mb: f64,
@@ -106,7 +106,7 @@ impl Load {
         let (requests, latencies) = (progress.done.get() as f64, progress.latencies.borrow());
         Ok(Measured {
             cpu_per_request: used(&|_| true) as f64 / 1e3 / requests,
-            sql_per_request: used(&|thread| thread.sql) as f64 / 1e3 / requests,
+            books_per_request: used(&|thread| thread.books) as f64 / 1e3 / requests,
             per_second: requests / elapsed.as_secs_f64(),
             percentiles: PERCENTILES.map(|percentile| latencies.value_at_percentile(percentile)),
             rss_mb: resident(self.pid)?,
@@ -224,8 +224,8 @@ impl End {
 struct Thread {
     /// On a CPU so far.
     ns: u64,
-    /// Whether it runs SQLite's statements.
-    sql: bool,
+    /// Whether it settles or runs SQLite's statements.
+    books: bool,
 }
 
 /// Time on a CPU of each thread of a process, by the scheduler's accounting.
@@ -235,8 +235,9 @@ fn cpu_time(pid: u32) -> Result<HashMap<std::ffi::OsString, Thread>> {
         let thread = thread?;
         let statistics = fs::read_to_string(thread.path().join("schedstat"))?;
         let on_cpu = statistics.split(' ').next().ok_or("schedstat is empty")?;
-        let sql = fs::read_to_string(thread.path().join("comm"))?.starts_with("sqlx-sqlite");
-        threads.insert(thread.file_name(), Thread { ns: on_cpu.parse()?, sql });
+        let name = fs::read_to_string(thread.path().join("comm"))?;
+        let books = name.starts_with("sqlx-sqlite") || name.trim() == "settler";
+        threads.insert(thread.file_name(), Thread { ns: on_cpu.parse()?, books });
     }
     Ok(threads)
 }

@@ -43,7 +43,7 @@ impl fmt::Display for Report {
         for mode in self.distinct(|entry| entry.0) {
             writeln!(
                 f,
-                "\n| {mode} | CPU µs/request (min–max) | × bare | without SQL | × bare | requests/s | p50 µs | p90 | p99 | p99.9 | RSS MB |"
+                "\n| {mode} | CPU µs/request (min–max) | × bare | without books | × bare | requests/s | p50 µs | p90 | p99 | p99.9 | RSS MB |"
             )?;
             writeln!(f, "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")?;
             let bare = median(&self.values(mode, Target::Bare, |m| m.cpu_per_request));
@@ -51,7 +51,7 @@ impl fmt::Display for Report {
                 let cpu = self.values(mode, target, |m| m.cpu_per_request);
                 let (least, most) = (cpu.first().copied().unwrap_or(f64::NAN), cpu.last().copied().unwrap_or(f64::NAN));
                 write!(f, "| {target} | {:.1} ({least:.1}–{most:.1}) | {:.2} ", median(&cpu), median(&cpu) / bare)?;
-                let own = median(&self.values(mode, target, |m| m.cpu_per_request - m.sql_per_request));
+                let own = median(&self.values(mode, target, |m| m.cpu_per_request - m.books_per_request));
                 write!(f, "| {own:.1} | {:.2} ", own / bare)?;
                 write!(f, "| {:.0} ", median(&self.values(mode, target, |m| m.per_second)))?;
                 for at in 0..4 {
