@@ -18,6 +18,7 @@ mod context;
 mod refused;
 mod settings;
 mod shape;
+mod steering;
 mod stop;
 mod tokens;
 mod warm;

@@ -1,0 +1,102 @@
+//! Ways around the policy that attackers found, closed.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::common::Backend;
+use crate::{Stage, chat, with};
+
+/// LiteLLM takes `?model=` before the body's model.
+#[tokio::test]
+async fn a_query_does_not_reach_the_upstream() {
+    let stage = Stage::set().await;
+    for query in ["?model=gpt-4o", "?model=a&model=b", "?api-version=2024-10-21", "?mod%65l=gpt-4o"] {
+        stage.ada.post(&format!("/v1/chat/completions{query}"), chat("gpt-4o-mini")).await.ok();
+        assert_eq!(stage.gateway.last_forwarded().target, "/v1/chat/completions");
+    }
+    let beta = json!({"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]});
+    stage.ada.post("/v1/messages?beta=true&model=x", beta).await.ok();
+    assert_eq!(stage.gateway.last_forwarded().target, "/v1/messages?beta=true");
+}
+
+/// What would cost more than a number can hold is not therefore free.
+#[tokio::test]
+async fn a_huge_request_holds_no_less_than_a_large_one() {
+    let stage = Stage::set().await;
+    for field in ["n", "best_of"] {
+        let reply = stage.ada.post("/v1/chat/completions", with(chat("gpt-4o-mini"), field, json!(1_u64 << 54))).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "invalid_field"));
+    }
+    let endless = with(chat("gpt-4o-mini"), "max_tokens", json!(u64::MAX));
+    let reply = stage.ada.post("/v1/completions", with(endless, "prompt", json!("x"))).await;
+    assert!(matches!(reply.status.as_u16(), 200 | 402), "bounded by the model's maximum, or refused: {}", reply.text());
+    assert!(stage.gateway.forwarded().len() <= 1);
+}
+
+#[tokio::test]
+async fn a_header_that_is_judged_stands_once() {
+    let stage = Stage::set().await;
+    let body = chat("gpt-4o-mini").to_string();
+    for (name, first, second) in [
+        ("content-type", "application/json", "multipart/form-data; boundary=x"),
+        ("content-encoding", "identity", "gzip"),
+    ] {
+        let request = stage.ada.request(Method::POST, "/v1/chat/completions").header(name, first).header(name, second);
+        let reply = stage.ada.send(request.body(body.clone())).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "invalid_header"), "{name}");
+    }
+    assert_eq!(stage.gateway.forwarded(), []);
+}
+
+/// A stored response is the maker's alone, whoever else shares the upstream's key.
+#[tokio::test]
+async fn a_stored_response_is_its_makers() {
+    let stage = Stage::set().await;
+    let ask = json!({"model": "gpt-4o-mini", "input": "remember this"});
+    let id = stage.ada.post("/v1/responses", ask.clone()).await.ok()["id"].as_str().unwrap().to_owned();
+    stage.settled(1).await;
+    let bob = stage.gateway.as_end_user(&stage.account, "bob");
+    let other = stage.gateway.account("Other").await;
+    stage.gateway.open_models(&other).await;
+    let eve = stage.gateway.as_end_user(&other, "ada");
+    for stranger in [&bob, &eve] {
+        assert_eq!(stranger.get(&format!("/v1/responses/{id}")).await.status, 404);
+        assert_eq!(stranger.delete(&format!("/v1/responses/{id}")).await.status, 404);
+        let continued = with(ask.clone(), "previous_response_id", json!(id));
+        assert_eq!(stranger.post("/v1/responses", continued).await.status, 404);
+    }
+    assert_eq!(stage.gateway.forwarded().len(), 1, "only the making of it");
+    stage.ada.get(&format!("/v1/responses/{id}")).await.ok();
+    stage.ada.post("/v1/responses", with(ask, "previous_response_id", json!(id))).await.ok();
+}
+
+/// Whoever sends nothing, or never a whole first head, is let go.
+#[tokio::test]
+async fn a_first_head_has_its_time() {
+    let stage = Stage::with(Backend::Sqlite, |config| config.limits.head_seconds = 1).await;
+    let address = stage.gateway.url().strip_prefix("http://").unwrap().to_owned();
+    for sent in ["", "P", "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut socket = TcpStream::connect(&address).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut socket, sent.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "{sent:?} keeps the connection");
+    }
+}
+
+#[tokio::test]
+async fn an_admin_who_asks_is_told_what_decided() {
+    let stage = Stage::set().await;
+    let admin = stage.gateway.as_account_admin(&stage.account);
+    let asked = |client: &crate::common::Client| {
+        client.request(Method::POST, "/v1/chat/completions").header("x-alchemi-explain", "1").json(&chat("gpt-4o-mini"))
+    };
+    let reply = admin.send(asked(&admin)).await;
+    assert!(reply.header("x-alchemi-trace").contains("gpt-4o-mini allowed by a grant on account"));
+    let reply = stage.ada.send(asked(&stage.ada)).await;
+    assert!(!reply.headers.contains_key("x-alchemi-trace"), "nobody else is");
+}
