@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 use crate::allocation::Allocations;
@@ -58,7 +58,6 @@ impl Metrics {
     ) -> Self {
         let mut registry = Registry::with_prefix("alchemi");
         gateway.register(&mut registry);
-        let _ = Unit::Seconds;
         Self { registry, identity, rules, allocations, settler, balancer, store }
     }
 

@@ -259,18 +259,6 @@ impl Tx<Platform> {
         .await)
     }
 
-    /// How many requests hold a reservation.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn open_reservations(&mut self) -> Result<i64> {
-        on!(self, |c| sqlx::query_scalar(
-            r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_AllocationReservationTable""#
-        )
-        .fetch_one(c)
-        .await)
-    }
-
     async fn end_reservations(&mut self, batch: &[Settlement]) -> Result<()> {
         for chunk in batch.chunks(500) {
             on!(self, |c| {
