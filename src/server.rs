@@ -359,29 +359,26 @@ impl Front {
         let own = &*self.0;
         let id = RequestId::new(&*own.ids, own.clock.now());
         if let Some(problem) = wire::refusal(request.uri().path()) {
-            return own.gateway.refused(problem, None, &id);
+            return own.gateway.refused(problem, None, &id, None);
         }
         let arrival = match ingress::admit(&mut request, peer, &own.trusted) {
             Ok(arrival) => arrival,
             Err(problem) => {
                 let kind = route(request.method(), request.uri().path()).kind();
-                return own.gateway.refused(problem, kind, &id);
+                return own.gateway.refused(problem, kind, &id, None);
             }
         };
-        let exchange = Exchange { id, arrival, received };
+        let exchange = Exchange::new(id, arrival, received);
         // The path is borrowed from a clone of the URI, which shares its bytes.
         let uri = request.uri().clone();
         match route(request.method(), uri.path()) {
             Route::Governed(governed) => own.gateway.govern(request, &exchange, governed).await,
             Route::MethodNotAllowed { kind, allow } => {
-                own.gateway.refused(method_not_allowed(allow), Some(kind), &exchange.id)
+                own.gateway.refused(method_not_allowed(allow), Some(kind), &exchange.id, None)
             }
-            Route::ControlPlane => self.control(request, &exchange).await,
-            Route::Ungoverned => match self.own(&request, &exchange).await {
-                Some(response) => response,
-                None if is_documentation(uri.path()) => self.documentation(request).await,
-                None => own.gateway.pass_through(request, &exchange).await,
-            },
+            // Boxed: hyper moves a request's future about, and the governed ones are most.
+            Route::ControlPlane => Box::pin(self.control(request, &exchange)).await,
+            Route::Ungoverned => Box::pin(self.ungoverned(request, &exchange)).await,
         }
     }
 }
@@ -400,6 +397,15 @@ impl Front {
         response
     }
 
+    /// What is neither governed nor under `/v1`.
+    async fn ungoverned(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
+        match self.own(&request, exchange).await {
+            Some(response) => response,
+            None if is_documentation(request.uri().path()) => self.documentation(request).await,
+            None => self.0.gateway.pass_through(request, exchange).await,
+        }
+    }
+
     async fn documentation(&self, request: Request<Incoming>) -> Response<Body> {
         infallible(self.0.documentation.clone().oneshot(request.map(Body::new)).await)
     }
@@ -413,7 +419,7 @@ impl Front {
         };
         Some(match route {
             Ok(route) => route.answer(&own.operations).await,
-            Err(problem) => own.gateway.refused(problem, None, &exchange.id),
+            Err(problem) => own.gateway.refused(problem, None, &exchange.id, None),
         })
     }
 

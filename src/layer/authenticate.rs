@@ -71,7 +71,8 @@ impl Authenticator {
         }
         let verified = match self.identity.verify_cached(token) {
             Some(verdict) => verdict?,
-            None => self.identity.verify(token).await?,
+            // Rare and large: it must not make every request's future large.
+            None => Box::pin(self.identity.verify(token)).await?,
         };
         Ok(Credential::Token(verified))
     }

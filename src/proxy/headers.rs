@@ -11,7 +11,7 @@
 
 use std::fmt;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Deserialize;
@@ -179,7 +179,7 @@ impl RequestHeaders {
     /// 400 `ambiguous_credentials` for tokens that differ.
     pub fn take(headers: &mut HeaderMap) -> Result<Self, Problem> {
         let mut taken = Self::default();
-        let mut doomed = Vec::with_capacity(8);
+        let mut doomed = Vec::new();
         let mut precedence = u8::MAX;
         for (name, value) in &*headers {
             let class = class_of(name);
@@ -265,9 +265,9 @@ fn nominated(value: &HeaderValue, doomed: &mut Vec<HeaderName>) {
 /// decoding is exact; `,` and `;`, so that lists stay lists.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b',').add(b';').add(b'"').add(b'\\');
 
-/// Who is calling, as the upstream is told. Set once, last.
+/// Who is calling, as the upstream is told: the same on each of their requests.
 #[derive(Debug, Clone, Copy)]
-pub struct ContextHeaders<'a> {
+pub struct CallerFacts<'a> {
     /// The account.
     pub account_id: &'a str,
     /// The token's subject.
@@ -278,18 +278,74 @@ pub struct ContextHeaders<'a> {
     pub scopes: &'a [String],
     /// Domains that the token allows.
     pub product_domains: &'a [String],
-    /// The domain of this request.
+    /// The domain that they call for.
     pub domain: Domain,
     /// The org of the team.
     pub org_id: Option<&'a str>,
-    /// The team of this request.
+    /// The team that they call for.
     pub team_id: Option<&'a str>,
     /// The subject's user row.
     pub user_id: Option<&'a str>,
+}
+
+/// The headers that follow from [`CallerFacts`], written once and copied into each request.
+#[derive(Debug, Clone)]
+pub struct CallerHeaders(Vec<(HeaderName, HeaderValue)>);
+
+impl CallerFacts<'_> {
+    /// Writes the headers; with `litellm`, also whom LiteLLM is to book the request on.
+    pub fn headers(&self, litellm: bool) -> CallerHeaders {
+        let mut block = Block { text: BytesMut::with_capacity(768), headers: Vec::with_capacity(11) };
+        block.set("x-alchemi-account-id", |text| encode(text, self.account_id));
+        block.set("x-alchemi-subject", |text| encode(text, self.subject));
+        block.set("x-alchemi-roles", |text| encode_list(text, self.roles));
+        block.set("x-alchemi-scopes", |text| encode_list(text, self.scopes));
+        block.set("x-alchemi-product-domains", |text| encode_list(text, self.product_domains));
+        block.set("x-alchemi-domain", |text| encode(text, self.domain.as_str()));
+        let places = [
+            ("x-alchemi-org-id", self.org_id),
+            ("x-alchemi-team-id", self.team_id),
+            ("x-alchemi-user-id", self.user_id),
+        ];
+        for (name, value) in places.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            block.set(name, |text| encode(text, value));
+        }
+        if litellm {
+            // LiteLLM books on the customer id before anything in the body.
+            block.set(LITELLM_CUSTOMER, |text| {
+                encode(text, self.account_id);
+                text.put_u8(b':');
+                encode(text, self.user_id.unwrap_or(self.subject));
+            });
+            block.set(LITELLM_TAGS, |text| self.write_tags(text));
+        }
+        CallerHeaders(block.headers)
+    }
+
+    fn write_tags(&self, text: &mut BytesMut) {
+        text.put_slice(b"account:");
+        encode(text, self.account_id);
+        text.put_slice(b",domain:");
+        text.put_slice(self.domain.as_str().as_bytes());
+        let more = [(",org:", self.org_id), (",team:", self.team_id)];
+        for (key, value) in more.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            text.put_slice(key.as_bytes());
+            encode(text, value);
+        }
+    }
+}
+
+/// What the upstream is told about a request. Set once, last.
+#[derive(Debug, Clone, Copy)]
+pub struct ContextHeaders<'a> {
+    /// Who calls.
+    pub facts: CallerFacts<'a>,
+    /// The same, as headers.
+    pub written: &'a CallerHeaders,
     /// The agent of this request.
     pub agent_id: Option<&'a str>,
-    /// The reservation that pays for it.
-    pub reservation_id: Option<&'a str>,
+    /// Whether a reservation pays for it; its id is the request's.
+    pub reserved: bool,
     /// Signs the same as a token, if configured.
     pub signer: Option<&'a ContextSigner>,
     /// The time, for that token.
@@ -304,6 +360,8 @@ pub struct ContextHeaders<'a> {
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const LITELLM_CUSTOMER: &str = "x-litellm-customer-id";
+const LITELLM_TAGS: &str = "x-litellm-tags";
 
 impl ContextHeaders<'_> {
     /// Sets the context headers, the request id, `traceparent` and our credential, and
@@ -319,85 +377,74 @@ impl ContextHeaders<'_> {
         if let Some(credential) = self.credential {
             headers.insert(header::AUTHORIZATION, credential.clone());
         }
-        headers.insert(REQUEST_ID, self.request_id.header_value());
-        let mut block = Block { text: BytesMut::with_capacity(768), headers };
-        self.set_context(&mut block);
+        for (name, value) in &self.written.0 {
+            headers.insert(name.clone(), value.clone());
+        }
+        let id = self.request_id.header_value();
         if self.litellm {
-            self.set_litellm(&mut block);
+            // LiteLLM uses our id as its call id.
+            headers.insert(HeaderName::from_static("x-litellm-call-id"), id.clone());
         }
-        self.set_trace(&mut block);
+        if self.reserved {
+            headers.insert(HeaderName::from_static("x-alchemi-reservation-id"), id.clone());
+        }
+        headers.insert(REQUEST_ID, id);
+        self.set_rare(headers);
+        self.set_trace(headers);
     }
 
-    fn set_context(&self, block: &mut Block<'_>) {
-        block.set("x-alchemi-account-id", |text| encode(text, self.account_id));
-        block.set("x-alchemi-subject", |text| encode(text, self.subject));
-        block.set("x-alchemi-roles", |text| encode_list(text, self.roles));
-        block.set("x-alchemi-scopes", |text| encode_list(text, self.scopes));
-        block.set("x-alchemi-product-domains", |text| encode_list(text, self.product_domains));
-        block.set("x-alchemi-domain", |text| encode(text, self.domain.as_str()));
-        let signed = self.signer.map(|signer| signer.sign(self));
-        let optional = [
-            ("x-alchemi-org-id", self.org_id),
-            ("x-alchemi-team-id", self.team_id),
-            ("x-alchemi-user-id", self.user_id),
-            ("x-alchemi-agent-id", self.agent_id),
-            ("x-alchemi-reservation-id", self.reservation_id),
-            ("x-alchemi-context", signed.as_deref()),
-        ];
-        for (name, value) in optional {
-            if let Some(value) = value {
-                block.set(name, |text| encode(text, value));
-            }
+    /// What few requests have.
+    fn set_rare(&self, headers: &mut HeaderMap) {
+        if let Some(signer) = self.signer
+            && let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(signer.sign(self)))
+        {
+            headers.insert(HeaderName::from_static("x-alchemi-context"), value);
+        }
+        let Some(agent) = self.agent_id else { return };
+        let mut block = Block { text: BytesMut::new(), headers: Vec::new() };
+        block.set("x-alchemi-agent-id", |text| encode(text, agent));
+        if self.litellm {
+            block.set(LITELLM_TAGS, |text| {
+                self.facts.write_tags(text);
+                text.put_slice(b",agent:");
+                encode(text, agent);
+            });
+        }
+        for (name, value) in block.headers {
+            headers.insert(name, value);
         }
     }
 
-    /// LiteLLM books on the customer id before anything in the body, and uses our id as its call id.
-    fn set_litellm(&self, block: &mut Block<'_>) {
-        block.headers.insert(HeaderName::from_static("x-litellm-call-id"), self.request_id.header_value());
-        block.set("x-litellm-customer-id", |text| {
-            encode(text, self.account_id);
-            text.put_u8(b':');
-            encode(text, self.user_id.unwrap_or(self.subject));
-        });
-        block.set("x-litellm-tags", |text| {
-            text.put_slice(b"account:");
-            encode(text, self.account_id);
-            text.put_slice(b",domain:");
-            text.put_slice(self.domain.as_str().as_bytes());
-            let more = [(",org:", self.org_id), (",team:", self.team_id), (",agent:", self.agent_id)];
-            for (key, value) in more.into_iter().filter_map(|(key, value)| Some((key, value?))) {
-                text.put_slice(key.as_bytes());
-                encode(text, value);
-            }
-        });
-    }
-
-    fn set_trace(&self, block: &mut Block<'_>) {
-        let mut sent = block.headers.get_all(TRACEPARENT).iter();
+    fn set_trace(&self, headers: &mut HeaderMap) {
+        let mut sent = headers.get_all(TRACEPARENT).iter();
         if let (Some(one), None) = (sent.next(), sent.next())
             && is_traceparent(one.as_bytes())
         {
             return;
         }
-        block.headers.remove(TRACESTATE);
-        let id = self.request_id.as_str().replace('-', "");
-        let span = id.get(16..).unwrap_or_default();
-        block.set("traceparent", |text| text.put_slice(format!("00-{id}-{span}-00").as_bytes()));
+        headers.remove(TRACESTATE);
+        // Trace id: the request's, which is a UUID; parent id: its second half.
+        let trace = || self.request_id.as_str().bytes().filter(|byte| *byte != b'-');
+        let value: Vec<u8> =
+            b"00-".iter().copied().chain(trace()).chain(*b"-").chain(trace().skip(16)).chain(*b"-00").collect();
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+            headers.insert(TRACEPARENT, value);
+        }
     }
 }
 
 /// Header values written one after another into one allocation.
-struct Block<'h> {
+struct Block {
     text: BytesMut,
-    headers: &'h mut HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Block<'_> {
+impl Block {
     fn set(&mut self, name: &'static str, write: impl FnOnce(&mut BytesMut)) {
         write(&mut self.text);
         // What `encode` writes is always a header value.
         if let Ok(value) = HeaderValue::from_maybe_shared(self.text.split().freeze()) {
-            self.headers.insert(HeaderName::from_static(name), value);
+            self.headers.push((HeaderName::from_static(name), value));
         }
     }
 }
@@ -499,7 +546,7 @@ impl Decision {
 
 /// Makes the headers of an upstream's response those of our answer.
 pub fn answer(headers: &mut HeaderMap, leaks: &Leaks, request_id: &RequestId, decision: Decision) {
-    let mut doomed = Vec::with_capacity(8);
+    let mut doomed = Vec::new();
     for (name, value) in &*headers {
         match name.as_str() {
             "connection" => {
