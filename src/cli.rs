@@ -163,7 +163,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Serve(file) => serve::serve(&load(&file)?),
         Command::Dev(options) => dev::dev(options),
         Command::Migrate { print: Some(backend), .. } => maintenance::print_migrations(backend),
-        Command::Migrate { file, print: None } => maintenance::migrate(&load(&file)?),
+        Command::Migrate { file, print: None } => maintenance::migrate(&load_for_database(&file)?),
         Command::CheckConfig { example: true, .. } => say(config::DEFAULTS.trim_end()),
         Command::CheckConfig { file, .. } => {
             say(config::show(file.config.as_deref()).map_err(Failure::misconfigured)?.trim_end())
@@ -171,9 +171,11 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Openapi => say(&crate::v1::description().to_pretty_json().map_err(Failure::failed)?),
         Command::Keygen { kind } => maintenance::keygen(kind),
         Command::Audit { command: AuditCommand::Verify { file, account } } => {
-            maintenance::verify_audit(&load(&file)?, account.as_deref())
+            maintenance::verify_audit(&load_for_database(&file)?, account.as_deref())
         }
-        Command::Ledger { command: LedgerCommand::Verify { file } } => maintenance::verify_ledger(&load(&file)?),
+        Command::Ledger { command: LedgerCommand::Verify { file } } => {
+            maintenance::verify_ledger(&load_for_database(&file)?)
+        }
         Command::Healthcheck { url } => maintenance::healthcheck(&url),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -185,6 +187,10 @@ fn execute(command: Command) -> Result<(), Failure> {
 
 fn load(file: &ConfigFile) -> Result<Config, Failure> {
     Config::load(file.config.as_deref()).map_err(Failure::misconfigured)
+}
+
+fn load_for_database(file: &ConfigFile) -> Result<Config, Failure> {
+    Config::load_for_database(file.config.as_deref()).map_err(Failure::misconfigured)
 }
 
 /// Prints a line to standard output; a reader that went away is no failure of ours.

@@ -153,9 +153,16 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] that names the key, what is wrong with it and what would be accepted.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self::from_figment(&figment(file, &environment)?)
+    }
+
+    /// Reads the same without asking whether a gateway could run with it, for commands
+    /// that only look after the database.
+    ///
+    /// # Errors
+    /// When the file cannot be read or a value is of the wrong type.
+    pub fn load_for_database(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::extract(&figment(file, &environment)?)
     }
 
     /// Reads TOML text over the defaults; for tests and embedders.
@@ -167,11 +174,16 @@ impl Config {
     }
 
     fn from_figment(figment: &Figment) -> Result<Self, ConfigError> {
+        let config = Self::extract(figment)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn extract(figment: &Figment) -> Result<Self, ConfigError> {
         let mut config: Self = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
         if config.database.url.is_empty() {
             config.database.url = format!("sqlite:{}", config.data_dir.join("alchemi.db").display());
         }
-        config.check()?;
         Ok(config)
     }
 
@@ -180,6 +192,9 @@ impl Config {
         let wrong = |text: String| Err(ConfigError(text));
         if let Err(error) = self.identity.check() {
             return wrong(error.to_string());
+        }
+        if let Err(error) = self.upstream.targets() {
+            return wrong(format!("upstream: {error}"));
         }
         if let Some(key) = &self.master_key
             && let Err(error) = MasterKey::new(key.clone())
@@ -253,13 +268,17 @@ impl Config {
 /// # Errors
 /// As [`Config::load`].
 pub fn show(file: Option<&Path>) -> Result<String, ConfigError> {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let figment = figment(file, &environment)?;
     Config::from_figment(&figment)?;
     let mut tree: toml::Table = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
     tree.iter_mut().for_each(|(key, value)| mask(key, value));
     toml::to_string_pretty(&tree).map_err(|error| ConfigError(error.to_string()))
+}
+
+/// A variable, if it is set to something.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Whether this is an origin as browsers write it (RFC 6454 section 6.2).

@@ -149,6 +149,11 @@ impl Gateway {
         &self.url
     }
 
+    /// Its database.
+    pub(crate) fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
     /// Ends it as a signal would.
     pub(crate) async fn stop(&mut self) -> Stopped {
         self.server.take().expect("it is stopped once").stop().await
