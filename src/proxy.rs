@@ -19,6 +19,7 @@ use crate::allocation::{Admission, Allocations};
 use crate::clock::SharedClock;
 use crate::context::{Context, Domain};
 use crate::identity::Verified;
+use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{Authenticator, Credential};
 use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
@@ -47,7 +48,7 @@ use balance::Balancer;
 use catalogue::Catalogue;
 use config::GatewayConfig;
 use forward::{Deadlined, ForwardError, Outgoing};
-use headers::{ContextHeaders, Decision, Leaks, RequestHeaders};
+use headers::{ContextHeaders, Decision, Leaks};
 use ingress::{Arrival, RequestId};
 use metered::MeteredBody;
 use metrics::GatewayMetrics;
@@ -156,7 +157,7 @@ impl Gateway {
         // Ingress: what clients must not say is gone from here on.
         let asked = RequestHeaders::take(&mut head.headers)?;
         // Identity: a credential becomes proof.
-        let credential = own.authenticator.credential(asked.bearer.as_ref().map(headers::Bearer::token)).await?;
+        let credential = own.authenticator.credential(asked.bearer.as_ref().map(Bearer::token)).await?;
         if matches!(credential, Credential::Upstream) {
             return self.unmanaged(head, Outgoing::stream(body), exchange).await;
         }
@@ -503,7 +504,7 @@ impl Gateway {
     {
         let (mut head, body) = request.into_parts();
         let asked = RequestHeaders::take(&mut head.headers)?;
-        let presented = asked.bearer.as_ref().map(headers::Bearer::token);
+        let presented = asked.bearer.as_ref().map(Bearer::token);
         match self.0.parts.authenticator.credential(presented).await? {
             Credential::Upstream => self.unmanaged(head, Outgoing::stream(body), exchange).await,
             Credential::Operator | Credential::Token(_) => Err(Problem::new(
