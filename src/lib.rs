@@ -11,7 +11,7 @@
 //! one out:
 //!
 //! 1. [`proxy::wire`] and [`proxy::ingress`] refuse what two parsers could read
-//!    differently; [`proxy::headers`] strips what only we may say.
+//!    differently; [`layer::headers`] strips what only we may say.
 //! 2. [`Identity`] turns a token into [`Verified`](identity::Verified).
 //! 3. [`Authenticator`] finds the account and makes a [`Context`].
 //! 4. [`proxy::ask`] reads the body once: an [`Ask`](policy::Ask).

@@ -22,6 +22,7 @@ use crate::clock::SharedClock;
 use crate::context::{Context, Domain};
 use crate::id::Id;
 use crate::identity::Verified;
+use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{Authenticator, Credential};
 use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
@@ -51,7 +52,7 @@ use balance::Balancer;
 use catalogue::Catalogue;
 use config::GatewayConfig;
 use forward::{Deadlined, ForwardError, Outgoing};
-use headers::{CallerFacts, CallerHeaders, ContextHeaders, Decision, Leaks, RequestHeaders};
+use headers::{CallerFacts, CallerHeaders, ContextHeaders, Decision, Leaks};
 use ingress::{Arrival, RequestId};
 use metered::MeteredBody;
 use metrics::GatewayMetrics;
@@ -196,7 +197,7 @@ impl Gateway {
         // Ingress: what clients must not say is gone from here on.
         let asked = RequestHeaders::take(&mut head.headers)?;
         // Identity: a credential becomes proof.
-        let credential = own.authenticator.credential(asked.bearer.as_ref().map(headers::Bearer::token)).await?;
+        let credential = own.authenticator.credential(asked.bearer.as_ref().map(Bearer::token)).await?;
         if matches!(credential, Credential::Upstream) {
             return Box::pin(self.unmanaged(head, Outgoing::stream(body), exchange)).await;
         }
@@ -536,7 +537,7 @@ impl Gateway {
     {
         let (mut head, body) = request.into_parts();
         let asked = RequestHeaders::take(&mut head.headers)?;
-        let presented = asked.bearer.as_ref().map(headers::Bearer::token);
+        let presented = asked.bearer.as_ref().map(Bearer::token);
         match self.0.parts.authenticator.credential(presented).await? {
             Credential::Upstream => self.unmanaged(head, Outgoing::stream(body), exchange).await,
             Credential::Operator | Credential::Token(_) => Err(Problem::new(

@@ -26,6 +26,7 @@ use crate::config::{Config, ConfigError};
 use crate::context::{Context, RequestInfo};
 use crate::id::{IdSource, RandomIds};
 use crate::identity::{Identity, MasterKey, Revocation};
+use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{AuthenticateLayer, Authenticator};
 use crate::metering::settler::{Settler, SettlerCounts};
 use crate::plugin::Guardrail;
@@ -427,8 +428,8 @@ impl Front {
         if self.0.metrics_elsewhere {
             return Err(Problem::not_found("Metrics are on the address of admin_listen"));
         }
-        let asked = crate::proxy::headers::RequestHeaders::take(&mut request.headers().clone())?;
-        let presented = asked.bearer.as_ref().map(crate::proxy::headers::Bearer::token);
+        let asked = RequestHeaders::take(&mut request.headers().clone())?;
+        let presented = asked.bearer.as_ref().map(Bearer::token);
         let credential = self.0.authenticator.credential(presented).await?;
         let context: Context = self.0.authenticator.establish(&credential, None).await?.context;
         context.super_admin().map(drop)

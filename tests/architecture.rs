@@ -26,8 +26,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("plugin", &["context", "model", "policy"]),
     ("allocation", &["context", "model", "policy", "store"]),
     ("metering", &["allocation", "context", "model", "policy", "store"]),
-    // Surfaces. The layer and the proxy know each other: the one reads the headers that the other strips.
-    ("layer", &["allocation", "context", "identity", "metering", "plugin", "policy", "proxy"]),
+    // Surfaces: the proxy is made with the layer, never the other way round.
+    ("layer", &["allocation", "context", "identity"]),
     ("proxy", &["allocation", "context", "identity", "layer", "metering", "model", "plugin", "policy"]),
     ("v1", &["allocation", "context", "model", "policy", "store"]),
     // For development alone: nothing that serves knows of it.

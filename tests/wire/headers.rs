@@ -3,9 +3,8 @@
 use alchemi::clock::Timestamp;
 use alchemi::context::Domain;
 use alchemi::id::CountingIds;
-use alchemi::proxy::headers::{
-    CallerFacts, CallerHeaders, ContextHeaders, Decision, Leaks, RequestHeaders, answer, stamp,
-};
+use alchemi::layer::headers::RequestHeaders;
+use alchemi::proxy::headers::{CallerFacts, CallerHeaders, ContextHeaders, Decision, Leaks, answer, stamp};
 use alchemi::proxy::ingress::RequestId;
 use alchemi::proxy::signed::ContextSigner;
 use http::{HeaderMap, HeaderName, HeaderValue};
