@@ -30,6 +30,7 @@ pub mod accounts;
 pub mod audit;
 pub mod budgets;
 pub mod changes;
+pub mod connections;
 pub mod conservation;
 pub mod directory;
 pub mod idempotency;
@@ -39,6 +40,8 @@ pub mod models;
 pub mod page;
 pub mod policies;
 pub mod revocations;
+pub mod secrets;
+pub mod sso;
 pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};

@@ -56,17 +56,26 @@ const LOCK: i64 = 0x61_6c63_6865_6d69;
 /// [`StoreError::Setup`] for a backend that this build does not have.
 pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
     macro_rules! from {
+        ($folder:literal: $($version:literal $name:literal $file:literal),* $(,)?) => {
+            &[$(Migration {
+                version: $version,
+                name: $name,
+                sql: include_str!(concat!("../../migrations/", $folder, "/", $file)),
+            }),*]
+        };
+    }
+    macro_rules! all {
         ($folder:literal) => {
-            &[Migration {
-                version: 1,
-                name: "init",
-                sql: include_str!(concat!("../../migrations/", $folder, "/0001_init.sql")),
-            }]
+            from! {
+                $folder:
+                1 "init" "0001_init.sql",
+                2 "connections" "0002_connections.sql",
+            }
         };
     }
     match backend {
-        "sqlite" => Ok(from!("sqlite")),
-        "postgres" => Ok(from!("postgres")),
+        "sqlite" => Ok(all!("sqlite")),
+        "postgres" => Ok(all!("postgres")),
         other => Err(StoreError::Setup(format!("no migrations for {other:?}: expected sqlite or postgres"))),
     }
 }

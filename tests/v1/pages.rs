@@ -8,7 +8,7 @@ use crate::{at_mid_january, ids, text};
 /// The items of a list, page by page.
 async fn walk(client: &Client, path: &str, limit: usize) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), None::<String>);
-    for _ in 0..100 {
+    for _ in 0..200 {
         let joint = if path.contains('?') { '&' } else { '?' };
         let after = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
         let page = client.get(&format!("{path}{joint}limit={limit}{after}")).await.ok();
@@ -69,6 +69,15 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
             paths.extend(["orgs", "teams", "users", "models/grants"].map(|kind| format!("/v1/{domain}/{kind}")));
             paths.push(format!("/v1/{domain}/teams/{}/members", teams[0]));
         }
+        let connection = json!({"name": "shared"});
+        let shared = text(&post("/v1/copilot/connections/mcp", connection.clone()).await["item"]["id"]);
+        let shared = format!("/v1/copilot/connections/{shared}/grants");
+        for number in 0..7 {
+            post("/v1/copilot/connections/openapi", connection.clone()).await;
+            let org = gateway.org(&account, "copilot", &format!("granted {number}")).await;
+            post(&shared, json!({"scope_type": "org", "scope_id": org})).await;
+        }
+        paths.extend(["/v1/copilot/connections".to_owned(), shared]);
         paths.extend(["/v1/budgets/copilot/allocations", "/v1/budgets/copilot/overrides"].map(str::to_owned));
         for number in 0..7 {
             let renewal = json!({
