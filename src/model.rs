@@ -6,6 +6,7 @@ pub mod audit;
 pub mod budgets;
 pub mod directory;
 pub mod domain;
+pub mod features;
 pub mod field;
 pub mod models;
 pub mod revocations;

@@ -34,11 +34,14 @@ pub mod call;
 pub mod context;
 pub mod costs;
 pub mod directory;
+pub mod features;
 pub mod input;
 pub mod models;
 mod openapi;
+mod parameters;
 pub mod policies;
 pub mod revocations;
+pub mod trial;
 pub mod usage;
 
 /// What the routes share.
@@ -59,6 +62,7 @@ pub struct App {
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
     in_flight: call::InFlightSet,
+    parameters: parameters::Parameters,
 }
 
 impl App {
@@ -73,6 +77,7 @@ impl App {
             default_domain: Domain::Copilot,
             body_timeout: Duration::from_secs(60),
             in_flight: call::InFlightSet::default(),
+            parameters: parameters::Parameters::default(),
         }
     }
 
@@ -152,6 +157,11 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(models::get_model_grant, models::delete_model_grant))
         .routes(routes!(models::get_effective_model))
         .routes(routes!(models::list_my_models))
+        // Features
+        .routes(routes!(features::list_feature_entitlements, features::create_feature_entitlement))
+        .routes(routes!(features::get_feature_entitlement, features::delete_feature_entitlement))
+        .routes(routes!(features::get_effective_feature))
+        .routes(routes!(features::list_my_features))
         // Budgets
         .routes(routes!(budgets::account::list_account_allocations, budgets::account::set_account_allocation))
         .routes(routes!(budgets::account::get_account_allocation))
@@ -182,7 +192,8 @@ fn routes() -> OpenApiRouter<App> {
 /// the extensions of each request; for self-service in another place than the caller's
 /// usual one, an [`AskedPlace`](crate::context::AskedPlace) too.
 pub fn router(app: App) -> Router {
-    let (router, _) = routes().split_for_parts();
+    let (router, description) = routes().split_for_parts();
+    let app = App { parameters: parameters::Parameters::of(&description), ..app };
     router
         .fallback(async || Problem::not_found("There is no such route; /openapi.json lists all of them"))
         .method_not_allowed_fallback(async || method_not_allowed())

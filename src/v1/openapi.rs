@@ -30,6 +30,7 @@ const EXAMPLE_ID: &str = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11";
         (name = "directory", description = "Orgs, teams, users and memberships of both product domains"),
         (name = "budgets", description = "Credits: account allocation, plans, allocations, overrides, usage, cycles"),
         (name = "models", description = "Who may use which model"),
+        (name = "features", description = "Who has which feature of the product"),
         (name = "audit", description = "Who changed what, chained by hash"),
         (name = "costs", description = "What was spent, from sums kept at settlement"),
         (name = "self-service", description = "What holds for the caller"),
@@ -90,7 +91,7 @@ fn for_domain(mut item: PathItem, domain: Domain) -> PathItem {
     item
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
     let PathItem { get, post, put, patch, delete, .. } = item;
     [(Method::GET, get), (Method::POST, post), (Method::PUT, put), (Method::PATCH, patch), (Method::DELETE, delete)]
         .into_iter()

@@ -35,10 +35,13 @@ impl Tenant {
         let plan = gateway.plan(&account).await;
         let team = ids[&("copilot", "team_id")].clone();
         gateway.allot(&account, &plan, ("team", &team), "100").await;
-        let over = json!({"plan_id": plan, "scope_type": "team", "scope_id": team, "override_credits": 50});
+        let over = json!({"plan_id": plan, "scope_type": "team", "scope_id": &team, "override_credits": 50});
         let over = gateway.operator_for(&account).post("/v1/budgets/copilot/overrides", over).await.ok();
         ids.insert(("copilot", "override_id"), over["item"]["id"].as_str().unwrap().to_owned());
         ids.insert(("copilot", "plan_id"), plan);
+        let feature = json!({"domain": "copilot", "feature_code": "agents", "scope_type": "team", "scope_id": team});
+        let feature = gateway.operator_for(&account).post("/v1/features/entitlements", feature).await.ok();
+        ids.insert(("copilot", "entitlement_id"), feature["item"]["id"].as_str().unwrap().to_owned());
         Self { account, ids }
     }
 
@@ -85,8 +88,18 @@ enum Slot {
     Field(String),
 }
 
-const NAMES: &[&str] =
-    &["org_id", "team_id", "user_id", "grant_id", "plan_id", "override_id", "scope_id", "team_ids", "scope_ids"];
+const NAMES: &[&str] = &[
+    "org_id",
+    "team_id",
+    "user_id",
+    "grant_id",
+    "plan_id",
+    "override_id",
+    "entitlement_id",
+    "scope_id",
+    "team_ids",
+    "scope_ids",
+];
 
 fn slots(operation: &Operation) -> Vec<Slot> {
     let named = |p: &Value| p["name"].as_str().filter(|name| NAMES.contains(name)).map(str::to_owned);
@@ -177,7 +190,7 @@ async fn the_team_header_of_another_account_answers_as_a_missing_one() {
         let (own, other) = (Tenant::new(&gateway, "Own").await, Tenant::new(&gateway, "Other").await);
         let ada = gateway.as_end_user(&own.account, "Own-ada");
         let theirs = other.id("copilot", "team_id", "").unwrap();
-        for path in ["/v1/me/allocation", "/v1/me/models", "/v1/me/usage"] {
+        for path in ["/v1/me/allocation", "/v1/me/features", "/v1/me/models", "/v1/me/usage"] {
             let ask = |team: &str| ada.send(ada.request(http::Method::GET, path).header("x-alchemi-team-id", team));
             let (foreign, missing) = (ask(&theirs).await, ask(NOBODY).await);
             let ids = [theirs.as_str(), NOBODY];
