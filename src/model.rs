@@ -7,6 +7,7 @@ pub mod budgets;
 pub mod connections;
 pub mod directory;
 pub mod domain;
+pub mod features;
 pub mod field;
 pub mod models;
 pub mod revocations;

@@ -37,12 +37,15 @@ pub mod connections;
 pub mod context;
 pub mod costs;
 pub mod directory;
+pub mod features;
 pub mod input;
 pub mod models;
 mod openapi;
+mod parameters;
 pub mod policies;
 pub mod revocations;
 pub mod sso;
+pub mod trial;
 pub mod usage;
 
 /// What the routes share.
@@ -67,6 +70,7 @@ pub struct App {
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
     in_flight: call::InFlightSet,
+    parameters: parameters::Parameters,
 }
 
 impl App {
@@ -83,6 +87,7 @@ impl App {
             default_domain: Domain::Copilot,
             body_timeout: Duration::from_secs(60),
             in_flight: call::InFlightSet::default(),
+            parameters: parameters::Parameters::default(),
         }
     }
 
@@ -185,6 +190,11 @@ fn routes() -> OpenApiRouter<App> {
         ))
         .routes(routes!(connections::list_connection_grants, connections::create_connection_grant))
         .routes(routes!(connections::delete_connection_grant))
+        // Features
+        .routes(routes!(features::list_feature_entitlements, features::create_feature_entitlement))
+        .routes(routes!(features::get_feature_entitlement, features::delete_feature_entitlement))
+        .routes(routes!(features::get_effective_feature))
+        .routes(routes!(features::list_my_features))
         // Budgets
         .routes(routes!(budgets::account::list_account_allocations, budgets::account::set_account_allocation))
         .routes(routes!(budgets::account::get_account_allocation))
@@ -215,7 +225,8 @@ fn routes() -> OpenApiRouter<App> {
 /// the extensions of each request; for self-service in another place than the caller's
 /// usual one, an [`AskedPlace`](crate::context::AskedPlace) too.
 pub fn router(app: App) -> Router {
-    let (router, _) = routes().split_for_parts();
+    let (router, description) = routes().split_for_parts();
+    let app = App { parameters: parameters::Parameters::of(&description), ..app };
     router
         .fallback(async || Problem::not_found("There is no such route; /openapi.json lists all of them"))
         .method_not_allowed_fallback(async || method_not_allowed())

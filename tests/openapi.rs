@@ -70,6 +70,9 @@ const EXPECTED: &str = "
     GET /v1/console/models/grants
     POST /v1/console/models/grants
     GET /v1/console/models/effective
+    GET /v1/features/entitlements
+    POST /v1/features/entitlements
+    GET /v1/features/effective
     GET /v1/audit
     GET /v1/costs/breakdown
 ";

@@ -55,27 +55,27 @@ const LOCK: i64 = 0x61_6c63_6865_6d69;
 /// # Errors
 /// [`StoreError::Setup`] for a backend that this build does not have.
 pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
-    macro_rules! from {
-        ($folder:literal: $($version:literal $name:literal $file:literal),* $(,)?) => {
-            &[$(Migration {
+    macro_rules! step {
+        ($folder:literal, $version:literal, $number:literal, $name:literal) => {
+            Migration {
                 version: $version,
                 name: $name,
-                sql: include_str!(concat!("../../migrations/", $folder, "/", $file)),
-            }),*]
-        };
-    }
-    macro_rules! all {
-        ($folder:literal) => {
-            from! {
-                $folder:
-                1 "init" "0001_init.sql",
-                2 "connections" "0002_connections.sql",
+                sql: include_str!(concat!("../../migrations/", $folder, "/", $number, "_", $name, ".sql")),
             }
         };
     }
+    macro_rules! from {
+        ($folder:literal) => {
+            &[
+                step!($folder, 1, "0001", "init"),
+                step!($folder, 2, "0002", "connections"),
+                step!($folder, 4, "0004", "marketplace"),
+            ]
+        };
+    }
     match backend {
-        "sqlite" => Ok(all!("sqlite")),
-        "postgres" => Ok(all!("postgres")),
+        "sqlite" => Ok(from!("sqlite")),
+        "postgres" => Ok(from!("postgres")),
         other => Err(StoreError::Setup(format!("no migrations for {other:?}: expected sqlite or postgres"))),
     }
 }

@@ -9,6 +9,7 @@ use super::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, or_40
 use super::call::{Call, CopilotAdmin, IfMatch};
 use super::directory::hold_scope;
 use super::input::{Body, PageParams, Paging, Path, Query};
+use super::trial::{Trial, Tried};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::{Action, Label};
@@ -306,17 +307,19 @@ pub async fn list_connection_grants(
 
 /// Let a scope use a connection
 ///
-/// Posted again for the same scope, `can_manage` is changed.
+/// Posted again for the same scope, `can_manage` is changed. With `dry_run=true` the
+/// answer is the effect, and nothing is written.
 #[utoipa::path(post, path = "/v1/copilot/connections/{connection_id}/grants", tag = "connections",
-    params(AtConnection), request_body = NewConnectionGrant,
-    responses((status = 200, description = "The grant", body = Item<ConnectionGrant>), Refusals))]
+    params(AtConnection, Trial), request_body = NewConnectionGrant,
+    responses((status = 200, description = "The grant", body = Tried<Item<ConnectionGrant>>), Refusals))]
 pub async fn create_connection_grant(
     call: Call<CopilotAdmin>,
     Path(AtConnection { connection_id }): Path<AtConnection>,
+    Query(trial): Query<Trial>,
     Body(new): Body<NewConnectionGrant>,
 ) -> Outcome {
     let scope = Scope::new(ScopeType::parse(&new.scope_type, ScopeType::MEMBERS)?, new.scope_id);
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     hold_scope(&mut tx, Domain::Copilot, &scope).await?;
     held(&mut tx, &connection_id).await?;
     let before = tx.connection_grant_to(&connection_id, &scope).await?;
@@ -338,14 +341,17 @@ pub async fn create_connection_grant(
 }
 
 /// Take a connection from a scope
+///
+/// With `dry_run=true` the answer is the effect, and nothing is removed.
 #[utoipa::path(delete, path = "/v1/copilot/connections/{connection_id}/grants/{grant_id}", tag = "connections",
-    params(AtConnectionGrant, IfMatch),
-    responses((status = 200, description = "Removed", body = Deleted), Refusals))]
+    params(AtConnectionGrant, Trial, IfMatch),
+    responses((status = 200, description = "Removed", body = Tried<Deleted>), Refusals))]
 pub async fn delete_connection_grant(
     call: Call<CopilotAdmin>,
     Path(AtConnectionGrant { connection_id, grant_id }): Path<AtConnectionGrant>,
+    Query(trial): Query<Trial>,
 ) -> Outcome {
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     held(&mut tx, &connection_id).await?;
     let grant = or_404(tx.connection_grant(&connection_id, &grant_id).await?, GRANT_NOT_FOUND)?;
     call.expects(grant.version)?;

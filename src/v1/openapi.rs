@@ -31,6 +31,7 @@ const EXAMPLE_ID: &str = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11";
         (name = "budgets", description = "Credits: account allocation, plans, allocations, overrides, usage, cycles"),
         (name = "connections", description = "What agents reach outside, with sealed secrets"),
         (name = "models", description = "Who may use which model"),
+        (name = "features", description = "Who has which feature of the product"),
         (name = "audit", description = "Who changed what, chained by hash"),
         (name = "costs", description = "What was spent, from sums kept at settlement"),
         (name = "self-service", description = "What holds for the caller"),
@@ -48,7 +49,7 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
     let paths = std::mem::take(&mut description.paths.paths);
     for (path, item) in paths.into_iter().flat_map(|(path, item)| by_parameter(path, item)) {
         for (path, mut item, domain) in expanded(path, item) {
-            let tagged = item.put.iter().chain(&item.patch).any(takes_if_match);
+            let tagged = item.put.iter().chain(&item.patch).chain(&item.post).any(takes_if_match);
             for (method, operation) in operations(&mut item) {
                 add_headers(operation, &method, tagged);
                 refusals.share(operation, &method);
@@ -111,7 +112,7 @@ fn for_domain(mut item: PathItem, domain: Domain) -> PathItem {
     item
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
     let PathItem { get, post, put, patch, delete, .. } = item;
     [(Method::GET, get), (Method::POST, post), (Method::PUT, put), (Method::PATCH, patch), (Method::DELETE, delete)]
         .into_iter()

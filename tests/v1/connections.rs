@@ -258,6 +258,12 @@ async fn grants_of_a_connection() {
         }
         assert_eq!(admin.get("/copilot/connections/gone/grants").await.refused(404), "Connection not found");
         let one = format!("{grants}/{}", first["id"].as_str().unwrap());
+        admin.made("/copilot/users", json!({"email": "ada@acme.com", "team_ids": [team]})).await;
+        let trial = admin.post(&format!("{grants}?dry_run=true"), body("team", &team)).await.ok();
+        assert_eq!((&trial["users"], &trial["changes"][0]["after"]["can_manage"]), (&json!(1), &json!(false)));
+        assert_eq!(admin.delete(&format!("{one}?dry_run=true")).await.ok()["change_count"], 1);
+        let kept = admin.get(&grants).await.ok()["items"][1]["can_manage"].clone();
+        assert_eq!(kept, true, "trials write nothing");
         admin.with("if-match", "\"1\"").delete(&one).await.refused(412);
         assert_eq!(admin.delete(&one).await.ok(), json!({"deleted": true}));
         assert_eq!(admin.delete(&one).await.refused(404), "Connection grant not found");

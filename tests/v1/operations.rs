@@ -112,6 +112,8 @@ fn usual(name: &str) -> String {
     match name {
         "scope_type" => "team",
         "model_name" => "gpt-4o-mini",
+        "domain" => "copilot",
+        "feature_code" => "create_agents",
         _ => NOBODY,
     }
     .to_owned()

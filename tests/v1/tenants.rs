@@ -35,7 +35,7 @@ impl Tenant {
         let plan = gateway.plan(&account).await;
         let team = ids[&("copilot", "team_id")].clone();
         gateway.allot(&account, &plan, ("team", &team), "100").await;
-        let over = json!({"plan_id": plan, "scope_type": "team", "scope_id": team, "override_credits": 50});
+        let over = json!({"plan_id": plan, "scope_type": "team", "scope_id": &team, "override_credits": 50});
         let over = gateway.operator_for(&account).post("/v1/budgets/copilot/overrides", over).await.ok();
         ids.insert(("copilot", "override_id"), over["item"]["id"].as_str().unwrap().to_owned());
         ids.insert(("copilot", "plan_id"), plan);
@@ -49,6 +49,9 @@ impl Tenant {
         ids.insert(("copilot", "connection_grant_id"), granted["item"]["id"].as_str().unwrap().to_owned());
         let sso = json!({"sso_provider": "google", "sso_settings": {"google_client_secret": "the secret"}});
         operator.post(&format!("/v1/accounts/{account}/sso"), sso).await.ok();
+        let feature = json!({"domain": "copilot", "feature_code": "agents", "scope_type": "team", "scope_id": team});
+        let feature = gateway.operator_for(&account).post("/v1/features/entitlements", feature).await.ok();
+        ids.insert(("copilot", "entitlement_id"), feature["item"]["id"].as_str().unwrap().to_owned());
         Self { account, ids }
     }
 
@@ -109,6 +112,7 @@ const NAMES: &[&str] = &[
     "connection_id",
     "plan_id",
     "override_id",
+    "entitlement_id",
     "scope_id",
     "team_ids",
     "scope_ids",
@@ -204,7 +208,7 @@ async fn the_team_header_of_another_account_answers_as_a_missing_one() {
         let (own, other) = (Tenant::new(&gateway, "Own").await, Tenant::new(&gateway, "Other").await);
         let ada = gateway.as_end_user(&own.account, "Own-ada");
         let theirs = other.id("copilot", "team_id", "").unwrap();
-        for path in ["/v1/me/allocation", "/v1/me/models", "/v1/me/usage"] {
+        for path in ["/v1/me/allocation", "/v1/me/features", "/v1/me/models", "/v1/me/usage"] {
             let ask = |team: &str| ada.send(ada.request(http::Method::GET, path).header("x-alchemi-team-id", team));
             let (foreign, missing) = (ask(&theirs).await, ask(NOBODY).await);
             let ids = [theirs.as_str(), NOBODY];
