@@ -4,11 +4,14 @@
 pub mod accounts;
 pub mod audit;
 pub mod budgets;
+pub mod connections;
 pub mod directory;
 pub mod domain;
+pub mod features;
 pub mod field;
 pub mod models;
 pub mod revocations;
 pub mod scope;
+pub mod sso;
 pub mod text;
 pub mod usage;

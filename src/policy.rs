@@ -18,6 +18,7 @@ use crate::model::usage::RouteKind;
 use crate::problem::Problem;
 
 pub mod budget;
+pub mod features;
 pub mod models;
 
 use budget::{BudgetRules, Chain, Link};

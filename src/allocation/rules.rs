@@ -166,8 +166,8 @@ impl Epochs {
                 self.everything.fetch_add(1, Ordering::AcqRel);
                 self.accounts.fetch_add(1, Ordering::AcqRel);
             }
-            // Deny-lists are kept elsewhere.
-            ChangeKind::Revocations => {}
+            // Deny-lists are kept elsewhere; features are no rule of the data plane.
+            ChangeKind::Revocations | ChangeKind::Features => {}
             ChangeKind::Account | ChangeKind::Directory | ChangeKind::Budget | ChangeKind::Models => {
                 if change.kind == ChangeKind::Account {
                     self.accounts.fetch_add(1, Ordering::AcqRel);

@@ -30,6 +30,8 @@ pub enum ChangeKind {
     Budget,
     /// Model grants.
     Models,
+    /// Feature entitlements.
+    Features,
     /// Cut-off tokens.
     Revocations,
     /// Unknown: the feed was interrupted.
@@ -38,8 +40,15 @@ pub enum ChangeKind {
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 6] =
-        [Self::Account, Self::Directory, Self::Budget, Self::Models, Self::Revocations, Self::Everything];
+    const ALL: [Self; 7] = [
+        Self::Account,
+        Self::Directory,
+        Self::Budget,
+        Self::Models,
+        Self::Features,
+        Self::Revocations,
+        Self::Everything,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -47,6 +56,7 @@ impl ChangeKind {
             Self::Directory => "directory",
             Self::Budget => "budget",
             Self::Models => "models",
+            Self::Features => "features",
             Self::Revocations => "revocations",
             Self::Everything => "everything",
         }
