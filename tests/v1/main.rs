@@ -20,6 +20,7 @@ mod concurrency;
 mod context;
 mod conventions;
 mod directory;
+mod explain;
 mod features;
 mod gateway;
 mod idempotency;
