@@ -19,13 +19,14 @@ use crate::allocation::AllocationConfig;
 use crate::context::Domain;
 use crate::identity::{IdentityConfig, MasterKey};
 use crate::model::models::AccessMode;
+use crate::outbound::OutboundRules;
 use crate::proxy::ask::AskRules;
 use crate::proxy::config::{GatewayConfig, LimitsConfig, MeteringConfig};
 use crate::proxy::forward::UpstreamConfig;
 use crate::proxy::headers::Leaks;
 use crate::proxy::ingress::TrustedProxies;
 use crate::proxy::signed::ContextSigner;
-use crate::secret::SecretString;
+use crate::secret::{KeyRing, SecretString};
 use crate::store::DatabaseConfig;
 
 /// Every key with its default and what it means.
@@ -56,6 +57,10 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// Where the data lives.
     pub database: DatabaseConfig,
+    /// What secrets at rest are sealed under.
+    pub secrets: SecretsConfig,
+    /// Where URLs in settings may lead.
+    pub outbound: OutboundRules,
     /// Whose tokens are believed.
     pub identity: IdentityConfig,
     /// The LLM proxy behind us.
@@ -95,6 +100,14 @@ impl Default for ContextConfig {
     fn default() -> Self {
         Self { litellm: true, signing_key: None, hidden_response_headers: Leaks::default() }
     }
+}
+
+/// What secrets at rest are sealed under.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SecretsConfig {
+    /// The first one seals, all of them open.
+    pub keys: KeyRing,
 }
 
 /// What holds where no grant says anything.
@@ -275,8 +288,11 @@ const MASK: &str = "********";
 fn mask(key: &str, value: &mut toml::Value) {
     match value {
         toml::Value::Table(inner) => inner.iter_mut().for_each(|(key, value)| mask(key, value)),
+        toml::Value::Array(items) if key == "keys" => *items = vec![toml::Value::from(MASK); items.len()],
         toml::Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item)),
-        toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") => *text = MASK.to_owned(),
+        toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") || key == "keys" => {
+            *text = MASK.to_owned()
+        }
         toml::Value::String(text) => *text = without_credentials(text),
         _ => {}
     }
@@ -337,6 +353,7 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("ALCHEMI_TRUSTED_PROXIES", "trusted_proxies", Read::List),
     ("ALCHEMI_CORS_ORIGINS", "cors_origins", Read::List),
     ("DATABASE_URL", "database.url", Read::Text),
+    ("ALCHEMI_SECRET_KEY", "secrets.keys", Read::List),
     ("ALCHEMI_UPSTREAM_URL", "upstream.urls", Read::List),
     ("ALCHEMI_UPSTREAM_API_KEY", "upstream.api_key", Read::Text),
     ("ALCHEMI_ENFORCEMENT", "allocation.enforcement", Read::Text),
@@ -471,6 +488,8 @@ mod tests {
     #[test]
     fn the_example_is_the_default_of_every_section() {
         let config = from_environment(&[KEY]).unwrap();
+        assert_eq!(format!("{:?}", config.secrets), format!("{:?}", SecretsConfig::default()));
+        assert_eq!(config.outbound, OutboundRules::default());
         assert_eq!(format!("{:?}", config.identity), format!("{:?}", IdentityConfig::default()));
         assert_eq!(format!("{:?}", config.upstream), format!("{:?}", UpstreamConfig::default()));
         assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
@@ -509,6 +528,8 @@ mod tests {
         let error = |pairs: &[(&str, &str)]| from_environment(pairs).unwrap_err().to_string();
         assert!(error(&[]).contains("ALCHEMI_MASTER_KEY"));
         assert!(error(&[("ALCHEMI_MASTER_KEY", "short")]).contains("32 characters"));
+        let keys = error(&[KEY, ("ALCHEMI_SECRET_KEY", "a:hidden,hidden")]);
+        assert!(keys.contains("secrets.keys (ALCHEMI_SECRET_KEY)") && !keys.contains("hidden"), "{keys}");
         assert!(error(&[KEY, ("ALCHEMI_LISTEN", "nowhere")]).contains("listen (ALCHEMI_LISTEN)"));
         assert!(error(&[KEY, ("ALCHEMI_PASSTHROUGH", "perhaps")]).contains("expected on or off"));
         assert!(error(&[KEY, ("ALCHEMI_ENFORCEMENT", "lax")]).contains("allocation.enforcement (ALCHEMI_ENFORCEMENT)"));
@@ -533,6 +554,7 @@ mod tests {
             database.url = "postgres://u:hidden-4@h/d?password=hidden-5&sslmode=require"
             other.url = "postgres://u:hidden-6#@h/d"
             identity.introspection_client_secret = "hidden-7"
+            secrets.keys = ["a:hidden-10", "hidden-11"]
             [[identity.issuers]]
             url = "https://id.example.com"
             jwks_uri = "https://x:hidden-8@id/keys"

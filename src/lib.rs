@@ -27,7 +27,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`clock`] [`id`] [`credits`] [`problem`] [`secret`] | vocabulary |
+//! | [`clock`] [`id`] [`credits`] [`outbound`] [`problem`] [`secret`] | vocabulary |
 //! | [`model`] [`context`] [`policy`] | nouns, who is calling, the verdict: no I/O |
 //! | [`identity`] [`store`] [`allocation`] [`metering`] | capabilities |
 //! | [`layer`] [`proxy`] [`v1`] [`plugin`] | surfaces and extension points |
@@ -71,6 +71,7 @@ pub use store::Store;
 pub mod clock;
 pub mod credits;
 pub mod id;
+pub mod outbound;
 pub mod problem;
 pub mod secret;
 

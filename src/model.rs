@@ -4,6 +4,7 @@
 pub mod accounts;
 pub mod audit;
 pub mod budgets;
+pub mod connections;
 pub mod directory;
 pub mod domain;
 pub mod features;
@@ -11,5 +12,6 @@ pub mod field;
 pub mod models;
 pub mod revocations;
 pub mod scope;
+pub mod sso;
 pub mod text;
 pub mod usage;

@@ -167,8 +167,13 @@ impl Server {
         });
         let changes = store.changes();
         background::load_revocations(&store, &identity).await?;
-        let operations =
-            Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
+        let operations = Operations {
+            store: store.clone(),
+            identity: identity.clone(),
+            balancer: Arc::clone(&balancer),
+            metrics,
+            secrets: config.secrets.keys.clone(),
+        };
         let front = Front(Arc::new(FrontParts {
             gateway,
             control: control_plane(config, &store, &authenticator, &catalogue),
@@ -297,6 +302,8 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
             let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
             identity.revocations().insert(&Revocation { issuer, subject, issued_before });
         }))
+        .with_secrets(config.secrets.keys.clone())
+        .with_outbound(config.outbound.clone())
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
         .with_estimator(v1::explain::Estimator::new(move |model, size| {

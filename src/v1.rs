@@ -23,7 +23,9 @@ use utoipa_axum::routes;
 use crate::allocation::AllocationConfig;
 use crate::context::{Context, Domain, RequestInfo};
 use crate::model::models::AccessMode;
+use crate::outbound::OutboundRules;
 use crate::problem::Problem;
+use crate::secret::KeyRing;
 use crate::store::Store;
 
 pub mod accounts;
@@ -32,6 +34,7 @@ pub mod answer;
 pub mod audit;
 pub mod budgets;
 pub mod call;
+pub mod connections;
 pub mod context;
 pub mod costs;
 pub mod directory;
@@ -43,6 +46,7 @@ mod openapi;
 mod parameters;
 pub mod policies;
 pub mod revocations;
+pub mod sso;
 pub mod trial;
 pub mod usage;
 
@@ -65,6 +69,10 @@ pub struct App {
     pub issuers: Arc<[String]>,
     /// Until a body has arrived.
     pub body_timeout: Duration,
+    /// What secrets are sealed under; without a key, none are taken.
+    pub secrets: KeyRing,
+    /// Where URLs in settings may lead.
+    pub outbound: OutboundRules,
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
     in_flight: call::InFlightSet,
@@ -77,6 +85,8 @@ impl App {
         Self {
             store,
             issuers: Arc::default(),
+            secrets: KeyRing::default(),
+            outbound: OutboundRules::default(),
             cut_off: revocations::CutOff::default(),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
@@ -100,6 +110,18 @@ impl App {
     #[must_use]
     pub fn with_cut_off(self, cut_off: revocations::CutOff) -> Self {
         Self { cut_off, ..self }
+    }
+
+    /// With the keys that secrets are sealed under.
+    #[must_use]
+    pub fn with_secrets(self, secrets: KeyRing) -> Self {
+        Self { secrets, ..self }
+    }
+
+    /// With where URLs in settings may lead; only outside unless said.
+    #[must_use]
+    pub fn with_outbound(self, outbound: OutboundRules) -> Self {
+        Self { outbound, ..self }
     }
 
     /// With the models that the upstream knows.
@@ -154,6 +176,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(accounts::set_account_status))
         .routes(routes!(admins::list_account_admins, admins::put_account_admin))
         .routes(routes!(admins::update_account_admin, admins::delete_account_admin))
+        .routes(routes!(sso::get_account_sso, sso::put_account_sso, sso::delete_account_sso))
         .routes(routes!(policies::get_feature_pack, policies::put_feature_pack))
         .routes(routes!(policies::get_console_model_policy, policies::put_console_model_policy))
         .routes(routes!(policies::get_zitadel_config, policies::put_zitadel_config))
@@ -178,6 +201,16 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(models::get_model_grant, models::delete_model_grant))
         .routes(routes!(models::get_effective_model))
         .routes(routes!(models::list_my_models))
+        // Connections; the type of a new one stands where the id of another does
+        .routes(routes!(connections::list_connections))
+        .routes(routes!(
+            connections::create_connection,
+            connections::get_connection,
+            connections::update_connection,
+            connections::delete_connection
+        ))
+        .routes(routes!(connections::list_connection_grants, connections::create_connection_grant))
+        .routes(routes!(connections::delete_connection_grant))
         // Features
         .routes(routes!(features::list_feature_entitlements, features::create_feature_entitlement))
         .routes(routes!(features::get_feature_entitlement, features::delete_feature_entitlement))

@@ -12,6 +12,7 @@ use super::{Result, StoreError, Tx, from_columns, on, run};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::budgets::{Allocation, Override};
+use crate::model::connections::ConnectionGrant;
 use crate::model::directory::{Membership, Org, Placement, Team, User};
 use crate::model::features::FeatureEntitlement;
 use crate::model::models::ModelGrant;
@@ -45,6 +46,9 @@ pub struct Uprooted {
     /// Model grants to any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub model_grants: Vec<Id<ModelGrant>>,
+    /// Connection grants to any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connection_grants: Vec<Id<ConnectionGrant>>,
     /// Feature entitlements of any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub feature_entitlements: Vec<Id<FeatureEntitlement>>,
@@ -183,10 +187,12 @@ impl Tx<Tenant> {
         Ok(run!(self, sql, &account, domain, id)? > 0)
     }
 
-    /// Deletes what hangs on a row of the directory. Budgets are the copilot's.
+    /// Deletes what hangs on a row of the directory. Budgets and connections are the copilot's.
     async fn uproot(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<Uprooted> {
         let at = (domain, kind, id);
         let model_grants = self.uproot_from(delete_named!("Alchemi_ModelGrantTable", "domain"), at).await?;
+        let connection_grants =
+            self.uproot_from(delete_named!("Alchemi_CopilotConnectionGrantTable", "'copilot'"), at).await?;
         let feature_entitlements =
             self.uproot_from(delete_named!("Alchemi_FeatureEntitlementTable", "domain"), at).await?;
         let budget_allocations =
@@ -214,8 +220,15 @@ impl Tx<Tenant> {
                 at,
             )
             .await?;
-        let uprooted =
-            Uprooted { teams, memberships, model_grants, feature_entitlements, budget_allocations, budget_overrides };
+        let uprooted = Uprooted {
+            teams,
+            memberships,
+            model_grants,
+            connection_grants,
+            feature_entitlements,
+            budget_allocations,
+            budget_overrides,
+        };
         self.changed(ChangeKind::Directory);
         if !uprooted.model_grants.is_empty() {
             self.changed(ChangeKind::Models);
