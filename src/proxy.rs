@@ -24,7 +24,6 @@ use crate::id::Id;
 use crate::identity::Verified;
 use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{Authenticator, Credential};
-use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
 use crate::model::accounts::Account;
 use crate::model::usage::RouteKind;
@@ -213,8 +212,7 @@ impl Gateway {
         let body = self.read_body(&head, body).await?;
         let ask = self.read_ask(&head, route, &body)?;
         // Policy: the verdict, a pure function.
-        let companions = Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() };
-        let permit = decide(&caller.context, &ask.ask, companions, &caller.rules, own.clock.now())
+        let permit = decide(&caller.context, &ask.ask, companions(&asked), &caller.rules, own.clock.now())
             .map_err(|denial| self.explained(denial, &ask, &caller, &asked))?;
         self.check_stored_response(&caller, &ask, route).await?;
         if route.kind == RouteKind::Models {
@@ -345,16 +343,7 @@ impl Gateway {
     /// Adds to a refused model which ones the caller may use, and for an admin who
     /// asks what decided.
     fn explained(&self, denial: Denial, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Problem {
-        let problem: Problem = match denial {
-            Denial::ModelDenied { model, account, .. } => {
-                let known = self.0.parts.catalogue.models();
-                let mut allowed = caller.rules.models.suggestions(known.iter().map(String::as_str));
-                allowed.sort_unstable();
-                allowed.truncate(8);
-                Denial::ModelDenied { model, account, allowed }.into()
-            }
-            other => other.into(),
-        };
+        let problem: Problem = denial.suggesting(&caller.rules, || self.0.parts.catalogue.models()).into();
         match self.trace(ask, caller, asked) {
             Some(trace) => problem.with("trace", trace),
             None => problem,
@@ -364,7 +353,8 @@ impl Gateway {
     /// What decided, if an admin of the account asks with `x-alchemi-explain: 1`.
     fn trace(&self, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Option<Vec<String>> {
         let may_know = asked.explain && caller.context.account_admin().is_ok();
-        may_know.then(|| policy::trace(&ask.ask, &caller.rules, self.0.parts.clock.now()))
+        let now = self.0.parts.clock.now();
+        may_know.then(|| policy::trace(&caller.context, &ask.ask, companions(asked), &caller.rules, now))
     }
 
     fn screen(
@@ -418,15 +408,7 @@ impl Gateway {
             return Ok(Admitted::Free(permit));
         };
         let prices = own.catalogue.book();
-        let estimate = prices.estimate(model, &ask.ask.size, metering.default_max_output);
-        if estimate.cost.is_none() && metering.unpriced == Unpriced::Deny {
-            return Err(Problem::forbidden(
-                "model_unpriced",
-                format!(
-                    "Model `{model}` has no price: ask the operator to set one in the upstream or under metering.prices"
-                ),
-            ));
-        }
+        let (estimated_tokens, estimate) = metering.expected(&prices, model, &ask.ask.size)?;
         let model: Arc<str> = Arc::from(model);
         let reservation = own
             .allocations
@@ -437,8 +419,8 @@ impl Gateway {
                 subject: Arc::clone(&caller.context.actor().subject),
                 model: Arc::clone(&model),
                 guardrail,
-                estimate: Some(estimate.cost.unwrap_or_else(|| metering.unpriced.cost())),
-                estimated_tokens: estimate.tokens,
+                estimate: Some(estimate),
+                estimated_tokens,
             })
             .await?;
         Ok(Admitted::Metered(Meter::new(
@@ -537,6 +519,11 @@ impl Gateway {
         );
         refuse(problem, kind, id)
     }
+}
+
+/// What the request asks for beside its body.
+fn companions(asked: &RequestHeaders) -> Companions<'_> {
+    Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() }
 }
 
 /// What is judged once must stand once, or the upstream might read another line.

@@ -297,6 +297,7 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
 /// `/v1`, behind authentication, for the origins that the configuration names.
 fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
     let (models, identity) = (Arc::clone(catalogue), authenticator.identity().clone());
+    let (prices, metering) = (Arc::clone(catalogue), config.metering.clone());
     let app = v1::App::new(store.clone())
         .with_cut_off(v1::revocations::CutOff::new(move |issuer, subject, issued_before| {
             let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
@@ -306,6 +307,10 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
         .with_outbound(config.outbound.clone())
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
+        .with_estimator(v1::explain::Estimator::new(move |model, size| {
+            metering.expected(&prices.book(), model, size).map(|(_, cost)| cost)
+        }))
+        .with_allocation(config.allocation.clone())
         .with_default_model_access(config.policy.default_model_access)
         .with_default_domain(config.domain_default)
         .with_body_timeout(Duration::from_secs(config.limits.body_seconds));

@@ -20,6 +20,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::allocation::AllocationConfig;
 use crate::context::{Context, Domain, RequestInfo};
 use crate::model::models::AccessMode;
 use crate::outbound::OutboundRules;
@@ -37,6 +38,7 @@ pub mod connections;
 pub mod context;
 pub mod costs;
 pub mod directory;
+pub mod explain;
 pub mod features;
 pub mod input;
 pub mod models;
@@ -57,6 +59,10 @@ pub struct App {
     pub catalogue: models::Catalogue,
     /// Whether a model that no grant mentions may be used.
     pub default_model_access: AccessMode,
+    /// What the upstream's prices say that a request costs.
+    pub estimator: explain::Estimator,
+    /// How allocations are enforced.
+    pub allocation: AllocationConfig,
     /// The product domain of a self-service request that names none.
     pub default_domain: Domain,
     /// The issuers whose tokens are accepted.
@@ -84,6 +90,8 @@ impl App {
             cut_off: revocations::CutOff::default(),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
+            estimator: explain::Estimator::default(),
+            allocation: AllocationConfig::default(),
             default_domain: Domain::Copilot,
             body_timeout: Duration::from_secs(60),
             in_flight: call::InFlightSet::default(),
@@ -126,6 +134,19 @@ impl App {
     #[must_use]
     pub fn with_default_model_access(self, default_model_access: AccessMode) -> Self {
         Self { default_model_access, ..self }
+    }
+
+    /// With what the upstream's prices say that a request costs, for
+    /// [`explain`](explain::explain_policy); else nothing has a price.
+    #[must_use]
+    pub fn with_estimator(self, estimator: explain::Estimator) -> Self {
+        Self { estimator, ..self }
+    }
+
+    /// With how the data plane enforces allocations; hard unless said.
+    #[must_use]
+    pub fn with_allocation(self, allocation: AllocationConfig) -> Self {
+        Self { allocation, ..self }
     }
 
     /// With the product domain of a self-service request that names none; `copilot` unless said.
@@ -195,6 +216,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(features::get_feature_entitlement, features::delete_feature_entitlement))
         .routes(routes!(features::get_effective_feature))
         .routes(routes!(features::list_my_features))
+        // What the gateway would say, and why
+        .routes(routes!(explain::explain_policy))
         // Budgets
         .routes(routes!(budgets::account::list_account_allocations, budgets::account::set_account_allocation))
         .routes(routes!(budgets::account::get_account_allocation))

@@ -31,6 +31,7 @@ const EXAMPLE_ID: &str = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11";
         (name = "budgets", description = "Credits: account allocation, plans, allocations, overrides, usage, cycles"),
         (name = "connections", description = "What agents reach outside, with sealed secrets"),
         (name = "models", description = "Who may use which model"),
+        (name = "policy", description = "What the gateway would say to a request, and why"),
         (name = "features", description = "Who has which feature of the product"),
         (name = "audit", description = "Who changed what, chained by hash"),
         (name = "costs", description = "What was spent, from sums kept at settlement"),

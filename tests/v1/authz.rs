@@ -105,6 +105,7 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "GET /v1/features/entitlements",
             "POST /v1/features/entitlements",
             "GET /v1/features/effective",
+            "POST /v1/policy/explain",
         ],
     ),
     (

@@ -22,6 +22,7 @@ mod connections;
 mod context;
 mod conventions;
 mod directory;
+mod explain;
 mod features;
 mod gateway;
 mod idempotency;
