@@ -27,12 +27,14 @@ mod dialect;
 use dialect::{from_columns, of_accounts, on, run};
 
 pub mod accounts;
+pub mod agents;
 pub mod audit;
 pub mod budgets;
 pub mod changes;
 pub mod conservation;
 pub mod directory;
 pub mod features;
+pub mod guardrails;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;

@@ -66,7 +66,11 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
     }
     macro_rules! from {
         ($folder:literal) => {
-            &[step!($folder, 1, "0001", "init"), step!($folder, 4, "0004", "marketplace")]
+            &[
+                step!($folder, 1, "0001", "init"),
+                step!($folder, 3, "0003", "guardrails"),
+                step!($folder, 4, "0004", "marketplace"),
+            ]
         };
     }
     match backend {
