@@ -13,6 +13,7 @@ mod common;
 
 mod accounts;
 mod admins;
+mod agents;
 mod audit;
 mod authz;
 mod budgets;
@@ -22,6 +23,7 @@ mod conventions;
 mod directory;
 mod features;
 mod gateway;
+mod guardrails;
 mod idempotency;
 mod models;
 mod operations;
