@@ -31,6 +31,7 @@ pub mod agents;
 pub mod audit;
 pub mod budgets;
 pub mod changes;
+pub mod connections;
 pub mod conservation;
 pub mod directory;
 pub mod features;
@@ -43,6 +44,8 @@ pub mod page;
 pub mod policies;
 pub mod rehearsal;
 pub mod revocations;
+pub mod secrets;
+pub mod sso;
 pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};

@@ -31,8 +31,8 @@ impl ScopeType {
     /// Kinds that a model grant or an entitlement may be for.
     pub const GRANTEES: &'static [Self] = &[Self::Account, Self::Org, Self::Team, Self::User];
 
-    /// Kinds that an agent may be granted to.
-    pub const AGENT_GRANTEES: &'static [Self] = &[Self::Org, Self::Team, Self::User];
+    /// Kinds that a connection or an agent may be granted to.
+    pub const MEMBERS: &'static [Self] = &[Self::Org, Self::Team, Self::User];
 
     /// Kinds that a guardrail preset may be assigned to.
     pub const GUARDED: &'static [Self] = &[Self::Account, Self::Agent, Self::Org, Self::Team, Self::User];

@@ -13,6 +13,7 @@ use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::agents::AgentGrant;
 use crate::model::budgets::{Allocation, Override};
+use crate::model::connections::ConnectionGrant;
 use crate::model::directory::{Membership, Org, Placement, Team, User};
 use crate::model::features::FeatureEntitlement;
 use crate::model::guardrails::GuardrailAssignment;
@@ -47,6 +48,9 @@ pub struct Uprooted {
     /// Model grants to any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub model_grants: Vec<Id<ModelGrant>>,
+    /// Connection grants to any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connection_grants: Vec<Id<ConnectionGrant>>,
     /// Feature entitlements of any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub feature_entitlements: Vec<Id<FeatureEntitlement>>,
@@ -196,10 +200,12 @@ impl Tx<Tenant> {
         Ok(run!(self, sql, &account, domain, id)? > 0)
     }
 
-    /// Deletes what hangs on a row of the directory. Budgets are the copilot's.
+    /// Deletes what hangs on a row of the directory. Budgets and connections are the copilot's.
     async fn uproot(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<Uprooted> {
         let at = (domain, kind, id);
         let model_grants = self.uproot_from(delete_named!("Alchemi_ModelGrantTable", "domain"), at).await?;
+        let connection_grants =
+            self.uproot_from(delete_named!("Alchemi_CopilotConnectionGrantTable", "'copilot'"), at).await?;
         let feature_entitlements =
             self.uproot_from(delete_named!("Alchemi_FeatureEntitlementTable", "domain"), at).await?;
         let agent_grants = self.uproot_from(delete_named!("Alchemi_CopilotAgentGrantTable", "'copilot'"), at).await?;
@@ -234,6 +240,7 @@ impl Tx<Tenant> {
             teams,
             memberships,
             model_grants,
+            connection_grants,
             feature_entitlements,
             agent_grants,
             guardrail_assignments,

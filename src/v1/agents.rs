@@ -190,7 +190,7 @@ async fn hold_presets(tx: &mut Tx<Tenant>, named: &[String]) -> Result<Vec<Id<Gu
 
 /// The scope that is named, held until the end of the transaction.
 async fn hold_grantee(tx: &mut Tx<Tenant>, grantee: &Grantee) -> Result<Scope, Halt> {
-    let kind = ScopeType::parse(&grantee.scope_type, ScopeType::AGENT_GRANTEES)?;
+    let kind = ScopeType::parse(&grantee.scope_type, ScopeType::MEMBERS)?;
     let id = grantee.scope_id.trim();
     if id.is_empty() {
         return Err(Problem::bad_request("scope_id_required", "scope_id is required for agent grants").into());
@@ -380,7 +380,7 @@ pub async fn delete_agent_grant(
     Query(asked): Query<GranteeQuery>,
     Query(trial): Query<Trial>,
 ) -> Outcome {
-    let kind = ScopeType::parse(&asked.scope_type, ScopeType::AGENT_GRANTEES)?;
+    let kind = ScopeType::parse(&asked.scope_type, ScopeType::MEMBERS)?;
     let mut tx = call.begin_or_try(&trial).await?;
     let agent = held_for_grants(&mut tx, &id).await?;
     let scope = Scope::new(kind, asked.scope_id);

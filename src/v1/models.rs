@@ -35,7 +35,7 @@ impl Catalogue {
         Self(Arc::new(list))
     }
 
-    fn models(&self) -> Vec<String> {
+    pub(super) fn models(&self) -> Vec<String> {
         (self.0)()
     }
 }

@@ -64,8 +64,7 @@ impl Operation {
         let mut path = self.path.clone();
         for parameter in self.parameters("path") {
             let name = parameter["name"].as_str().unwrap();
-            let value =
-                value(name).unwrap_or_else(|| if name == "email" { "a@b.example".into() } else { NOBODY.into() });
+            let value = value(name).unwrap_or_else(|| usual_in_path(name).to_owned());
             path = path.replace(&format!("{{{name}}}"), &value);
         }
         let mut joint = '?';
@@ -97,6 +96,14 @@ impl Operation {
             request = request.json(body);
         }
         client.send(request).await
+    }
+}
+
+fn usual_in_path(name: &str) -> &'static str {
+    match name {
+        "email" => "a@b.example",
+        "connection_type" => "mcp",
+        _ => NOBODY,
     }
 }
 

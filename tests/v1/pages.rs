@@ -83,6 +83,15 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
         let guardrails = ["presets", "patterns", "assignments"].map(|kind| format!("/v1/copilot/guardrails/{kind}"));
         paths.extend(guardrails);
         paths.extend(["/v1/copilot/agents".to_owned(), "/v1/me/agents".to_owned()]);
+        let connection = json!({"name": "shared"});
+        let shared = text(&post("/v1/copilot/connections/mcp", connection.clone()).await["item"]["id"]);
+        let shared = format!("/v1/copilot/connections/{shared}/grants");
+        for number in 0..7 {
+            post("/v1/copilot/connections/openapi", connection.clone()).await;
+            let org = gateway.org(&account, "copilot", &format!("granted {number}")).await;
+            post(&shared, json!({"scope_type": "org", "scope_id": org})).await;
+        }
+        paths.extend(["/v1/copilot/connections".to_owned(), shared]);
         paths.extend(["/v1/budgets/copilot/allocations", "/v1/budgets/copilot/overrides"].map(str::to_owned));
         for number in 0..7 {
             let renewal = json!({

@@ -18,7 +18,14 @@ fn tries(operation: &Operation) -> bool {
 /// Every write of budgets, grants, entitlements and guardrails can be tried.
 #[test]
 fn what_decides_over_others_can_be_tried() {
-    let settings = ["/budgets/", "/models/grants", "/features/entitlements", "/guardrails/", "/agents/{agent_id}/grants"];
+    let settings = [
+        "/budgets/",
+        "/models/grants",
+        "/features/entitlements",
+        "/connections/{connection_id}/grants",
+        "/guardrails/",
+        "/agents/{agent_id}/grants",
+    ];
     let untried: Vec<String> = operations()
         .iter()
         .filter(|o| o.method != Method::GET && settings.iter().any(|of| o.path.contains(of)) && !tries(o))
@@ -40,7 +47,7 @@ async fn a_dry_run_writes_nothing() {
             let mut asked = operation.ask(|name| match name {
                 "dry_run" => Some("true".to_owned()),
                 "scope_type" => Some("team".to_owned()),
-                name => tenant.id(operation.domain(), name, "team"),
+                name => tenant.id_for(operation, name, "team"),
             });
             for (name, value) in asked.body.iter_mut().filter_map(Value::as_object_mut).flatten() {
                 match tenant.id(operation.domain(), name, "team") {
