@@ -17,8 +17,10 @@ use crate::model::scope::Scope;
 use crate::model::usage::RouteKind;
 use crate::problem::Problem;
 
+pub mod agents;
 pub mod budget;
 pub mod features;
+pub mod guardrails;
 pub mod models;
 pub mod trace;
 

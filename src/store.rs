@@ -27,6 +27,7 @@ mod dialect;
 use dialect::{from_columns, of_accounts, on, run};
 
 pub mod accounts;
+pub mod agents;
 pub mod audit;
 pub mod budgets;
 pub mod changes;
@@ -34,6 +35,7 @@ pub mod connections;
 pub mod conservation;
 pub mod directory;
 pub mod features;
+pub mod guardrails;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;

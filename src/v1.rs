@@ -30,6 +30,7 @@ use crate::store::Store;
 
 pub mod accounts;
 pub mod admins;
+pub mod agents;
 pub mod answer;
 pub mod audit;
 pub mod budgets;
@@ -40,6 +41,7 @@ pub mod costs;
 pub mod directory;
 pub mod explain;
 pub mod features;
+pub mod guardrails;
 pub mod input;
 pub mod models;
 mod openapi;
@@ -216,6 +218,26 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(features::get_feature_entitlement, features::delete_feature_entitlement))
         .routes(routes!(features::get_effective_feature))
         .routes(routes!(features::list_my_features))
+        // Agents, of the copilot and for the caller
+        .routes(routes!(agents::list_agents, agents::create_agent))
+        .routes(routes!(agents::get_agent, agents::update_agent, agents::delete_agent))
+        .routes(routes!(agents::list_agent_grants, agents::create_agent_grant, agents::delete_agent_grant))
+        .routes(routes!(agents::list_my_agents))
+        // Guardrails
+        .routes(routes!(guardrails::presets::list_guardrail_presets, guardrails::presets::create_guardrail_preset))
+        .routes(routes!(guardrails::presets::get_guardrail_preset, guardrails::presets::delete_guardrail_preset))
+        .routes(routes!(guardrails::patterns::list_guardrail_patterns, guardrails::patterns::create_guardrail_pattern))
+        .routes(routes!(
+            guardrails::patterns::get_guardrail_pattern,
+            guardrails::patterns::update_guardrail_pattern,
+            guardrails::patterns::delete_guardrail_pattern
+        ))
+        .routes(routes!(
+            guardrails::assignments::list_guardrail_assignments,
+            guardrails::assignments::create_guardrail_assignment
+        ))
+        .routes(routes!(guardrails::assignments::delete_guardrail_assignment))
+        .routes(routes!(guardrails::get_effective_guardrails))
         // What the gateway would say, and why
         .routes(routes!(explain::explain_policy))
         // Budgets

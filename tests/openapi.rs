@@ -73,12 +73,30 @@ const EXPECTED: &str = "
     GET /v1/features/entitlements
     POST /v1/features/entitlements
     GET /v1/features/effective
+    GET /v1/copilot/agents
+    POST /v1/copilot/agents
+    GET /v1/copilot/agents/{agent_id}
+    PUT /v1/copilot/agents/{agent_id}
+    DELETE /v1/copilot/agents/{agent_id}
+    GET /v1/copilot/agents/{agent_id}/grants
+    POST /v1/copilot/agents/{agent_id}/grants
+    DELETE /v1/copilot/agents/{agent_id}/grants
+    GET /v1/copilot/guardrails/presets
+    POST /v1/copilot/guardrails/presets
+    GET /v1/copilot/guardrails/assignments
+    POST /v1/copilot/guardrails/assignments
+    GET /v1/copilot/guardrails/patterns
+    POST /v1/copilot/guardrails/patterns
+    GET /v1/copilot/guardrails/patterns/{pattern_id}
+    PUT /v1/copilot/guardrails/patterns/{pattern_id}
+    DELETE /v1/copilot/guardrails/patterns/{pattern_id}
+    GET /v1/copilot/guardrails/effective
     GET /v1/audit
     GET /v1/costs/breakdown
 ";
 
 /// What only the copilot has.
-const COPILOT_ONLY: &[&str] = &["connections"];
+const COPILOT_ONLY: &[&str] = &["agents", "connections", "guardrails"];
 
 /// Operations that anybody may call.
 const ANONYMOUS: &[&str] = &["GET /v1/me/context", "GET /v1/auth/zitadel/status"];

@@ -167,7 +167,12 @@ impl Epochs {
             }
             // Deny-lists are kept elsewhere; features are no rule of the data plane.
             ChangeKind::Revocations | ChangeKind::Features => {}
-            ChangeKind::Account | ChangeKind::Directory | ChangeKind::Budget | ChangeKind::Models => {
+            ChangeKind::Account
+            | ChangeKind::Directory
+            | ChangeKind::Budget
+            | ChangeKind::Models
+            | ChangeKind::Agents
+            | ChangeKind::Guardrails => {
                 if change.kind == ChangeKind::Account {
                     self.accounts.fetch_add(1, Ordering::AcqRel);
                 }

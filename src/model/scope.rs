@@ -34,6 +34,9 @@ impl ScopeType {
     /// Kinds that a connection or an agent may be granted to.
     pub const MEMBERS: &'static [Self] = &[Self::Org, Self::Team, Self::User];
 
+    /// Kinds that a guardrail preset may be assigned to.
+    pub const GUARDED: &'static [Self] = &[Self::Account, Self::Agent, Self::Org, Self::Team, Self::User];
+
     /// Kinds that an allocation may be for.
     pub const BUDGETED: &'static [Self] = &[Self::Org, Self::Pool, Self::Team, Self::User];
 

@@ -32,6 +32,10 @@ pub enum ChangeKind {
     Models,
     /// Feature entitlements.
     Features,
+    /// Agents and their grants.
+    Agents,
+    /// Guardrail presets, patterns, assignments.
+    Guardrails,
     /// Cut-off tokens.
     Revocations,
     /// Unknown: the feed was interrupted.
@@ -40,12 +44,14 @@ pub enum ChangeKind {
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Account,
         Self::Directory,
         Self::Budget,
         Self::Models,
         Self::Features,
+        Self::Agents,
+        Self::Guardrails,
         Self::Revocations,
         Self::Everything,
     ];
@@ -57,6 +63,8 @@ impl ChangeKind {
             Self::Budget => "budget",
             Self::Models => "models",
             Self::Features => "features",
+            Self::Agents => "agents",
+            Self::Guardrails => "guardrails",
             Self::Revocations => "revocations",
             Self::Everything => "everything",
         }

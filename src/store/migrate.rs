@@ -69,6 +69,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
             &[
                 step!($folder, 1, "0001", "init"),
                 step!($folder, 2, "0002", "connections"),
+                step!($folder, 3, "0003", "guardrails"),
                 step!($folder, 4, "0004", "marketplace"),
             ]
         };

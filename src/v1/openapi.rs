@@ -29,6 +29,8 @@ const EXAMPLE_ID: &str = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11";
         (name = "accounts", description = "Tenants, their admins and the operator's settings for them"),
         (name = "directory", description = "Orgs, teams, users and memberships of both product domains"),
         (name = "budgets", description = "Credits: account allocation, plans, allocations, overrides, usage, cycles"),
+        (name = "agents", description = "Agents of the copilot and whom they are granted to"),
+        (name = "guardrails", description = "What prompts are screened by: presets, patterns, assignments"),
         (name = "connections", description = "What agents reach outside, with sealed secrets"),
         (name = "models", description = "Who may use which model"),
         (name = "policy", description = "What the gateway would say to a request, and why"),

@@ -307,6 +307,11 @@ impl Gateway {
         self.operator_for(account).post("/v1/budgets/copilot/allocations/upsert", body).await.ok();
     }
 
+    /// What a POST of the operator makes in an account; gives its id.
+    pub(crate) async fn made(&self, account: &str, path: &str, body: Value) -> String {
+        self.make(account, path, body).await
+    }
+
     async fn make(&self, account: &str, path: &str, body: Value) -> String {
         text(&self.operator_for(account).post(path, body).await.ok()["item"]["id"])
     }

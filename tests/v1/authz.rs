@@ -34,7 +34,7 @@ use Guard::{Account, Anybody, Console, Copilot, Either, Member, Super, Unsuspend
 const GUARDS: &[(Guard, &[&str])] = &[
     (Anybody, &["GET /v1/me/context"]),
     (Unsuspended, &["GET /v1/auth/zitadel/status"]),
-    (Member, &["GET /v1/me/allocation", "GET /v1/me/features", "GET /v1/me/models", "GET /v1/me/usage"]),
+    (Member, &["GET /v1/me/agents", "GET /v1/me/allocation", "GET /v1/me/features", "GET /v1/me/models", "GET /v1/me/usage"]),
     (
         Super,
         &[
@@ -71,6 +71,27 @@ const GUARDS: &[(Guard, &[&str])] = &[
     (
         Copilot,
         &[
+            "GET /v1/copilot/agents",
+            "POST /v1/copilot/agents",
+            "GET /v1/copilot/agents/{agent_id}",
+            "PUT /v1/copilot/agents/{agent_id}",
+            "DELETE /v1/copilot/agents/{agent_id}",
+            "GET /v1/copilot/agents/{agent_id}/grants",
+            "POST /v1/copilot/agents/{agent_id}/grants",
+            "DELETE /v1/copilot/agents/{agent_id}/grants",
+            "GET /v1/copilot/guardrails/presets",
+            "POST /v1/copilot/guardrails/presets",
+            "GET /v1/copilot/guardrails/presets/{preset_id}",
+            "DELETE /v1/copilot/guardrails/presets/{preset_id}",
+            "GET /v1/copilot/guardrails/patterns",
+            "POST /v1/copilot/guardrails/patterns",
+            "GET /v1/copilot/guardrails/patterns/{pattern_id}",
+            "PUT /v1/copilot/guardrails/patterns/{pattern_id}",
+            "DELETE /v1/copilot/guardrails/patterns/{pattern_id}",
+            "GET /v1/copilot/guardrails/assignments",
+            "POST /v1/copilot/guardrails/assignments",
+            "DELETE /v1/copilot/guardrails/assignments/{assignment_id}",
+            "GET /v1/copilot/guardrails/effective",
             "GET /v1/copilot/connections",
             "POST /v1/copilot/connections/{connection_type}",
             "GET /v1/copilot/connections/{connection_id}",

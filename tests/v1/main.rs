@@ -13,6 +13,7 @@ mod common;
 
 mod accounts;
 mod admins;
+mod agents;
 mod audit;
 mod authz;
 mod budgets;
@@ -25,6 +26,7 @@ mod directory;
 mod explain;
 mod features;
 mod gateway;
+mod guardrails;
 mod idempotency;
 mod models;
 mod operations;

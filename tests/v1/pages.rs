@@ -72,6 +72,17 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
             paths.push(format!("/v1/{domain}/teams/{}/members", teams[0]));
             paths.push(format!("/v1/features/entitlements?domain={domain}"));
         }
+        let preset = operator.get("/v1/copilot/guardrails/presets?limit=1").await.ok()["items"][0]["id"].clone();
+        for number in 0..7 {
+            let (agent, code) = (format!("agent {number}"), format!("preset-{number}"));
+            let agent = post("/v1/copilot/agents", json!({"name": agent, "guardrail_preset_ids": [preset]})).await;
+            post("/v1/copilot/guardrails/presets", json!({"code": code, "name": code})).await;
+            let assignment = json!({"preset_id": preset, "scope_type": "agent", "scope_id": agent["item"]["id"]});
+            post("/v1/copilot/guardrails/assignments", assignment).await;
+        }
+        let guardrails = ["presets", "patterns", "assignments"].map(|kind| format!("/v1/copilot/guardrails/{kind}"));
+        paths.extend(guardrails);
+        paths.extend(["/v1/copilot/agents".to_owned(), "/v1/me/agents".to_owned()]);
         let connection = json!({"name": "shared"});
         let shared = text(&post("/v1/copilot/connections/mcp", connection.clone()).await["item"]["id"]);
         let shared = format!("/v1/copilot/connections/{shared}/grants");

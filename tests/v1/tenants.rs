@@ -52,6 +52,22 @@ impl Tenant {
         let feature = json!({"domain": "copilot", "feature_code": "agents", "scope_type": "team", "scope_id": team});
         let feature = gateway.operator_for(&account).post("/v1/features/entitlements", feature).await.ok();
         ids.insert(("copilot", "entitlement_id"), feature["item"]["id"].as_str().unwrap().to_owned());
+        let preset = json!({"code": "own", "name": "Own"});
+        let preset = gateway.made(&account, "/v1/copilot/guardrails/presets", preset).await;
+        let pattern = json!({"guard_type": "pii", "preset_id": preset, "pattern_name": "own", "pattern_regex": "own",
+            "pattern_type": "detect"});
+        let pattern = gateway.made(&account, "/v1/copilot/guardrails/patterns", pattern).await;
+        let assignment = json!({"preset_id": preset, "scope_type": "account", "scope_id": account});
+        let assignment = gateway.made(&account, "/v1/copilot/guardrails/assignments", assignment).await;
+        let system = gateway.operator_for(&account).get("/v1/copilot/guardrails/presets?offset=1&limit=1").await.ok();
+        let agent = json!({"name": "Desk", "guardrail_preset_ids": [system["items"][0]["id"]]});
+        let agent = gateway.made(&account, "/v1/copilot/agents", agent).await;
+        ids.extend([
+            (("copilot", "preset_id"), preset),
+            (("copilot", "pattern_id"), pattern),
+            (("copilot", "assignment_id"), assignment),
+            (("copilot", "agent_id"), agent),
+        ]);
         Self { account, ids }
     }
 
@@ -63,6 +79,7 @@ impl Tenant {
             ("scope_id" | "scope_ids", "user") => "user_id",
             ("scope_id" | "scope_ids", _) => "team_id",
             ("team_ids", _) => "team_id",
+            ("guardrail_preset_ids", _) => "preset_id",
             (name, _) => name,
         };
         self.ids.iter().find(|((d, n), _)| *d == domain && *n == name).map(|(_, id)| id.clone())
@@ -113,6 +130,11 @@ const NAMES: &[&str] = &[
     "plan_id",
     "override_id",
     "entitlement_id",
+    "agent_id",
+    "preset_id",
+    "pattern_id",
+    "assignment_id",
+    "guardrail_preset_ids",
     "scope_id",
     "team_ids",
     "scope_ids",
@@ -208,7 +230,7 @@ async fn the_team_header_of_another_account_answers_as_a_missing_one() {
         let (own, other) = (Tenant::new(&gateway, "Own").await, Tenant::new(&gateway, "Other").await);
         let ada = gateway.as_end_user(&own.account, "Own-ada");
         let theirs = other.id("copilot", "team_id", "").unwrap();
-        for path in ["/v1/me/allocation", "/v1/me/features", "/v1/me/models", "/v1/me/usage"] {
+        for path in ["/v1/me/agents", "/v1/me/allocation", "/v1/me/features", "/v1/me/models", "/v1/me/usage"] {
             let ask = |team: &str| ada.send(ada.request(http::Method::GET, path).header("x-alchemi-team-id", team));
             let (foreign, missing) = (ask(&theirs).await, ask(NOBODY).await);
             let ids = [theirs.as_str(), NOBODY];

@@ -15,10 +15,17 @@ fn tries(operation: &Operation) -> bool {
     operation.parameters("query").any(|parameter| parameter["name"] == "dry_run")
 }
 
-/// Every write of budgets, grants and entitlements can be tried.
+/// Every write of budgets, grants, entitlements and guardrails can be tried.
 #[test]
 fn what_decides_over_others_can_be_tried() {
-    let settings = ["/budgets/", "/models/grants", "/features/entitlements", "/connections/{connection_id}/grants"];
+    let settings = [
+        "/budgets/",
+        "/models/grants",
+        "/features/entitlements",
+        "/connections/{connection_id}/grants",
+        "/guardrails/",
+        "/agents/{agent_id}/grants",
+    ];
     let untried: Vec<String> = operations()
         .iter()
         .filter(|o| o.method != Method::GET && settings.iter().any(|of| o.path.contains(of)) && !tries(o))
