@@ -168,6 +168,7 @@ impl Server {
         });
         let changes = store.changes();
         background::load_revocations(&store, &identity).await?;
+        background::look_for_lost_keys(&store, &config.secrets.keys).await?;
         let operations = Operations {
             store: store.clone(),
             identity: identity.clone(),
