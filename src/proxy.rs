@@ -23,6 +23,7 @@ use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{Authenticator, Credential};
 use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
+use crate::metering::price::TooDear;
 use crate::model::usage::RouteKind;
 use crate::plugin::{Guardrail, Screened};
 use crate::policy::{self, Companions, Denial, Permit, Rules, decide};
@@ -356,7 +357,9 @@ impl Gateway {
     fn output_bound(&self, ask: &ParsedAsk) -> Option<u64> {
         let own = &self.0.parts;
         let model = ask.ask.model.as_deref()?;
-        let estimate = own.catalogue.book().estimate(model, &ask.ask.size, own.config.metering.default_max_output);
+        // What is too dear is refused when it comes to be reserved.
+        let estimate =
+            own.catalogue.book().estimate(model, &ask.ask.size, own.config.metering.default_max_output).ok()?;
         Some(estimate.tokens.output / ask.ask.size.answers.max(1))
     }
 
@@ -375,7 +378,7 @@ impl Gateway {
             return Ok(Admitted::Free(permit));
         };
         let prices = own.catalogue.book();
-        let estimate = prices.estimate(model, &ask.ask.size, metering.default_max_output);
+        let estimate = prices.estimate(model, &ask.ask.size, metering.default_max_output).map_err(too_dear)?;
         if estimate.cost.is_none() && metering.unpriced == Unpriced::Deny {
             return Err(Problem::forbidden(
                 "model_unpriced",
@@ -546,6 +549,14 @@ impl Gateway {
         );
         refuse(problem, kind, id)
     }
+}
+
+/// A cost that does not fit into any budget fits into none.
+fn too_dear(_: TooDear) -> Problem {
+    Problem::bad_request(
+        "estimate_too_large",
+        "This request could cost more than any budget holds: ask for fewer tokens or answers",
+    )
 }
 
 /// What is judged once must stand once, or the upstream might read another line.

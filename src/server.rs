@@ -131,7 +131,7 @@ impl Server {
         }
         let wrong = |text: String| StartError::Config(ConfigError(text));
         let identity = Identity::new(&config.identity, Arc::clone(&clock)).map_err(|e| wrong(e.to_string()))?;
-        for warning in config.identity.warnings() {
+        for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
         let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
@@ -168,8 +168,13 @@ impl Server {
         });
         let changes = store.changes();
         background::load_revocations(&store, &identity).await?;
-        let operations =
-            Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
+        let operations = Operations {
+            store: store.clone(),
+            identity: identity.clone(),
+            balancer: Arc::clone(&balancer),
+            metrics,
+            warnings: config.warnings().into(),
+        };
         let front = Front(Arc::new(FrontParts {
             gateway,
             control: control_plane(config, &store, &authenticator, &catalogue),
@@ -409,7 +414,12 @@ impl Front {
     async fn own(&self, request: &Request<Incoming>, exchange: &Exchange) -> Option<Response<Body>> {
         let own = &*self.0;
         let route = match OperatorRoute::of(request)? {
-            Ok(OperatorRoute::Metrics) => self.may_see_metrics(request).await.map(|()| OperatorRoute::Metrics),
+            Ok(OperatorRoute::Metrics) if own.metrics_elsewhere => {
+                Err(Problem::not_found("Metrics are on the address of admin_listen"))
+            }
+            Ok(route @ (OperatorRoute::Metrics | OperatorRoute::Verbose)) => {
+                self.is_operator(request).await.map(|()| route)
+            }
             other => other,
         };
         Some(match route {
@@ -418,10 +428,7 @@ impl Front {
         })
     }
 
-    async fn may_see_metrics(&self, request: &Request<Incoming>) -> Result<(), Problem> {
-        if self.0.metrics_elsewhere {
-            return Err(Problem::not_found("Metrics are on the address of admin_listen"));
-        }
+    async fn is_operator(&self, request: &Request<Incoming>) -> Result<(), Problem> {
         let asked = RequestHeaders::take(&mut request.headers().clone())?;
         let presented = asked.bearer.as_ref().map(Bearer::token);
         let credential = self.0.authenticator.credential(presented).await?;
@@ -449,6 +456,8 @@ impl Answer for AdminFront {
 enum OperatorRoute {
     Health,
     Readiness,
+    /// Readiness with what only operators are to know.
+    Verbose,
     Metrics,
 }
 
@@ -457,6 +466,7 @@ impl OperatorRoute {
     fn of(request: &Request<Incoming>) -> Option<Result<Self, Problem>> {
         let route = match request.uri().path() {
             "/healthz" => Self::Health,
+            "/readyz" if is_verbose(request.uri().query()) => Self::Verbose,
             "/readyz" => Self::Readiness,
             "/metrics" => Self::Metrics,
             _ => return None,
@@ -468,8 +478,8 @@ impl OperatorRoute {
     async fn answer(self, operations: &Operations) -> Response<Body> {
         match self {
             Self::Health => (StatusCode::OK, "ok\n").into_response(),
-            Self::Readiness => {
-                let (status, readiness) = operations.readiness().await;
+            Self::Readiness | Self::Verbose => {
+                let (status, readiness) = operations.readiness(matches!(self, Self::Verbose)).await;
                 (status, axum::Json(readiness)).into_response()
             }
             Self::Metrics => {
@@ -478,6 +488,11 @@ impl OperatorRoute {
             }
         }
     }
+}
+
+/// Whether a query has `verbose`, with or without a value.
+fn is_verbose(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")))
 }
 
 fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {
