@@ -15,7 +15,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 use url::Url;
 
-use crate::allocation::AllocationConfig;
+use crate::allocation::{AllocationConfig, Enforcement};
 use crate::context::Domain;
 use crate::identity::{IdentityConfig, MasterKey};
 use crate::model::models::AccessMode;
@@ -242,6 +242,22 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// What is allowed but should be looked after, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self.identity.warnings().into_iter().map(str::to_owned).collect();
+        match self.allocation.enforcement {
+            Enforcement::Hard => {}
+            Enforcement::Soft => {
+                warnings.push("allocation: enforcement = \"soft\" lets requests over their budget".to_owned())
+            }
+            Enforcement::Off => warnings.push("allocation: enforcement = \"off\" holds nobody to a budget".to_owned()),
+        }
+        if self.upstream.api_key.is_none() {
+            warnings.push("upstream: without api_key the upstream lets everybody in who reaches it".to_owned());
+        }
+        warnings
     }
 
     /// The networks whose forwarding headers are believed.

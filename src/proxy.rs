@@ -389,7 +389,9 @@ impl Gateway {
     fn output_bound(&self, ask: &ParsedAsk) -> Option<u64> {
         let own = &self.0.parts;
         let model = ask.ask.model.as_deref()?;
-        let estimate = own.catalogue.book().estimate(model, &ask.ask.size, own.config.metering.default_max_output);
+        // What is too dear is refused when it comes to be reserved.
+        let estimate =
+            own.catalogue.book().estimate(model, &ask.ask.size, own.config.metering.default_max_output).ok()?;
         Some(estimate.tokens.output / ask.ask.size.answers.max(1))
     }
 

@@ -131,7 +131,7 @@ impl Server {
         }
         let wrong = |text: String| StartError::Config(ConfigError(text));
         let identity = Identity::new(&config.identity, Arc::clone(&clock)).map_err(|e| wrong(e.to_string()))?;
-        for warning in config.identity.warnings() {
+        for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
         let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
@@ -175,6 +175,7 @@ impl Server {
             balancer: Arc::clone(&balancer),
             metrics,
             secrets: config.secrets.keys.clone(),
+            warnings: config.warnings().into(),
         };
         let front = Front(Arc::new(FrontParts {
             gateway,
@@ -428,7 +429,12 @@ impl Front {
     async fn own(&self, request: &Request<Incoming>, exchange: &Exchange) -> Option<Response<Body>> {
         let own = &*self.0;
         let route = match OperatorRoute::of(request)? {
-            Ok(OperatorRoute::Metrics) => self.may_see_metrics(request).await.map(|()| OperatorRoute::Metrics),
+            Ok(OperatorRoute::Metrics) if own.metrics_elsewhere => {
+                Err(Problem::not_found("Metrics are on the address of admin_listen"))
+            }
+            Ok(route @ (OperatorRoute::Metrics | OperatorRoute::Verbose)) => {
+                self.is_operator(request).await.map(|()| route)
+            }
             other => other,
         };
         Some(match route {
@@ -437,10 +443,7 @@ impl Front {
         })
     }
 
-    async fn may_see_metrics(&self, request: &Request<Incoming>) -> Result<(), Problem> {
-        if self.0.metrics_elsewhere {
-            return Err(Problem::not_found("Metrics are on the address of admin_listen"));
-        }
+    async fn is_operator(&self, request: &Request<Incoming>) -> Result<(), Problem> {
         let asked = RequestHeaders::take(&mut request.headers().clone())?;
         let presented = asked.bearer.as_ref().map(Bearer::token);
         let credential = self.0.authenticator.credential(presented).await?;
@@ -468,6 +471,8 @@ impl Answer for AdminFront {
 enum OperatorRoute {
     Health,
     Readiness,
+    /// Readiness with what only operators are to know.
+    Verbose,
     Metrics,
 }
 
@@ -476,6 +481,7 @@ impl OperatorRoute {
     fn of(request: &Request<Incoming>) -> Option<Result<Self, Problem>> {
         let route = match request.uri().path() {
             "/healthz" => Self::Health,
+            "/readyz" if is_verbose(request.uri().query()) => Self::Verbose,
             "/readyz" => Self::Readiness,
             "/metrics" => Self::Metrics,
             _ => return None,
@@ -487,8 +493,8 @@ impl OperatorRoute {
     async fn answer(self, operations: &Operations) -> Response<Body> {
         match self {
             Self::Health => (StatusCode::OK, "ok\n").into_response(),
-            Self::Readiness => {
-                let (status, readiness) = operations.readiness().await;
+            Self::Readiness | Self::Verbose => {
+                let (status, readiness) = operations.readiness(matches!(self, Self::Verbose)).await;
                 (status, axum::Json(readiness)).into_response()
             }
             Self::Metrics => {
@@ -497,6 +503,11 @@ impl OperatorRoute {
             }
         }
     }
+}
+
+/// Whether a query has `verbose`, with or without a value.
+fn is_verbose(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")))
 }
 
 fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {
