@@ -35,6 +35,7 @@ pub mod context;
 pub mod costs;
 pub mod directory;
 pub mod input;
+pub mod logout;
 pub mod models;
 mod openapi;
 pub mod policies;
@@ -58,6 +59,7 @@ pub struct App {
     pub body_timeout: Duration,
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
+    sign_out: logout::SharedSignOut,
     in_flight: call::InFlightSet,
 }
 
@@ -68,6 +70,7 @@ impl App {
             store,
             issuers: Arc::default(),
             cut_off: revocations::CutOff::default(),
+            sign_out: Arc::new(logout::NoSignOut),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
             default_domain: Domain::Copilot,
@@ -87,6 +90,12 @@ impl App {
     #[must_use]
     pub fn with_cut_off(self, cut_off: revocations::CutOff) -> Self {
         Self { cut_off, ..self }
+    }
+
+    /// With who judges logout tokens; without, none is accepted.
+    #[must_use]
+    pub fn with_sign_out(self, sign_out: impl logout::SignOut + 'static) -> Self {
+        Self { sign_out: Arc::new(sign_out), ..self }
     }
 
     /// With the models that the upstream knows.
@@ -122,6 +131,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(context::get_zitadel_status))
         .routes(routes!(revocations::list_revocations, revocations::create_revocation))
         .routes(routes!(revocations::delete_revocation))
+        .routes(routes!(logout::receive_logout))
         // Accounts, by the operator
         .routes(routes!(accounts::list_accounts, accounts::create_account))
         .routes(routes!(accounts::get_account, accounts::update_account, accounts::delete_account))

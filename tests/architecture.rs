@@ -81,7 +81,9 @@ const MAX_LINES: usize = 600;
 /// SHA-256 of each migration: one that was released is never changed.
 const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("postgres", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("sqlite", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
 ];
 
 /// A source file, by its path below `src`.

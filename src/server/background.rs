@@ -23,13 +23,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Reads the deny-list.
 pub(super) async fn load_revocations(store: &Store, identity: &Identity) -> Result<(), StoreError> {
-    let rows = store.read(&Granted::system()).await?.revocations().await?;
+    let mut tx = store.read(&Granted::system()).await?;
+    let (rows, logouts) = (tx.revocations().await?, tx.logouts().await?);
     let list = rows.into_iter().map(|row| Revocation {
         issuer: row.issuer,
         subject: row.subject,
         issued_before: row.issued_before,
     });
-    identity.revocations().replace(list.collect());
+    identity.revocations().replace(list.collect(), logouts);
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use crate::model::models::ModelGrant;
 use crate::model::scope::ScopeType;
 use crate::problem::Problem;
 
+pub mod lookups;
 mod orgs;
 mod teams;
 mod users;

@@ -22,6 +22,7 @@ mod conventions;
 mod directory;
 mod gateway;
 mod idempotency;
+mod logout;
 mod models;
 mod operations;
 mod pages;
