@@ -23,7 +23,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use axum::body::Bytes;
@@ -77,6 +76,7 @@ pub(crate) struct Asked {
     pub(crate) organization: Option<String>,
     pub(crate) body: Value,
     pub(crate) status: u16,
+    pub(crate) answer: Value,
 }
 
 /// The running stand-in; dropped, it is gone.
@@ -293,14 +293,17 @@ async fn answer(
     let parsed = if body.is_empty() { Ok(json!({})) } else { serde_json::from_slice::<Value>(&body) };
     let parsed_body = parsed.unwrap_or(Value::Null);
     let response = judge(&shared, style, &method, &path, &headers, organization.as_deref(), &parsed_body);
+    let (head, answer) = response.into_parts();
+    let answer = axum::body::to_bytes(answer, usize::MAX).await.unwrap();
     lock(&shared.asked).push(Asked {
         method: method.to_string(),
         path,
         organization,
         body: parsed_body,
-        status: response.status().as_u16(),
+        status: head.status.as_u16(),
+        answer: serde_json::from_slice(&answer).unwrap_or_default(),
     });
-    response
+    Response::from_parts(head, answer.into())
 }
 
 fn judge(

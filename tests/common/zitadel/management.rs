@@ -252,7 +252,8 @@ fn users(world: &World, body: &Value, organization: Option<&str>) -> Result<Valu
             ("emailQuery", value) => {
                 let query = Body::of(value, &["emailAddress", "method"])?;
                 let (address, method) = (query.text("emailAddress")?, query.optional("method"));
-                if method != "TEXT_QUERY_METHOD_EQUALS_IGNORE_CASE" && method != "TEXT_QUERY_METHOD_EQUALS" {
+                // The first of an enum is left out of JSON.
+                if !["", "TEXT_QUERY_METHOD_EQUALS", "TEXT_QUERY_METHOD_EQUALS_IGNORE_CASE"].contains(&method) {
                     return refuse(Code::InvalidArgument, "VALID-4", "the stand-in knows equality alone");
                 }
                 let ignore = method.ends_with("IGNORE_CASE");
@@ -271,7 +272,8 @@ fn users(world: &World, body: &Value, organization: Option<&str>) -> Result<Valu
         .into_iter()
         .map(|(id, user)| {
             let state = if user.active { "USER_STATE_ACTIVE" } else { "USER_STATE_INACTIVE" };
-            let human = json!({"email": {"email": user.email, "isVerified": true}});
+            let verified = if organization.is_some() { "isEmailVerified" } else { "isVerified" };
+            let human = json!({"email": {"email": user.email, verified: true}});
             let details = json!({"resourceOwner": user.org});
             let key = if organization.is_some() { "id" } else { "userId" };
             let mut shown = json!({
@@ -283,7 +285,11 @@ fn users(world: &World, body: &Value, organization: Option<&str>) -> Result<Valu
             shown
         })
         .collect();
-    Ok(json!({"details": listed(total), "result": shown}))
+    let mut details = listed(total);
+    if organization.is_none() {
+        details = json!({"totalResult": total.to_string(), "processedSequence": "1", "timestamp": DATE});
+    }
+    Ok(json!({"details": details, "result": shown}))
 }
 
 /// A REST call; without the header, the organisation is the first one, which is the service user's own.
