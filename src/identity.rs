@@ -212,7 +212,11 @@ impl Identity {
     /// request and never in its way.
     fn revalidate(&self, token: &str, digest: Digest, entry: &Entry) {
         let inner = &self.0;
-        let (Some(revalidation), Some(_)) = (&inner.revalidation, &inner.introspector) else { return };
+        let (Some(revalidation), Some(introspector)) = (&inner.revalidation, &inner.introspector) else { return };
+        // An issuer calls every token of another one inactive.
+        if introspector.issuer.url != *entry.verified.issuer() {
+            return;
+        }
         let now = inner.clock.now();
         let Some(permit) = revalidation.turn(&entry.verified, &entry.revalidated, now) else { return };
         let Ok(runtime) = Handle::try_current() else { return };

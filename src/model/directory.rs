@@ -189,6 +189,27 @@ impl LookupState {
     }
 }
 
+/// The search for the id of a user who is known by e-mail address alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct IdentityLookup {
+    /// The account.
+    #[serde(skip)]
+    pub account_id: Id<Account>,
+    /// The product domain.
+    #[serde(skip)]
+    pub domain: Domain,
+    /// The user.
+    #[serde(skip)]
+    pub user_id: Id<User>,
+    /// How the last attempt ended; at first, pending.
+    pub state: LookupState,
+    /// Why, where there is more to say.
+    #[schema(example = "one of: 291047613578412035, 291047613578412099")]
+    pub detail: Option<String>,
+    /// Attempts so far.
+    pub attempts: i64,
+}
+
 /// What the identity provider said about an e-mail address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookupOutcome {

@@ -4,8 +4,7 @@
 use futures_util::future::BoxFuture;
 
 use crate::context::Granted;
-use crate::model::directory::LookupOutcome;
-use crate::store::directory::lookups::IdentityLookup;
+use crate::model::directory::{IdentityLookup, LookupOutcome};
 use crate::store::{Store, StoreError};
 
 /// Most lookups of one pass.

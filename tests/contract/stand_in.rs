@@ -2,7 +2,12 @@
 //!
 //! It prints one line of JSON: where it is, what it holds and who may call. Then it answers each line of its input with
 //! a line: `exchanges` with what it was asked and what it said since the last time. It ends with its input.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program of the tests: it fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a program of the tests: it fails by panicking"
+)]
 #![allow(dead_code, unused_imports, reason = "it uses its own part of the stand-in")]
 
 #[path = "../common/zitadel.rs"]

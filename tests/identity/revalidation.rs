@@ -84,6 +84,22 @@ async fn a_token_that_comes_old_is_asked_about_at_its_first_use() {
     assert_eq!(ended(&identity, &token).await, IdentityError::Revoked);
 }
 
+/// Only the first issuer can be asked, and it knows its own tokens alone.
+#[tokio::test]
+async fn a_token_of_another_issuer_is_not_asked_about() {
+    let (issuer, second) = (TestIssuer::start().await, TestIssuer::start().await);
+    let mut config = asking(&issuer, 1.0);
+    config.issuers.extend(second.config().issuers);
+    let (identity, clock) = identity(&config);
+    let token = second.token(json!({}));
+    clock.advance(Duration::from_secs(300));
+    for _ in 0..3 {
+        identity.verify(&token).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((identity.counts().revalidations, issuer.introspections()), (0, 0));
+}
+
 #[tokio::test]
 async fn an_issuer_that_does_not_answer_ends_nothing() {
     let issuer = TestIssuer::start().await;

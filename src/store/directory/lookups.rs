@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use crate::context::{Domain, Platform, Tenant};
 use crate::id::Id;
-use crate::model::accounts::Account;
 use crate::model::audit::Action;
-use crate::model::directory::{LookupOutcome, LookupState, User};
+use crate::model::directory::{IdentityLookup, LookupOutcome, LookupState, User};
 use crate::store::audit::Entry;
 use crate::store::{Result, Tx, from_columns, on, run};
 
@@ -20,23 +19,6 @@ const CLAIM: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest time between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 60 * 60);
-
-/// A user whose id at the identity provider is to be found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdentityLookup {
-    /// The account.
-    pub account_id: Id<Account>,
-    /// The product domain.
-    pub domain: Domain,
-    /// The user.
-    pub user_id: Id<User>,
-    /// How the last attempt ended; at first, pending.
-    pub state: LookupState,
-    /// Why, where there is more to say.
-    pub detail: Option<String>,
-    /// Attempts so far, this one included.
-    pub attempts: i64,
-}
 
 from_columns! { IdentityLookup { account_id, domain, user_id, state, detail, attempts } }
 
@@ -106,18 +88,19 @@ impl Tx<Tenant> {
         Ok(())
     }
 
-    /// Lookups of this account that are not settled, by user.
+    /// The search for a user's identity, while it is not found.
     ///
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
-    pub async fn identity_lookups(&mut self, domain: Domain) -> Result<Vec<IdentityLookup>> {
+    pub async fn identity_lookup(&mut self, domain: Domain, user: &Id<User>) -> Result<Option<IdentityLookup>> {
         let account = self.account.clone();
         on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_IdentityLookupTable" WHERE account_id = $1 AND domain = $2 ORDER BY user_id"#
+            r#"SELECT * FROM "Alchemi_IdentityLookupTable" WHERE account_id = $1 AND domain = $2 AND user_id = $3"#
         )
         .bind(&account)
         .bind(domain)
-        .fetch_all(c)
+        .bind(user)
+        .fetch_optional(c)
         .await)
     }
 
