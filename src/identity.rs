@@ -35,7 +35,7 @@ pub use self::error::{Flaw, IdentityError};
 pub use self::fetch::FetchError;
 pub use self::issuer::IssuerStatus;
 pub use self::logout::logout_refused;
-pub use self::revocation::{Revocation, Revocations};
+pub use self::revocation::{Revocation, Revocations, Seen};
 pub use self::verified::{Source, Verified};
 
 use self::claims::sha256;

@@ -33,9 +33,21 @@ type ByIssuer = HashMap<Box<str>, Denied>;
 #[derive(Debug, Default)]
 pub struct Revocations(ArcSwap<ByIssuer>);
 
+/// A state of the list.
+#[derive(Debug, Clone)]
+pub struct Seen(Arc<ByIssuer>);
+
 impl Revocations {
-    /// Replaces the whole list, as read from the store.
-    pub fn replace(&self, revocations: Vec<Revocation>, logouts: Vec<Logout>) {
+    /// The state of the list, to be taken before it is read from the store.
+    pub fn seen(&self) -> Seen {
+        Seen(self.0.load_full())
+    }
+
+    /// Replaces the whole list, as read from the store after `seen`. False when something
+    /// was added meanwhile, which the reading may lack: it is kept, and the list to be
+    /// read again.
+    #[must_use]
+    pub fn replace(&self, seen: &Seen, revocations: Vec<Revocation>, logouts: Vec<Logout>) -> bool {
         let mut map = ByIssuer::new();
         for revocation in revocations {
             cut_off(&mut map, &revocation);
@@ -43,7 +55,8 @@ impl Revocations {
         for logout in logouts {
             end(&mut map, &logout);
         }
-        self.0.store(Arc::new(map));
+        let before = self.0.compare_and_swap(&seen.0, Arc::new(map));
+        Arc::ptr_eq(&before, &seen.0)
     }
 
     /// Adds one; of two for a subject, the later moment holds.

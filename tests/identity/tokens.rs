@@ -397,7 +397,11 @@ async fn revocations_stop_cached_tokens_at_once() {
     for token in [&after, &other] {
         identity.verify(token).await.unwrap();
     }
-    identity.revocations().replace(Vec::new(), Vec::new());
+    let seen = identity.revocations().seen();
+    identity.revocations().insert(&revocation(NOW - 50));
+    assert!(!identity.revocations().replace(&seen, Vec::new(), Vec::new()), "what was added meanwhile is kept");
+    assert_eq!(identity.verify(&before).await.unwrap_err(), IdentityError::Revoked);
+    assert!(identity.revocations().replace(&identity.revocations().seen(), Vec::new(), Vec::new()));
     identity.verify(&before).await.unwrap();
 }
 
