@@ -16,14 +16,14 @@ use tokio::sync::mpsc;
 
 use crate::clock::{SharedClock, Timestamp};
 use crate::context::Granted;
-use crate::credits::{Credits, Usd};
+use crate::credits::Usd;
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::usage::{CostSource, RouteKind, Tokens};
-use crate::policy::budget::Link;
+use crate::policy::budget::{Drawn, Link, shortage};
 use crate::policy::{Denial, Permit};
 use crate::problem::Problem;
-use crate::store::ledger::{Hold, Settlement};
+use crate::store::ledger::{Counter, Hold, Settlement};
 use crate::store::{Store, StoreError};
 
 pub mod rules;
@@ -254,24 +254,7 @@ impl Allocations {
     async fn shortage(&self, ticket: &Ticket) -> Result<Denial, StoreError> {
         let granted = Granted::system().over(ticket.account().clone());
         let counters = self.0.store.read(&granted).await?.counters(ticket.links()).await?;
-        let left = |link: &Link| {
-            let cap = link.cap?;
-            let taken = counters
-                .iter()
-                .find(|c| c.key() == link.counter())
-                .map_or(Credits::ZERO, |c| c.used.saturating_add(c.leased));
-            Some(cap.saturating_sub(taken))
-        };
-        let scarcest = ticket.links().iter().filter_map(|l| Some((l, left(l)?))).min_by_key(|(_, left)| *left);
-        Ok(match scarcest {
-            Some((link, remaining)) => Denial::AllocationExhausted {
-                scope: link.scope.clone(),
-                remaining: remaining.max(Credits::ZERO),
-                requested: ticket.hold,
-                resets_at: link.window.end,
-            },
-            None => Denial::AllocationMissing,
-        })
+        Ok(shortage(&drawn(ticket.links(), &counters), ticket.hold).unwrap_or(Denial::AllocationMissing))
     }
 
     /// Whether `subject` of `account` made the stored response with this id. A response
@@ -302,6 +285,16 @@ impl Allocations {
         let settlements = abandoned.iter().filter_map(|row| ticket::unsettled(row, now));
         Ok(settlements.filter(|s| self.0.outbox.send(Finished(How::Abandoned(Box::new(s.clone())))).is_ok()).count())
     }
+}
+
+/// The links with what their counters hold; one that was never touched holds nothing.
+pub fn drawn<'a>(links: &'a [Link], counters: &[Counter]) -> Vec<Drawn<'a>> {
+    let of = |link: &'a Link| {
+        let counter = counters.iter().find(|counter| counter.key() == link.counter());
+        let (used, reserved) = counter.map(|counter| (counter.used, counter.leased)).unwrap_or_default();
+        Drawn { link, used, reserved }
+    };
+    links.iter().map(of).collect()
 }
 
 /// How many abandoned reservations are handed over at once.

@@ -82,6 +82,11 @@ enum Command {
         #[command(subcommand)]
         command: LedgerCommand,
     },
+    /// Look after the secrets in the database
+    Secrets {
+        #[command(subcommand)]
+        command: SecretsCommand,
+    },
     /// Ask a running gateway whether it is ready; for containers
     Healthcheck {
         /// Its address
@@ -105,7 +110,7 @@ enum Backend {
 enum KeyKind {
     /// For ALCHEMI_MASTER_KEY: 64 hexadecimal digits
     Master,
-    /// For ALCHEMI_SECRET_KEY: 32 bytes in base64
+    /// For ALCHEMI_SECRET_KEY and context.signing_key: 32 bytes in base64
     Secret,
 }
 
@@ -127,6 +132,26 @@ enum LedgerCommand {
     Verify {
         #[command(flatten)]
         file: ConfigFile,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretsCommand {
+    /// Say how many secrets are sealed under which key
+    Status {
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Seal anew, under the first key, what is sealed under another
+    ///
+    /// May be stopped at any moment and run again, beside gateways that are at work.
+    /// Afterwards, `alchemi secrets status` says which keys are in use no more.
+    Rotate {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Secrets in one transaction
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        batch: u32,
     },
 }
 
@@ -163,7 +188,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Serve(file) => serve::serve(&load(&file)?),
         Command::Dev(options) => dev::dev(options),
         Command::Migrate { print: Some(backend), .. } => maintenance::print_migrations(backend),
-        Command::Migrate { file, print: None } => maintenance::migrate(&load(&file)?),
+        Command::Migrate { file, print: None } => maintenance::migrate(&load_for_database(&file)?),
         Command::CheckConfig { example: true, .. } => say(config::DEFAULTS.trim_end()),
         Command::CheckConfig { file, .. } => {
             say(config::show(file.config.as_deref()).map_err(Failure::misconfigured)?.trim_end())
@@ -171,9 +196,17 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Openapi => say(&crate::v1::description().to_pretty_json().map_err(Failure::failed)?),
         Command::Keygen { kind } => maintenance::keygen(kind),
         Command::Audit { command: AuditCommand::Verify { file, account } } => {
-            maintenance::verify_audit(&load(&file)?, account.as_deref())
+            maintenance::verify_audit(&load_for_database(&file)?, account.as_deref())
         }
-        Command::Ledger { command: LedgerCommand::Verify { file } } => maintenance::verify_ledger(&load(&file)?),
+        Command::Ledger { command: LedgerCommand::Verify { file } } => {
+            maintenance::verify_ledger(&load_for_database(&file)?)
+        }
+        Command::Secrets { command: SecretsCommand::Status { file } } => {
+            maintenance::secrets_status(&load_for_database(&file)?)
+        }
+        Command::Secrets { command: SecretsCommand::Rotate { file, batch } } => {
+            maintenance::rotate_secrets(&load_for_database(&file)?, batch)
+        }
         Command::Healthcheck { url } => maintenance::healthcheck(&url),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -185,6 +218,10 @@ fn execute(command: Command) -> Result<(), Failure> {
 
 fn load(file: &ConfigFile) -> Result<Config, Failure> {
     Config::load(file.config.as_deref()).map_err(Failure::misconfigured)
+}
+
+fn load_for_database(file: &ConfigFile) -> Result<Config, Failure> {
+    Config::load_for_database(file.config.as_deref()).map_err(Failure::misconfigured)
 }
 
 /// Prints a line to standard output; a reader that went away is no failure of ours.

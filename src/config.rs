@@ -19,13 +19,14 @@ use crate::allocation::AllocationConfig;
 use crate::context::Domain;
 use crate::identity::{IdentityConfig, MasterKey};
 use crate::model::models::AccessMode;
+use crate::outbound::OutboundRules;
 use crate::proxy::ask::AskRules;
 use crate::proxy::config::{GatewayConfig, LimitsConfig, MeteringConfig};
 use crate::proxy::forward::UpstreamConfig;
 use crate::proxy::headers::Leaks;
 use crate::proxy::ingress::TrustedProxies;
 use crate::proxy::signed::ContextSigner;
-use crate::secret::SecretString;
+use crate::secret::{KeyRing, SecretString};
 use crate::store::DatabaseConfig;
 
 /// Every key with its default and what it means.
@@ -56,6 +57,10 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// Where the data lives.
     pub database: DatabaseConfig,
+    /// What secrets at rest are sealed under.
+    pub secrets: SecretsConfig,
+    /// Where URLs in settings may lead.
+    pub outbound: OutboundRules,
     /// Whose tokens are believed.
     pub identity: IdentityConfig,
     /// The LLM proxy behind us.
@@ -97,6 +102,14 @@ impl Default for ContextConfig {
     fn default() -> Self {
         Self { litellm: true, signing_key: None, hidden_response_headers: Leaks::default() }
     }
+}
+
+/// What secrets at rest are sealed under.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SecretsConfig {
+    /// The first one seals, all of them open.
+    pub keys: KeyRing,
 }
 
 /// What holds where no grant says anything.
@@ -164,9 +177,16 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] that names the key, what is wrong with it and what would be accepted.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self::from_figment(&figment(file, &environment)?)
+    }
+
+    /// Reads the same without asking whether a gateway could run with it, for commands
+    /// that only look after the database.
+    ///
+    /// # Errors
+    /// When the file cannot be read or a value is of the wrong type.
+    pub fn load_for_database(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::extract(&figment(file, &environment)?)
     }
 
     /// Reads TOML text over the defaults; for tests and embedders.
@@ -178,11 +198,16 @@ impl Config {
     }
 
     fn from_figment(figment: &Figment) -> Result<Self, ConfigError> {
+        let config = Self::extract(figment)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn extract(figment: &Figment) -> Result<Self, ConfigError> {
         let mut config: Self = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
         if config.database.url.is_empty() {
             config.database.url = format!("sqlite:{}", config.data_dir.join("alchemi.db").display());
         }
-        config.check()?;
         Ok(config)
     }
 
@@ -191,6 +216,9 @@ impl Config {
         let wrong = |text: String| Err(ConfigError(text));
         if let Err(error) = self.identity.check() {
             return wrong(error.to_string());
+        }
+        if let Err(error) = self.upstream.targets() {
+            return wrong(format!("upstream: {error}"));
         }
         if let Some(key) = &self.master_key
             && let Err(error) = MasterKey::new(key.clone())
@@ -265,13 +293,17 @@ impl Config {
 /// # Errors
 /// As [`Config::load`].
 pub fn show(file: Option<&Path>) -> Result<String, ConfigError> {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let figment = figment(file, &environment)?;
     Config::from_figment(&figment)?;
     let mut tree: toml::Table = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
     tree.iter_mut().for_each(|(key, value)| mask(key, value));
     toml::to_string_pretty(&tree).map_err(|error| ConfigError(error.to_string()))
+}
+
+/// A variable, if it is set to something.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Whether this is an origin as browsers write it (RFC 6454 section 6.2).
@@ -287,8 +319,11 @@ const MASK: &str = "********";
 fn mask(key: &str, value: &mut toml::Value) {
     match value {
         toml::Value::Table(inner) => inner.iter_mut().for_each(|(key, value)| mask(key, value)),
+        toml::Value::Array(items) if key == "keys" => *items = vec![toml::Value::from(MASK); items.len()],
         toml::Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item)),
-        toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") => *text = MASK.to_owned(),
+        toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") || key == "keys" => {
+            *text = MASK.to_owned()
+        }
         toml::Value::String(text) => *text = without_credentials(text),
         _ => {}
     }
@@ -349,6 +384,7 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("ALCHEMI_TRUSTED_PROXIES", "trusted_proxies", Read::List),
     ("ALCHEMI_CORS_ORIGINS", "cors_origins", Read::List),
     ("DATABASE_URL", "database.url", Read::Text),
+    ("ALCHEMI_SECRET_KEY", "secrets.keys", Read::List),
     ("ALCHEMI_UPSTREAM_URL", "upstream.urls", Read::List),
     ("ALCHEMI_UPSTREAM_API_KEY", "upstream.api_key", Read::Text),
     ("ALCHEMI_ENFORCEMENT", "allocation.enforcement", Read::Text),
@@ -484,6 +520,8 @@ mod tests {
     #[test]
     fn the_example_is_the_default_of_every_section() {
         let config = from_environment(&[KEY]).unwrap();
+        assert_eq!(format!("{:?}", config.secrets), format!("{:?}", SecretsConfig::default()));
+        assert_eq!(config.outbound, OutboundRules::default());
         assert_eq!(format!("{:?}", config.identity), format!("{:?}", IdentityConfig::default()));
         assert_eq!(format!("{:?}", config.upstream), format!("{:?}", UpstreamConfig::default()));
         assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
@@ -523,6 +561,8 @@ mod tests {
         let error = |pairs: &[(&str, &str)]| from_environment(pairs).unwrap_err().to_string();
         assert!(error(&[]).contains("ALCHEMI_MASTER_KEY"));
         assert!(error(&[("ALCHEMI_MASTER_KEY", "short")]).contains("32 characters"));
+        let keys = error(&[KEY, ("ALCHEMI_SECRET_KEY", "a:hidden,hidden")]);
+        assert!(keys.contains("secrets.keys (ALCHEMI_SECRET_KEY)") && !keys.contains("hidden"), "{keys}");
         assert!(error(&[KEY, ("ALCHEMI_LISTEN", "nowhere")]).contains("listen (ALCHEMI_LISTEN)"));
         assert!(error(&[KEY, ("ALCHEMI_PASSTHROUGH", "perhaps")]).contains("expected on or off"));
         assert!(error(&[KEY, ("ALCHEMI_ENFORCEMENT", "lax")]).contains("allocation.enforcement (ALCHEMI_ENFORCEMENT)"));
@@ -547,6 +587,7 @@ mod tests {
             database.url = "postgres://u:hidden-4@h/d?password=hidden-5&sslmode=require"
             other.url = "postgres://u:hidden-6#@h/d"
             identity.introspection_client_secret = "hidden-7"
+            secrets.keys = ["a:hidden-10", "hidden-11"]
             [[identity.issuers]]
             url = "https://id.example.com"
             jwks_uri = "https://x:hidden-8@id/keys"

@@ -144,7 +144,8 @@ impl dyn IdSource {
     }
 }
 
-/// UUIDv7 from the operating system's randomness (RFC 9562 section 5.7).
+/// UUIDv7 (RFC 9562 section 5.7) from a generator of cryptographic strength that the
+/// operating system seeds.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RandomIds;
 

@@ -5,5 +5,6 @@
 //! in front of services of their own.
 
 pub mod authenticate;
+pub mod headers;
 
 pub use authenticate::{Authenticate, AuthenticateLayer, Authenticator, Credential};

@@ -11,7 +11,7 @@
 //! one out:
 //!
 //! 1. [`proxy::wire`] and [`proxy::ingress`] refuse what two parsers could read
-//!    differently; [`proxy::headers`] strips what only we may say.
+//!    differently; [`layer::headers`] strips what only we may say.
 //! 2. [`Identity`] turns a token into [`Verified`](identity::Verified).
 //! 3. [`Authenticator`] finds the account and makes a [`Context`].
 //! 4. [`proxy::ask`] reads the body once: an [`Ask`](policy::Ask).
@@ -27,7 +27,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`clock`] [`id`] [`credits`] [`problem`] [`secret`] | vocabulary |
+//! | [`clock`] [`id`] [`credits`] [`outbound`] [`problem`] [`secret`] | vocabulary |
 //! | [`model`] [`context`] [`policy`] | nouns, who is calling, the verdict: no I/O |
 //! | [`identity`] [`store`] [`allocation`] [`metering`] | capabilities |
 //! | [`layer`] [`proxy`] [`v1`] [`plugin`] | surfaces and extension points |
@@ -71,6 +71,7 @@ pub use store::Store;
 pub mod clock;
 pub mod credits;
 pub mod id;
+pub mod outbound;
 pub mod problem;
 pub mod secret;
 

@@ -2,13 +2,18 @@
 //! [`store`](crate::store) and in [`v1`](crate::v1).
 
 pub mod accounts;
+pub mod agents;
 pub mod audit;
 pub mod budgets;
+pub mod connections;
 pub mod directory;
 pub mod domain;
+pub mod features;
 pub mod field;
+pub mod guardrails;
 pub mod models;
 pub mod revocations;
 pub mod scope;
+pub mod sso;
 pub mod text;
 pub mod usage;

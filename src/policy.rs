@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::context::{Context, Domain};
-use crate::credits::{Credits, Factor};
+use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::directory::Placement;
@@ -17,11 +17,16 @@ use crate::model::scope::Scope;
 use crate::model::usage::RouteKind;
 use crate::problem::Problem;
 
+pub mod agents;
 pub mod budget;
+pub mod features;
+pub mod guardrails;
 pub mod models;
+pub mod trace;
 
 use budget::{BudgetRules, Chain, Link};
-use models::ModelRules;
+use models::{ModelRules, ModelVerdict, Reason};
+use trace::{Rule, Step, Witness};
 
 /// What a governed request asks for, read from its route and body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +79,14 @@ pub struct Rules {
     pub allocation_required: bool,
 }
 
+impl Rules {
+    /// What a request is held at that is expected to cost this much; more than there can
+    /// be if the credits do not fit.
+    pub fn credits(&self, estimate: Usd) -> Credits {
+        self.factor.credits(estimate).unwrap_or(Credits::MAX)
+    }
+}
+
 /// Proof that the policy lets a request through; made by [`decide`] alone, and good
 /// for one request.
 #[derive(Debug)]
@@ -116,6 +129,11 @@ pub enum Denial {
     AgentDenied,
     /// The connection is unknown or not granted.
     ConnectionDenied,
+    /// The model has no price, and one is required.
+    ModelUnpriced {
+        /// The model.
+        model: String,
+    },
     /// The account has no allocation, and one is required.
     AllocationMissing,
     /// A scope's credits do not suffice.
@@ -141,11 +159,29 @@ impl Denial {
             Self::ModelDenied { .. } => "model_denied",
             Self::AgentDenied => "agent_denied",
             Self::ConnectionDenied => "connection_denied",
+            Self::ModelUnpriced { .. } => "model_unpriced",
             Self::AllocationMissing => "allocation_missing",
             Self::AllocationExhausted { .. } => "allocation_exhausted",
         }
     }
+
+    /// A refused model with some of those `known` that the subject may use instead.
+    #[must_use]
+    pub fn suggesting(self, rules: &Rules, known: impl FnOnce() -> Vec<String>) -> Self {
+        match self {
+            Self::ModelDenied { model, account, .. } => {
+                let mut allowed = rules.models.suggestions(known().iter().map(String::as_str));
+                allowed.sort_unstable();
+                allowed.truncate(SUGGESTED);
+                Self::ModelDenied { model, account, allowed }
+            }
+            other => other,
+        }
+    }
 }
+
+/// How many models a refusal suggests.
+const SUGGESTED: usize = 8;
 
 /// What a client asks for beside the body: an agent and a connection of the account.
 #[derive(Debug, Clone, Copy, Default)]
@@ -169,62 +205,144 @@ pub fn decide(
     rules: &Arc<Rules>,
     now: Timestamp,
 ) -> Result<Permit, Denial> {
-    if rules.account_suspended {
-        return Err(Denial::AccountSuspended);
-    }
-    if rules.placement.is_suspended() {
-        return Err(Denial::UserSuspended);
-    }
-    if context.check_domain(rules.domain).is_err() {
-        return Err(Denial::DomainDenied(rules.domain));
-    }
-    may_use_models(ask, rules)?;
-    // No agent or connection can exist yet, so none can be granted.
-    if with.agent.is_some() {
-        return Err(Denial::AgentDenied);
-    }
-    if with.connection.is_some() {
-        return Err(Denial::ConnectionDenied);
-    }
-    if ask.kind.is_metered() && rules.allocation_required && rules.budget.account.is_none() {
-        return Err(Denial::AllocationMissing);
-    }
-    let links = rules
-        .chain
-        .at(now)
-        .unwrap_or_else(|| rules.budget.chain(&rules.account, rules.domain, &rules.placement, now).into());
+    let domain_allowed = context.check_domain(rules.domain).is_ok();
+    let links = judge(domain_allowed, ask, with, rules, now, &mut ())?;
     Ok(Permit { rules: Arc::clone(rules), links })
 }
 
-/// The model and every fallback must be allowed.
-fn may_use_models(ask: &Ask, rules: &Rules) -> Result<(), Denial> {
-    let refused = ask.model.iter().chain(&ask.fallbacks).find(|model| !rules.models.resolve(model).allowed);
-    match refused {
-        None => Ok(()),
-        Some(model) => {
-            Err(Denial::ModelDenied { model: model.clone(), account: rules.account_name.clone(), allowed: Vec::new() })
-        }
+/// A verdict that nobody can act on, with everything that took part in it.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// The scopes that the request would be counted under, or why it would be refused.
+    pub verdict: Result<Arc<[Link]>, Denial>,
+    /// The rules that were asked, in their order; after the first that fails, none is.
+    pub steps: Vec<Step>,
+}
+
+/// What [`decide`] would say of a subject who need not be there: the same code, watched.
+pub fn explain(domain_allowed: bool, ask: &Ask, with: Companions<'_>, rules: &Rules, now: Timestamp) -> Explanation {
+    let mut steps = Vec::new();
+    let verdict = judge(domain_allowed, ask, with, rules, now, &mut steps);
+    Explanation { verdict, steps }
+}
+
+fn judge(
+    domain_allowed: bool,
+    ask: &Ask,
+    with: Companions<'_>,
+    rules: &Rules,
+    now: Timestamp,
+    seen: &mut impl Witness,
+) -> Result<Arc<[Link]>, Denial> {
+    let Rules { account, domain, .. } = rules;
+    hold(
+        seen,
+        !rules.account_suspended,
+        || Denial::AccountSuspended,
+        |passed| {
+            let status = if passed { "active" } else { "suspended" };
+            Step::of(Rule::Account, passed, format!("account {account} in domain {domain} is {status}"))
+        },
+    )?;
+    hold(
+        seen,
+        !rules.placement.is_suspended(),
+        || Denial::UserSuspended,
+        |passed| {
+            let user = rules.placement.user.as_ref();
+            let user =
+                user.map_or_else(|| "the directory does not know the subject".to_owned(), |id| format!("user {id}"));
+            Step::of(Rule::User, passed, if passed { user } else { format!("{user} is suspended") })
+        },
+    )?;
+    hold(
+        seen,
+        domain_allowed,
+        || Denial::DomainDenied(*domain),
+        |passed| {
+            let may = if passed { "allows" } else { "does not allow" };
+            Step::of(Rule::Domain, passed, format!("the token {may} domain {domain}"))
+        },
+    )?;
+    for model in ask.model.iter().chain(&ask.fallbacks) {
+        let verdict = rules.models.resolve(model);
+        let denied =
+            || Denial::ModelDenied { model: model.clone(), account: rules.account_name.clone(), allowed: Vec::new() };
+        hold(seen, verdict.allowed, denied, |_| model_step(model, &verdict))?;
+    }
+    // No agent or connection can exist yet, so none can be granted.
+    hold_companion(seen, Rule::Agent, with.agent, Denial::AgentDenied)?;
+    hold_companion(seen, Rule::Connection, with.connection, Denial::ConnectionDenied)?;
+    if ask.kind.is_metered() {
+        let has_one = rules.budget.account.is_some();
+        hold(
+            seen,
+            has_one || !rules.allocation_required,
+            || Denial::AllocationMissing,
+            |passed| {
+                let detail = match (has_one, passed) {
+                    (true, _) => "the account has an allocation",
+                    (false, true) => "the account has no allocation, and needs none",
+                    (false, false) => "the account has no allocation",
+                };
+                Step::of(Rule::Allocation, passed, detail)
+            },
+        )?;
+    }
+    let kept = rules.chain.at(now);
+    Ok(kept.unwrap_or_else(|| rules.budget.chain(account, *domain, &rules.placement, now).into()))
+}
+
+/// Goes on if the rule is kept.
+fn hold(
+    seen: &mut impl Witness,
+    kept: bool,
+    denial: impl FnOnce() -> Denial,
+    step: impl FnOnce(bool) -> Step,
+) -> Result<(), Denial> {
+    seen.sees(|| step(kept));
+    if kept { Ok(()) } else { Err(denial()) }
+}
+
+fn hold_companion(seen: &mut impl Witness, rule: Rule, id: Option<&str>, denial: Denial) -> Result<(), Denial> {
+    let Some(id) = id else { return Ok(()) };
+    hold(
+        seen,
+        false,
+        || denial,
+        |passed| Step {
+            about: Some(id.to_owned()),
+            ..Step::of(rule, passed, format!("{id} does not exist here or is not granted"))
+        },
+    )
+}
+
+fn model_step(model: &str, verdict: &ModelVerdict<'_>) -> Step {
+    let answer = if verdict.allowed { "allowed" } else { "denied" };
+    let by = match (verdict.reason, verdict.resolved_from) {
+        (Reason::Grant, Some(scope)) => format!("a grant on {scope}"),
+        (Reason::PolicyDenies, _) => "the account's console policy".to_owned(),
+        (Reason::OutsidePolicy, _) => "the account's console policy, which does not list it".to_owned(),
+        (Reason::Grant | Reason::Default, _) => "default: no grant matches".to_owned(),
+    };
+    Step {
+        about: Some(model.to_owned()),
+        scope: verdict.resolved_from.cloned(),
+        grant: verdict.candidates.first().map(|grant| grant.id.clone()),
+        ..Step::of(Rule::Model, verdict.allowed, format!("model {model} {answer} by {by}"))
     }
 }
 
-/// What decided, rule by rule, in the order of [`decide`]: for admins who ask why.
-pub fn trace(ask: &Ask, rules: &Rules, now: Timestamp) -> Vec<String> {
-    let mut lines = vec![format!("account {} in domain {}", rules.account, rules.domain)];
-    for model in ask.model.iter().chain(&ask.fallbacks) {
-        let verdict = rules.models.resolve(model);
-        let answer = if verdict.allowed { "allowed" } else { "denied" };
-        lines.push(match verdict.resolved_from {
-            Some(scope) => format!("model {model} {answer} by a grant on {scope}"),
-            None => format!("model {model} {answer} ({:?})", verdict.reason),
-        });
-    }
-    for link in rules.budget.chain(&rules.account, rules.domain, &rules.placement, now) {
-        lines.push(match link.cap {
-            Some(cap) => format!("{} capped at {cap} credits from {}", link.scope, link.window.start),
-            None => format!("{} counted, not capped", link.scope),
-        });
-    }
-    lines
+/// What decided, one sentence for each rule that was asked and each scope that the request
+/// is counted under: for admins who ask why.
+pub fn trace(context: &Context, ask: &Ask, with: Companions<'_>, rules: &Rules, now: Timestamp) -> Vec<String> {
+    let explanation = explain(context.check_domain(rules.domain).is_ok(), ask, with, rules, now);
+    let links = explanation.verdict.iter().flat_map(|links| links.iter());
+    let counted = links.map(|link| match link.cap {
+        Some(cap) => format!("{} capped at {cap} credits from {}", link.scope, link.window.start),
+        None => format!("{} counted, not capped", link.scope),
+    });
+    explanation.steps.iter().map(|step| step.detail.clone()).chain(counted).collect()
 }
 
 impl From<Denial> for Problem {
@@ -252,6 +370,12 @@ impl From<Denial> for Problem {
             Denial::ConnectionDenied => Self::forbidden(
                 code,
                 "The connection of x-alchemi-connection-id does not exist here or is not granted to you",
+            ),
+            Denial::ModelUnpriced { model } => Self::forbidden(
+                code,
+                format!(
+                    "Model `{model}` has no price: ask the operator to set one in the upstream or under metering.prices"
+                ),
             ),
             Denial::AllocationMissing => Self::new(
                 http::StatusCode::PAYMENT_REQUIRED,

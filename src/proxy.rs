@@ -5,7 +5,7 @@
 //! context, the context and the ask a permit, the permit a reservation, and the
 //! reservation is the meter's to settle.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -13,15 +13,19 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, header};
 use http_body_util::{BodyExt, Limited};
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use crate::allocation::rules::{Epoch, RuleBook, Subject, account_unknown};
 use crate::allocation::{Admission, Allocations};
 use crate::clock::SharedClock;
 use crate::context::{Context, Domain};
+use crate::id::Id;
 use crate::identity::Verified;
+use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{Authenticator, Credential};
-use crate::metering::charge::Unpriced;
 use crate::metering::meter::{Meter, Metered};
+use crate::model::accounts::Account;
 use crate::model::usage::RouteKind;
 use crate::plugin::{Guardrail, Screened};
 use crate::policy::{self, Companions, Denial, Permit, Rules, decide};
@@ -37,6 +41,7 @@ pub mod ingress;
 mod listing;
 pub mod metered;
 pub mod metrics;
+mod passthrough;
 pub mod refusal;
 pub mod routes;
 pub mod signed;
@@ -47,7 +52,7 @@ use balance::Balancer;
 use catalogue::Catalogue;
 use config::GatewayConfig;
 use forward::{Deadlined, ForwardError, Outgoing};
-use headers::{ContextHeaders, Decision, Leaks, RequestHeaders};
+use headers::{CallerFacts, CallerHeaders, ContextHeaders, Decision};
 use ingress::{Arrival, RequestId};
 use metered::MeteredBody;
 use metrics::GatewayMetrics;
@@ -94,6 +99,23 @@ pub struct Exchange {
     pub arrival: Arrival,
     /// When its head was complete.
     pub received: Instant,
+    /// Whose request it is, once that is known.
+    account: OnceLock<Id<Account>>,
+    span: Span,
+}
+
+impl Exchange {
+    /// A request that was let in; its span is on at the level `debug`.
+    pub fn new(id: RequestId, arrival: Arrival, received: Instant) -> Self {
+        let span = tracing::debug_span!("request", request_id = id.as_str(), kind = Empty, account = Empty);
+        Self { id, arrival, received, account: OnceLock::new(), span }
+    }
+
+    fn belongs_to(&self, account: &Id<Account>) {
+        if self.account.set(account.clone()).is_ok() {
+            self.span.record("account", account.as_str());
+        }
+    }
 }
 
 /// Which caller: a verified token (by its place in memory, which the entry keeps
@@ -112,9 +134,27 @@ struct Caller {
     _verified: Option<Arc<Verified>>,
     context: Context,
     rules: Arc<Rules>,
+    headers: CallerHeaders,
     epoch: Epoch,
     /// At which state of all bindings the account was found.
     bindings: u64,
+}
+
+impl Caller {
+    fn facts<'a>(context: &'a Context, rules: &'a Rules) -> CallerFacts<'a> {
+        let place = &rules.placement;
+        CallerFacts {
+            account_id: rules.account.as_str(),
+            subject: &context.actor().subject,
+            roles: context.roles(),
+            scopes: context.scopes(),
+            product_domains: context.product_domains().names(),
+            domain: rules.domain,
+            org_id: place.org.as_ref().map(AsRef::as_ref),
+            team_id: place.team.as_ref().map(AsRef::as_ref),
+            user_id: place.user.as_ref().map(AsRef::as_ref),
+        }
+    }
 }
 
 impl Gateway {
@@ -135,9 +175,10 @@ impl Gateway {
         B::Error: Into<forward::BoxError>,
     {
         let kind = route.kind;
-        match self.pipeline(request, exchange, &route).await {
+        exchange.span.record("kind", kind.as_str());
+        match self.pipeline(request, exchange, &route).instrument(exchange.span.clone()).await {
             Ok(response) => response,
-            Err(problem) => self.refused(problem, Some(kind), &exchange.id),
+            Err(problem) => self.refused(problem, Some(kind), &exchange.id, exchange.account.get()),
         }
     }
 
@@ -156,9 +197,9 @@ impl Gateway {
         // Ingress: what clients must not say is gone from here on.
         let asked = RequestHeaders::take(&mut head.headers)?;
         // Identity: a credential becomes proof.
-        let credential = own.authenticator.credential(asked.bearer.as_ref().map(headers::Bearer::token)).await?;
+        let credential = own.authenticator.credential(asked.bearer.as_ref().map(Bearer::token)).await?;
         if matches!(credential, Credential::Upstream) {
-            return self.unmanaged(head, Outgoing::stream(body), exchange).await;
+            return Box::pin(self.unmanaged(head, Outgoing::stream(body), exchange)).await;
         }
         refuse_repeated(&head.headers)?;
         if let Some(target) = ingress::governed_target(&head.uri) {
@@ -166,16 +207,16 @@ impl Gateway {
         }
         // Context and rules: who that is here, and what holds for them.
         let caller = self.caller(credential, &asked).await?;
+        exchange.belongs_to(&caller.rules.account);
         // Ask: what the body wants, read once and strictly.
         let body = self.read_body(&head, body).await?;
         let ask = self.read_ask(&head, route, &body)?;
         // Policy: the verdict, a pure function.
-        let companions = Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() };
-        let permit = decide(&caller.context, &ask.ask, companions, &caller.rules, own.clock.now())
+        let permit = decide(&caller.context, &ask.ask, companions(&asked), &caller.rules, own.clock.now())
             .map_err(|denial| self.explained(denial, &ask, &caller, &asked))?;
         self.check_stored_response(&caller, &ask, route).await?;
         if route.kind == RouteKind::Models {
-            return self.listing(head, exchange, route, &caller, &asked).await;
+            return Box::pin(self.listing(head, exchange, route, &caller, &asked)).await;
         }
         // Guardrails: the body's text.
         let (body, guardrail) = self.screen(&caller, &ask, &permit, body)?;
@@ -209,7 +250,7 @@ impl Gateway {
         {
             return Ok(known);
         }
-        let caller = Arc::new(self.establish(&credential, verified, asked, rules).await?);
+        let caller = Arc::new(Box::pin(self.establish(&credential, verified, asked, rules)).await?);
         if let Some(key) = key {
             callers.insert(key, Arc::clone(&caller));
         }
@@ -239,7 +280,8 @@ impl Gateway {
             epoch = book.epoch(&subject.account);
             rules = book.rules(&subject).await?;
         }
-        Ok(Caller { _verified: verified, context, rules, epoch, bindings })
+        let headers = Caller::facts(&context, &rules).headers(own.config.litellm);
+        Ok(Caller { _verified: verified, context, rules, headers, epoch, bindings })
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
@@ -296,7 +338,7 @@ impl Gateway {
         let item = route.item.as_deref().filter(|_| route.kind == RouteKind::ResponseItem);
         let Some(id) = item.or(ask.previous_response.as_deref()) else { return Ok(()) };
         let subject = &caller.context.actor().subject;
-        if self.0.parts.allocations.owns_response(&caller.rules.account, subject, id).await? {
+        if Box::pin(self.0.parts.allocations.owns_response(&caller.rules.account, subject, id)).await? {
             return Ok(());
         }
         Err(Problem::not_found("There is no stored response of yours with this id"))
@@ -305,16 +347,7 @@ impl Gateway {
     /// Adds to a refused model which ones the caller may use, and for an admin who
     /// asks what decided.
     fn explained(&self, denial: Denial, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Problem {
-        let problem: Problem = match denial {
-            Denial::ModelDenied { model, account, .. } => {
-                let known = self.0.parts.catalogue.models();
-                let mut allowed = caller.rules.models.suggestions(known.iter().map(String::as_str));
-                allowed.sort_unstable();
-                allowed.truncate(8);
-                Denial::ModelDenied { model, account, allowed }.into()
-            }
-            other => other.into(),
-        };
+        let problem: Problem = denial.suggesting(&caller.rules, || self.0.parts.catalogue.models()).into();
         match self.trace(ask, caller, asked) {
             Some(trace) => problem.with("trace", trace),
             None => problem,
@@ -324,7 +357,8 @@ impl Gateway {
     /// What decided, if an admin of the account asks with `x-alchemi-explain: 1`.
     fn trace(&self, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Option<Vec<String>> {
         let may_know = asked.explain && caller.context.account_admin().is_ok();
-        may_know.then(|| policy::trace(&ask.ask, &caller.rules, self.0.parts.clock.now()))
+        let now = self.0.parts.clock.now();
+        may_know.then(|| policy::trace(&caller.context, &ask.ask, companions(asked), &caller.rules, now))
     }
 
     fn screen(
@@ -378,15 +412,7 @@ impl Gateway {
             return Ok(Admitted::Free(permit));
         };
         let prices = own.catalogue.book();
-        let estimate = prices.estimate(model, &ask.ask.size, metering.default_max_output);
-        if estimate.cost.is_none() && metering.unpriced == Unpriced::Deny {
-            return Err(Problem::forbidden(
-                "model_unpriced",
-                format!(
-                    "Model `{model}` has no price: ask the operator to set one in the upstream or under metering.prices"
-                ),
-            ));
-        }
+        let (estimated_tokens, estimate) = metering.expected(&prices, model, &ask.ask.size)?;
         let model: Arc<str> = Arc::from(model);
         let reservation = own
             .allocations
@@ -397,8 +423,8 @@ impl Gateway {
                 subject: Arc::clone(&caller.context.actor().subject),
                 model: Arc::clone(&model),
                 guardrail,
-                estimate: Some(estimate.cost.unwrap_or_else(|| metering.unpriced.cost())),
-                estimated_tokens: estimate.tokens,
+                estimate: Some(estimate),
+                estimated_tokens,
             })
             .await?;
         Ok(Admitted::Metered(Meter::new(
@@ -463,21 +489,12 @@ impl Gateway {
         reserved: bool,
     ) {
         let own = &self.0.parts;
-        let (context, rules) = (&caller.context, &caller.rules);
-        let place = &rules.placement;
         exchange.arrival.forward(&mut head.headers);
         ContextHeaders {
-            account_id: rules.account.as_str(),
-            subject: &context.actor().subject,
-            roles: context.roles(),
-            scopes: context.scopes(),
-            product_domains: context.product_domains().names(),
-            domain: rules.domain,
-            org_id: place.org.as_ref().map(AsRef::as_ref),
-            team_id: place.team.as_ref().map(AsRef::as_ref),
-            user_id: place.user.as_ref().map(AsRef::as_ref),
+            facts: Caller::facts(&caller.context, &caller.rules),
+            written: &caller.headers,
             agent_id: asked.agent_id.as_deref(),
-            reservation_id: reserved.then(|| exchange.id.as_str()),
+            reserved,
             signer: own.config.signer.as_ref(),
             now: own.clock.now(),
             request_id: &exchange.id,
@@ -487,61 +504,18 @@ impl Gateway {
         .set(&mut head.headers, asked);
     }
 
-    /// Answers a path that is not governed: with the upstream's own key it passes as
-    /// it came; with anything else there is nothing here.
-    pub async fn pass_through<B>(&self, request: Request<B>, exchange: &Exchange) -> Response<Body>
-    where
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<forward::BoxError>,
-    {
-        match self.ungoverned(request, exchange).await {
-            Ok(response) => response,
-            Err(problem) => self.refused(problem, None, &exchange.id),
-        }
-    }
-
-    async fn ungoverned<B>(&self, request: Request<B>, exchange: &Exchange) -> Result<Response<Body>, Problem>
-    where
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<forward::BoxError>,
-    {
-        let (mut head, body) = request.into_parts();
-        let asked = RequestHeaders::take(&mut head.headers)?;
-        let presented = asked.bearer.as_ref().map(headers::Bearer::token);
-        match self.0.parts.authenticator.credential(presented).await? {
-            Credential::Upstream => self.unmanaged(head, Outgoing::stream(body), exchange).await,
-            Credential::Operator | Credential::Token(_) => Err(Problem::new(
-                http::StatusCode::NOT_FOUND,
-                "route_not_governed",
-                "This path is neither governed nor part of the control plane; \
-                 only the upstream's own key reaches the upstream's other routes",
-            )),
-        }
-    }
-
-    /// Under the caller's own upstream credential: nothing is injected, metered or refused.
-    async fn unmanaged(&self, mut head: Parts, body: Outgoing, exchange: &Exchange) -> Result<Response<Body>, Problem> {
-        let own = &self.0.parts;
-        if !own.config.passthrough {
-            return Err(Problem::unauthenticated(
-                "token_invalid",
-                "Keys of the upstream are not accepted here; send a Zitadel access token as Authorization: Bearer …",
-            ));
-        }
-        head.headers.insert(ingress::REQUEST_ID, exchange.id.header_value());
-        exchange.arrival.forward(&mut head.headers);
-        let (mut answer, body) = own.balancer.send(Request::from_parts(head, body)).await?.into_parts();
-        headers::answer(&mut answer.headers, &Leaks::none(), &exchange.id, Decision::Allow);
-        own.metrics.decided(None, "passthrough");
-        let until = (exchange.received + own.config.total_timeout).into();
-        Ok(Response::from_parts(answer, Body::new(Deadlined::new(body, own.config.idle_timeout, until))))
-    }
-
     /// Answers with a refusal, counted and logged.
-    pub fn refused(&self, problem: Problem, kind: Option<RouteKind>, id: &RequestId) -> Response<Body> {
+    pub fn refused(
+        &self,
+        problem: Problem,
+        kind: Option<RouteKind>,
+        id: &RequestId,
+        account: Option<&Id<Account>>,
+    ) -> Response<Body> {
         self.0.parts.metrics.decided(kind, problem.code());
         tracing::info!(
             request_id = id.as_str(),
+            account = account.map(Id::as_str),
             kind = kind.map_or("other", RouteKind::as_str),
             status = problem.status(),
             code = problem.code(),
@@ -549,6 +523,11 @@ impl Gateway {
         );
         refuse(problem, kind, id)
     }
+}
+
+/// What the request asks for beside its body.
+fn companions(asked: &RequestHeaders) -> Companions<'_> {
+    Companions { agent: asked.agent_id.as_deref(), connection: asked.connection_id.as_deref() }
 }
 
 /// What is judged once must stand once, or the upstream might read another line.

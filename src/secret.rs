@@ -1,10 +1,17 @@
-//! Secrets in memory: never printed, never serialised, wiped when dropped.
+//! Secrets: in memory never printed, never serialised, wiped when dropped; at rest
+//! sealed under keys that the database does not have ([`KeyRing`]).
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
+
+mod keyring;
+mod object;
+
+pub use keyring::{KeyRing, KeyRingError, Place, SealError, Sealed};
+pub use object::{MASK, SecretObject, names_a_secret};
 
 /// Text that must not leave the process by accident.
 ///

@@ -27,6 +27,7 @@ use crate::config::{Config, ConfigError};
 use crate::context::{Context, RequestInfo};
 use crate::id::{IdSource, RandomIds};
 use crate::identity::{Identity, MasterKey, Revocation, logout_refused};
+use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{AuthenticateLayer, Authenticator};
 use crate::metering::settler::{Settler, SettlerCounts};
 use crate::model::revocations::Logout;
@@ -170,8 +171,14 @@ impl Server {
         });
         let changes = store.changes();
         background::load_revocations(&store, &identity).await?;
-        let operations =
-            Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
+        background::look_for_lost_keys(&store, &config.secrets.keys).await?;
+        let operations = Operations {
+            store: store.clone(),
+            identity: identity.clone(),
+            balancer: Arc::clone(&balancer),
+            metrics,
+            secrets: config.secrets.keys.clone(),
+        };
         let front = Front(Arc::new(FrontParts {
             gateway,
             control: control_plane(config, &store, &authenticator, &catalogue),
@@ -294,14 +301,21 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
 /// `/v1`, behind authentication, for the origins that the configuration names.
 fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
     let (models, identity) = (Arc::clone(catalogue), authenticator.identity().clone());
+    let (prices, metering) = (Arc::clone(catalogue), config.metering.clone());
     let app = v1::App::new(store.clone())
         .with_cut_off(v1::revocations::CutOff::new(move |issuer, subject, issued_before| {
             let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
             identity.revocations().insert(&Revocation { issuer, subject, issued_before });
         }))
         .with_sign_out(authenticator.identity().clone())
+        .with_secrets(config.secrets.keys.clone())
+        .with_outbound(config.outbound.clone())
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
+        .with_estimator(v1::explain::Estimator::new(move |model, size| {
+            metering.expected(&prices.book(), model, size).map(|(_, cost)| cost)
+        }))
+        .with_allocation(config.allocation.clone())
         .with_default_model_access(config.policy.default_model_access)
         .with_default_domain(config.domain_default)
         .with_body_timeout(Duration::from_secs(config.limits.body_seconds));
@@ -373,29 +387,26 @@ impl Front {
         let own = &*self.0;
         let id = RequestId::new(&*own.ids, own.clock.now());
         if let Some(problem) = wire::refusal(request.uri().path()) {
-            return own.gateway.refused(problem, None, &id);
+            return own.gateway.refused(problem, None, &id, None);
         }
         let arrival = match ingress::admit(&mut request, peer, &own.trusted) {
             Ok(arrival) => arrival,
             Err(problem) => {
                 let kind = route(request.method(), request.uri().path()).kind();
-                return own.gateway.refused(problem, kind, &id);
+                return own.gateway.refused(problem, kind, &id, None);
             }
         };
-        let exchange = Exchange { id, arrival, received };
+        let exchange = Exchange::new(id, arrival, received);
         // The path is borrowed from a clone of the URI, which shares its bytes.
         let uri = request.uri().clone();
         match route(request.method(), uri.path()) {
             Route::Governed(governed) => own.gateway.govern(request, &exchange, governed).await,
             Route::MethodNotAllowed { kind, allow } => {
-                own.gateway.refused(method_not_allowed(allow), Some(kind), &exchange.id)
+                own.gateway.refused(method_not_allowed(allow), Some(kind), &exchange.id, None)
             }
-            Route::ControlPlane => self.control(request, &exchange).await,
-            Route::Ungoverned => match self.own(&request, &exchange).await {
-                Some(response) => response,
-                None if is_documentation(uri.path()) => self.documentation(request).await,
-                None => own.gateway.pass_through(request, &exchange).await,
-            },
+            // Boxed: hyper moves a request's future about, and the governed ones are most.
+            Route::ControlPlane => Box::pin(self.control(request, &exchange)).await,
+            Route::Ungoverned => Box::pin(self.ungoverned(request, &exchange)).await,
         }
     }
 }
@@ -414,6 +425,15 @@ impl Front {
         response
     }
 
+    /// What is neither governed nor under `/v1`.
+    async fn ungoverned(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
+        match self.own(&request, exchange).await {
+            Some(response) => response,
+            None if is_documentation(request.uri().path()) => self.documentation(request).await,
+            None => self.0.gateway.pass_through(request, exchange).await,
+        }
+    }
+
     async fn documentation(&self, request: Request<Incoming>) -> Response<Body> {
         infallible(self.0.documentation.clone().oneshot(request.map(Body::new)).await)
     }
@@ -427,7 +447,7 @@ impl Front {
         };
         Some(match route {
             Ok(route) => route.answer(&own.operations).await,
-            Err(problem) => own.gateway.refused(problem, None, &exchange.id),
+            Err(problem) => own.gateway.refused(problem, None, &exchange.id, None),
         })
     }
 
@@ -435,8 +455,8 @@ impl Front {
         if self.0.metrics_elsewhere {
             return Err(Problem::not_found("Metrics are on the address of admin_listen"));
         }
-        let asked = crate::proxy::headers::RequestHeaders::take(&mut request.headers().clone())?;
-        let presented = asked.bearer.as_ref().map(crate::proxy::headers::Bearer::token);
+        let asked = RequestHeaders::take(&mut request.headers().clone())?;
+        let presented = asked.bearer.as_ref().map(Bearer::token);
         let credential = self.0.authenticator.credential(presented).await?;
         let context: Context = self.0.authenticator.establish(&credential, None).await?.context;
         context.super_admin().map(drop)

@@ -27,18 +27,25 @@ mod dialect;
 use dialect::{from_columns, of_accounts, on, run};
 
 pub mod accounts;
+pub mod agents;
 pub mod audit;
 pub mod budgets;
 pub mod changes;
+pub mod connections;
 pub mod conservation;
 pub mod directory;
+pub mod features;
+pub mod guardrails;
 pub mod idempotency;
 pub mod ledger;
 pub mod migrate;
 pub mod models;
 pub mod page;
 pub mod policies;
+pub mod rehearsal;
 pub mod revocations;
+pub mod secrets;
+pub mod sso;
 pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};
@@ -188,6 +195,9 @@ pub struct Tx<Reach = Tenant> {
     by: ActingAs,
     now: Timestamp,
     changes: Vec<Change>,
+    /// Events in the account's chain so far.
+    audited: u32,
+    rehearsal: bool,
     reach: PhantomData<fn() -> Reach>,
 }
 
@@ -259,6 +269,8 @@ impl Store {
             by: granted.by().clone(),
             now: self.0.clock.now(),
             changes: Vec::new(),
+            audited: 0,
+            rehearsal: false,
             reach: PhantomData,
         })
     }
@@ -347,11 +359,15 @@ impl<R> Tx<R> {
 
     /// Makes the writes durable and tells the feed: whoever follows it with
     /// [`Store::on_change`] in this process has been told when this returns.
+    /// A [rehearsal](Tx::rehearse) is rolled back instead, and nobody is told.
     ///
     /// # Errors
     /// [`StoreError`]; nothing is written then, unless the answer was lost on its way.
     pub async fn commit(self) -> Result<()> {
-        let Self { store, changes, mut inner, .. } = self;
+        let Self { store, changes, mut inner, rehearsal, .. } = self;
+        if rehearsal {
+            return dialect::rollback(inner).await;
+        }
         dialect::notify(&mut inner, &changes).await?;
         if changes.is_empty() {
             return dialect::commit(inner).await;
@@ -373,8 +389,8 @@ impl<R> Tx<R> {
 impl Tx<Platform> {
     /// The same transaction, from here on within `account`.
     pub fn within(self, account: Id<Account>) -> Tx<Tenant> {
-        let Self { inner, store, by, now, changes, .. } = self;
-        Tx { inner, store, account, by, now, changes, reach: PhantomData }
+        let Self { inner, store, by, now, changes, rehearsal, .. } = self;
+        Tx { inner, store, account, by, now, changes, audited: 0, rehearsal, reach: PhantomData }
     }
 }
 

@@ -25,7 +25,8 @@ pub fn log_to_stderr(config: &LogConfig) -> Result<(), String> {
     let filter = if config.filter.is_empty() { "info" } else { config.filter.as_str() };
     let filter: EnvFilter =
         filter.parse().map_err(|error| format!("log.filter (RUST_LOG) = {filter:?} is no filter: {error}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     let _ = match config.format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -20,26 +20,37 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::allocation::AllocationConfig;
 use crate::context::{Context, Domain, RequestInfo};
 use crate::model::models::AccessMode;
+use crate::outbound::OutboundRules;
 use crate::problem::Problem;
+use crate::secret::KeyRing;
 use crate::store::Store;
 
 pub mod accounts;
 pub mod admins;
+pub mod agents;
 pub mod answer;
 pub mod audit;
 pub mod budgets;
 pub mod call;
+pub mod connections;
 pub mod context;
 pub mod costs;
 pub mod directory;
+pub mod explain;
+pub mod features;
+pub mod guardrails;
 pub mod input;
 pub mod logout;
 pub mod models;
 mod openapi;
+mod parameters;
 pub mod policies;
 pub mod revocations;
+pub mod sso;
+pub mod trial;
 pub mod usage;
 
 /// What the routes share.
@@ -51,16 +62,25 @@ pub struct App {
     pub catalogue: models::Catalogue,
     /// Whether a model that no grant mentions may be used.
     pub default_model_access: AccessMode,
+    /// What the upstream's prices say that a request costs.
+    pub estimator: explain::Estimator,
+    /// How allocations are enforced.
+    pub allocation: AllocationConfig,
     /// The product domain of a self-service request that names none.
     pub default_domain: Domain,
     /// The issuers whose tokens are accepted.
     pub issuers: Arc<[String]>,
     /// Until a body has arrived.
     pub body_timeout: Duration,
+    /// What secrets are sealed under; without a key, none are taken.
+    pub secrets: KeyRing,
+    /// Where URLs in settings may lead.
+    pub outbound: OutboundRules,
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
     sign_out: logout::SharedSignOut,
     in_flight: call::InFlightSet,
+    parameters: parameters::Parameters,
 }
 
 impl App {
@@ -69,13 +89,18 @@ impl App {
         Self {
             store,
             issuers: Arc::default(),
+            secrets: KeyRing::default(),
+            outbound: OutboundRules::default(),
             cut_off: revocations::CutOff::default(),
             sign_out: Arc::new(logout::NoSignOut),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
+            estimator: explain::Estimator::default(),
+            allocation: AllocationConfig::default(),
             default_domain: Domain::Copilot,
             body_timeout: Duration::from_secs(60),
             in_flight: call::InFlightSet::default(),
+            parameters: parameters::Parameters::default(),
         }
     }
 
@@ -98,6 +123,18 @@ impl App {
         Self { sign_out: Arc::new(sign_out), ..self }
     }
 
+    /// With the keys that secrets are sealed under.
+    #[must_use]
+    pub fn with_secrets(self, secrets: KeyRing) -> Self {
+        Self { secrets, ..self }
+    }
+
+    /// With where URLs in settings may lead; only outside unless said.
+    #[must_use]
+    pub fn with_outbound(self, outbound: OutboundRules) -> Self {
+        Self { outbound, ..self }
+    }
+
     /// With the models that the upstream knows.
     #[must_use]
     pub fn with_catalogue(self, catalogue: models::Catalogue) -> Self {
@@ -108,6 +145,19 @@ impl App {
     #[must_use]
     pub fn with_default_model_access(self, default_model_access: AccessMode) -> Self {
         Self { default_model_access, ..self }
+    }
+
+    /// With what the upstream's prices say that a request costs, for
+    /// [`explain`](explain::explain_policy); else nothing has a price.
+    #[must_use]
+    pub fn with_estimator(self, estimator: explain::Estimator) -> Self {
+        Self { estimator, ..self }
+    }
+
+    /// With how the data plane enforces allocations; hard unless said.
+    #[must_use]
+    pub fn with_allocation(self, allocation: AllocationConfig) -> Self {
+        Self { allocation, ..self }
     }
 
     /// With the product domain of a self-service request that names none; `copilot` unless said.
@@ -138,6 +188,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(accounts::set_account_status))
         .routes(routes!(admins::list_account_admins, admins::put_account_admin))
         .routes(routes!(admins::update_account_admin, admins::delete_account_admin))
+        .routes(routes!(sso::get_account_sso, sso::put_account_sso, sso::delete_account_sso))
         .routes(routes!(policies::get_feature_pack, policies::put_feature_pack))
         .routes(routes!(policies::get_console_model_policy, policies::put_console_model_policy))
         .routes(routes!(policies::get_zitadel_config, policies::put_zitadel_config))
@@ -162,6 +213,43 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(models::get_model_grant, models::delete_model_grant))
         .routes(routes!(models::get_effective_model))
         .routes(routes!(models::list_my_models))
+        // Connections; the type of a new one stands where the id of another does
+        .routes(routes!(connections::list_connections))
+        .routes(routes!(
+            connections::create_connection,
+            connections::get_connection,
+            connections::update_connection,
+            connections::delete_connection
+        ))
+        .routes(routes!(connections::list_connection_grants, connections::create_connection_grant))
+        .routes(routes!(connections::delete_connection_grant))
+        // Features
+        .routes(routes!(features::list_feature_entitlements, features::create_feature_entitlement))
+        .routes(routes!(features::get_feature_entitlement, features::delete_feature_entitlement))
+        .routes(routes!(features::get_effective_feature))
+        .routes(routes!(features::list_my_features))
+        // Agents, of the copilot and for the caller
+        .routes(routes!(agents::list_agents, agents::create_agent))
+        .routes(routes!(agents::get_agent, agents::update_agent, agents::delete_agent))
+        .routes(routes!(agents::list_agent_grants, agents::create_agent_grant, agents::delete_agent_grant))
+        .routes(routes!(agents::list_my_agents))
+        // Guardrails
+        .routes(routes!(guardrails::presets::list_guardrail_presets, guardrails::presets::create_guardrail_preset))
+        .routes(routes!(guardrails::presets::get_guardrail_preset, guardrails::presets::delete_guardrail_preset))
+        .routes(routes!(guardrails::patterns::list_guardrail_patterns, guardrails::patterns::create_guardrail_pattern))
+        .routes(routes!(
+            guardrails::patterns::get_guardrail_pattern,
+            guardrails::patterns::update_guardrail_pattern,
+            guardrails::patterns::delete_guardrail_pattern
+        ))
+        .routes(routes!(
+            guardrails::assignments::list_guardrail_assignments,
+            guardrails::assignments::create_guardrail_assignment
+        ))
+        .routes(routes!(guardrails::assignments::delete_guardrail_assignment))
+        .routes(routes!(guardrails::get_effective_guardrails))
+        // What the gateway would say, and why
+        .routes(routes!(explain::explain_policy))
         // Budgets
         .routes(routes!(budgets::account::list_account_allocations, budgets::account::set_account_allocation))
         .routes(routes!(budgets::account::get_account_allocation))
@@ -192,7 +280,8 @@ fn routes() -> OpenApiRouter<App> {
 /// the extensions of each request; for self-service in another place than the caller's
 /// usual one, an [`AskedPlace`](crate::context::AskedPlace) too.
 pub fn router(app: App) -> Router {
-    let (router, _) = routes().split_for_parts();
+    let (router, description) = routes().split_for_parts();
+    let app = App { parameters: parameters::Parameters::of(&description), ..app };
     router
         .fallback(async || Problem::not_found("There is no such route; /openapi.json lists all of them"))
         .method_not_allowed_fallback(async || method_not_allowed())
@@ -235,11 +324,9 @@ async fn digest_idempotent(State(app): State<App>, request: Request, next: Next)
     }
     let (mut parts, body) = request.into_parts();
     let body = input::read_body(body, app.body_timeout).await?;
-    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    digest.update(parts.uri.query().unwrap_or_default().as_bytes());
-    digest.update(b"\n");
-    digest.update(&body);
-    parts.extensions.insert(call::BodyDigest(crate::id::hex(digest.finish().as_ref())));
+    // The body may hold secrets: what is kept of it must not let them be guessed.
+    let whole = [parts.uri.query().unwrap_or_default().as_bytes(), b"\n", &body].concat();
+    parts.extensions.insert(call::BodyDigest(app.secrets.fingerprint(&whole)));
     Ok(next.run(Request::from_parts(parts, body.into())).await)
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use alchemi::store::migrate::migrations;
 
 /// Everybody may import these, and they import nothing but each other.
-const VOCABULARY: &[&str] = &["clock", "credits", "id", "problem", "secret"];
+const VOCABULARY: &[&str] = &["clock", "credits", "id", "outbound", "problem", "secret"];
 
 /// What a module may import besides the vocabulary.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -26,8 +26,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("plugin", &["context", "model", "policy"]),
     ("allocation", &["context", "model", "policy", "store"]),
     ("metering", &["allocation", "context", "model", "policy", "store"]),
-    // Surfaces. The layer and the proxy know each other: the one reads the headers that the other strips.
-    ("layer", &["allocation", "context", "identity", "metering", "plugin", "policy", "proxy"]),
+    // Surfaces: the proxy is made with the layer, never the other way round.
+    ("layer", &["allocation", "context", "identity"]),
     ("proxy", &["allocation", "context", "identity", "layer", "metering", "model", "plugin", "policy"]),
     ("v1", &["allocation", "context", "model", "policy", "store"]),
     // For development alone: nothing that serves knows of it.
@@ -81,8 +81,14 @@ const MAX_LINES: usize = 600;
 /// SHA-256 of each migration: one that was released is never changed.
 const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("postgres", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
+    ("postgres", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
+    ("postgres", 4, "marketplace", "6aa4627763f83ff0d6fede787768697a133dbb6f8cf7c3cac723ace2cb83d7b8"),
     ("postgres", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("sqlite", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
+    ("sqlite", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
+    ("sqlite", 4, "marketplace", "6aa4627763f83ff0d6fede787768697a133dbb6f8cf7c3cac723ace2cb83d7b8"),
     ("sqlite", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
 ];
 

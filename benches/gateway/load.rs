@@ -36,6 +36,9 @@ pub(crate) struct Load {
     /// Ask for a stream.
     #[arg(long)]
     pub(crate) stream: bool,
+    /// Requests per second over all connections; 0 sends the next as soon as an answer is there.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) rate: f64,
 }
 
 /// What came of it. Latencies are in microseconds.
@@ -71,6 +74,7 @@ impl Load {
             self.tokens.clone().into(),
         ];
         arguments.extend(self.stream.then(|| "--stream".into()));
+        arguments.extend(["--rate".into(), self.rate.to_string().into()]);
         arguments
     }
 
@@ -89,9 +93,10 @@ impl Load {
             ends: starts + Duration::from_secs_f64(self.secs),
         });
         let mut connections = JoinSet::new();
+        let pause = (self.rate > 0.0).then(|| Duration::from_secs_f64(self.connections as f64 / self.rate));
         for _ in 0..self.connections {
             let connection = Connection::open(self.address, self.stream).await?;
-            connections.spawn_local(connection.run(Rc::clone(&progress)));
+            connections.spawn_local(connection.run(Rc::clone(&progress), pause));
         }
         tokio::time::sleep_until(starts.into()).await;
         let (began, before) = (Instant::now(), cpu_time(self.pid)?);
@@ -154,8 +159,13 @@ impl Connection {
         })
     }
 
-    async fn run(mut self, progress: Rc<Progress>) -> Result<()> {
-        while let Some(token) = progress.token() {
+    async fn run(mut self, progress: Rc<Progress>, pause: Option<Duration>) -> Result<()> {
+        let mut turns = pause.map(tokio::time::interval);
+        loop {
+            if let Some(turns) = &mut turns {
+                turns.tick().await;
+            }
+            let Some(token) = progress.token() else { break };
             self.request.clear();
             for part in [&self.head, token, &self.tail] {
                 self.request.extend_from_slice(part.as_bytes());

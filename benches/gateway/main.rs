@@ -43,6 +43,9 @@ struct Arguments {
     /// Connections, each with one request at a time.
     #[arg(long, default_value_t = 32)]
     connections: usize,
+    /// Requests per second that every target is sent; 0: as many as it answers.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
     /// What to measure.
     #[arg(long, value_delimiter = ',', default_values_t = Target::value_variants().to_vec())]
     targets: Vec<Target>,
@@ -161,6 +164,7 @@ fn measure(arguments: &Arguments, mode: Mode, proxy: &process::Proxy, tokens: &P
         connections: arguments.connections,
         secs: arguments.secs,
         stream: mode == Mode::Stream,
+        rate: arguments.rate,
         tokens: tokens.to_owned(),
     };
     let line = process::load(&load).map_err(|error| format!("{} ({mode}): {error}", proxy.target))?;

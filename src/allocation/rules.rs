@@ -21,7 +21,7 @@ use crate::credits::Factor;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountStatus, ZitadelConfig};
 use crate::model::audit::Action;
-use crate::model::directory::{Team, User};
+use crate::model::directory::{Placement, Team, User};
 use crate::model::models::AccessMode;
 use crate::policy::Rules;
 use crate::policy::models::ModelRules;
@@ -29,7 +29,7 @@ use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::changes::{Change, ChangeKind};
 use crate::store::directory::PlacementError;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Tx};
 
 /// An account and how tokens are bound to it.
 #[derive(Debug, Clone)]
@@ -121,8 +121,7 @@ pub struct RuleBook(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    default_access: AccessMode,
-    allocation_required: bool,
+    terms: RuleTerms,
     accounts: Cache<(Box<str>, u64), Option<Arc<AccountFacts>>>,
     subjects: Cache<(Subject, Epoch), Arc<Rules>>,
     epochs: Arc<Epochs>,
@@ -168,9 +167,14 @@ impl Epochs {
                 self.everything.fetch_add(1, Ordering::AcqRel);
                 self.accounts.fetch_add(1, Ordering::AcqRel);
             }
-            // Deny-lists are kept elsewhere.
-            ChangeKind::Revocations => {}
-            ChangeKind::Account | ChangeKind::Directory | ChangeKind::Budget | ChangeKind::Models => {
+            // Deny-lists are kept elsewhere; features are no rule of the data plane.
+            ChangeKind::Revocations | ChangeKind::Features => {}
+            ChangeKind::Account
+            | ChangeKind::Directory
+            | ChangeKind::Budget
+            | ChangeKind::Models
+            | ChangeKind::Agents
+            | ChangeKind::Guardrails => {
                 if change.kind == ChangeKind::Account {
                     self.accounts.fetch_add(1, Ordering::AcqRel);
                 }
@@ -191,8 +195,7 @@ impl RuleBook {
         store.on_change(move |change| watched.bump(change));
         Self(Arc::new(Inner {
             store,
-            default_access,
-            allocation_required: config.require,
+            terms: RuleTerms { default_access, allocation_required: config.require },
             accounts: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
             subjects: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
             epochs,
@@ -279,26 +282,51 @@ impl Inner {
         let mut tx = self.store.read(&Granted::system().over(account.clone())).await?;
         let row = tx.this_account().await?.ok_or(RulesError::AccountUnknown)?;
         let placement = tx.placement(*domain, &actor.subject, actor.email.as_deref(), team.as_ref()).await?;
-        let scopes = placement.scopes(account);
-        let grants = tx.model_grants_for(*domain, &scopes).await?;
+        Ok(Arc::new(self.terms.rules(&mut tx, row, *domain, placement).await?))
+    }
+}
+
+/// What the configuration adds to every subject's rules.
+#[derive(Debug, Clone, Copy)]
+pub struct RuleTerms {
+    /// Whether a model that no grant mentions may be used.
+    pub default_access: AccessMode,
+    /// Whether an account without an allocation is refused.
+    pub allocation_required: bool,
+}
+
+impl RuleTerms {
+    /// The rules for whoever stands at `placement` of `account`, which is the transaction's own.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn rules(
+        self,
+        tx: &mut Tx<Tenant>,
+        account: Account,
+        domain: Domain,
+        placement: Placement,
+    ) -> Result<Rules, StoreError> {
+        let id = account.account_id;
+        let scopes = placement.scopes(&id);
+        let grants = tx.model_grants_for(domain, &scopes).await?;
         let policy = match domain {
             Domain::Console => Some(tx.console_model_policy().await?.value),
             Domain::Copilot => None,
         };
         let budget = tx.budget_rules(Some(&placement)).await?;
-        let chain = budget.kept_chain(account, *domain, &placement, tx.now());
-        Ok(Arc::new(Rules {
-            account: account.clone(),
-            account_name: row.account_name,
-            account_suspended: row.status == AccountStatus::Suspended,
-            domain: *domain,
-            models: ModelRules::new(*domain, &scopes, grants, policy, self.default_access),
+        Ok(Rules {
+            chain: budget.kept_chain(&id, domain, &placement, tx.now()),
+            account: id,
+            account_name: account.account_name,
+            account_suspended: account.status == AccountStatus::Suspended,
+            domain,
+            models: ModelRules::new(domain, &scopes, grants, policy, self.default_access),
             factor: budget.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
             budget,
-            chain,
             placement,
             allocation_required: self.allocation_required,
-        }))
+        })
     }
 }
 

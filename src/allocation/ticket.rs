@@ -42,7 +42,7 @@ impl Ticket {
         let estimate = estimate.unwrap_or_default();
         Self {
             request_id,
-            hold: permit.rules().factor.credits(estimate).unwrap_or(Credits::MAX),
+            hold: permit.rules().credits(estimate),
             over_cap: false,
             admitted_at: now,
             holds: true,

@@ -90,6 +90,10 @@ fn configuration(
         "listen = \"127.0.0.1:{port}\"\n\
          data_dir = {folder}\n\
          master_key = {master_key}\n\
+         [secrets]\n\
+         keys = [{secret_key}]\n\
+         [outbound]\n\
+         allow_loopback = true\n\
          [identity]\n\
          issuers = [{{ url = {issuer} }}]\n\
          project_id = {project}\n\
@@ -102,12 +106,26 @@ fn configuration(
         port = options.port,
         folder = text(&options.data_dir.display().to_string()),
         master_key = text(master_key),
+        secret_key = text(&kept_secret_key(&options.data_dir)?),
         issuer = text(issuer.url()),
         project = text(issuer.project_id()),
         organization = text(seed::ORGANIZATION),
         upstream = text(upstream),
     ))
     .map_err(Failure::misconfigured)
+}
+
+/// The key that the folder's database is sealed under; made with the folder.
+fn kept_secret_key(folder: &Path) -> Result<String, Failure> {
+    let path = folder.join("secret.key");
+    if let Ok(key) = std::fs::read_to_string(&path) {
+        return Ok(key);
+    }
+    let key = super::maintenance::secret_key()?;
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(&path, &key))
+        .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    Ok(key)
 }
 
 /// The printed tokens, each in a file, so that the lines to paste stay short.

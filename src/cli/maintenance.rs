@@ -7,6 +7,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::context::Granted;
 use crate::id::{Id, RandomIds};
+use crate::store::secrets::{Rotation, SealedCount, Unopened, rotate};
 use crate::store::{Store, StoreError, migrate};
 
 pub(super) fn print_migrations(backend: Backend) -> Result<(), Failure> {
@@ -33,12 +34,16 @@ pub(super) fn migrate(config: &Config) -> Result<(), Failure> {
 }
 
 pub(super) fn keygen(kind: KeyKind) -> Result<(), Failure> {
-    use base64::Engine;
-    let key = random_key()?;
     match kind {
-        KeyKind::Master => say(&crate::id::hex(&key)),
-        KeyKind::Secret => say(&base64::engine::general_purpose::STANDARD.encode(key)),
+        KeyKind::Master => say(&crate::id::hex(&random_key()?)),
+        KeyKind::Secret => say(&secret_key()?),
     }
+}
+
+/// A fresh key for `secrets.keys`.
+pub(super) fn secret_key() -> Result<String, Failure> {
+    use base64::Engine;
+    Ok(base64::engine::general_purpose::STANDARD.encode(random_key()?))
 }
 
 /// 32 bytes that nobody can guess.
@@ -90,6 +95,62 @@ pub(super) fn verify_ledger(config: &Config) -> Result<(), Failure> {
         match report.differences.len() {
             0 => Ok(()),
             n => Err(Failure::failed(format!("{n} differences: the books do not balance"))),
+        }
+    })
+}
+
+pub(super) fn secrets_status(config: &Config) -> Result<(), Failure> {
+    let keys: Vec<&str> = config.secrets.keys.ids().collect();
+    match keys.split_first() {
+        None => say("no keys: secrets.keys (ALCHEMI_SECRET_KEY) is empty")?,
+        Some((first, rest)) => {
+            say(&format!("key {first}: seals"))?;
+            rest.iter().try_for_each(|key| say(&format!("key {key}: opens")))?;
+        }
+    }
+    block_on(async {
+        let store = open(config).await?;
+        let counts = store.read(&Granted::system()).await.map_err(store_failure)?.sealed_counts().await;
+        let (mut lost, mut waiting) = (0, 0);
+        for count in counts.map_err(store_failure)? {
+            let SealedCount { table, key_id, secrets } = count;
+            let note = match keys.iter().position(|key| *key == key_id) {
+                Some(0) => "",
+                Some(_) => {
+                    waiting += secrets;
+                    ": waiting for `alchemi secrets rotate`"
+                }
+                None => {
+                    lost += secrets;
+                    ": this key is not configured"
+                }
+            };
+            say(&format!("{table}: {secrets} under {key_id}{note}"))?;
+        }
+        match (lost, waiting) {
+            (0, 0) => say("every secret is under the first key; the others may go"),
+            (0, _) => Ok(()),
+            (lost, _) => Err(Failure::failed(format!("{lost} secrets are under keys that are not configured"))),
+        }
+    })
+}
+
+pub(super) fn rotate_secrets(config: &Config, batch: u32) -> Result<(), Failure> {
+    block_on(async {
+        let store = open(config).await?;
+        let tell = |so_far: &Rotation| {
+            // Who reads it may have gone away: the work goes on.
+            let _ = say(&format!("{} sealed anew", so_far.resealed));
+        };
+        let done = rotate(&store, &config.secrets.keys, batch, tell).await.map_err(store_failure)?;
+        for Unopened { table, account, id, reason } in &done.failed {
+            say(&format!("{table} {id} of account {account}: {reason}"))?;
+        }
+        let Rotation { resealed, skipped, failed } = done;
+        say(&format!("done: {resealed} sealed anew, {skipped} changed meanwhile, {} failed", failed.len()))?;
+        match failed.len() {
+            0 => Ok(()),
+            n => Err(Failure::failed(format!("{n} secrets do not open"))),
         }
     })
 }

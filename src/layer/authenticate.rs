@@ -13,13 +13,13 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tower::{Layer, Service};
 
+use super::headers::RequestHeaders;
 use crate::allocation::rules::{AccountFacts, RuleBook};
 use crate::context::{AskedPlace, Context};
 use crate::identity::{
     AccountBinding, Identity, IdentityError, MasterKey, Verified, context as context_of, master_key_context,
 };
 use crate::problem::Problem;
-use crate::proxy::headers::RequestHeaders;
 
 /// What a caller presented, once it is known to be good.
 #[derive(Debug, Clone)]
@@ -71,7 +71,8 @@ impl Authenticator {
         }
         let verified = match self.identity.verify_cached(token) {
             Some(verdict) => verdict?,
-            None => self.identity.verify(token).await?,
+            // Rare and large: it must not make every request's future large.
+            None => Box::pin(self.identity.verify(token)).await?,
         };
         Ok(Credential::Token(verified))
     }

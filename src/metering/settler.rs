@@ -20,6 +20,10 @@ use crate::store::{Store, StoreError, Tx};
 /// Most requests in one transaction.
 const BATCH: usize = 500;
 
+/// How long the first request of a batch waits for others: few transactions, and few
+/// threads woken, for many requests.
+const GATHERING: Duration = Duration::from_millis(20);
+
 /// Longest pause between attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -73,6 +77,10 @@ impl Settler {
     pub async fn run(mut self) -> u64 {
         let mut batch = Vec::with_capacity(BATCH);
         while self.inbox.recv_many(&mut batch, BATCH).await > 0 {
+            if batch.len() < BATCH {
+                tokio::time::sleep(GATHERING).await;
+                batch.extend(std::iter::from_fn(|| self.inbox.try_recv().ok()).take(BATCH - batch.len()));
+            }
             let settlements: Vec<Settlement> = batch.drain(..).map(Finished::settlement).collect();
             self.settle(&settlements).await;
             self.note_waiting(0);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::budgets::AccountAllocation;
+use super::sso::SsoConfig;
 use crate::clock::Timestamp;
 use crate::credits::Usd;
 use crate::id::Id;
@@ -124,8 +125,7 @@ pub struct AccountBundle {
     /// Its admins, newest first.
     pub admins: Vec<AccountAdmin>,
     /// Its sign-on settings; `null` while there are none.
-    #[schema(value_type = Option<Object>)]
-    pub sso_config: Option<JsonText>,
+    pub sso_config: Option<SsoConfig>,
     /// Its credits; `null` while none are allocated.
     pub allocation: Option<AccountAllocation>,
     /// What is switched on for it.

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::domain::Domain;
 use crate::clock::Timestamp;
+use crate::secret::names_a_secret;
 
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
@@ -156,25 +157,6 @@ pub fn redacted(value: &impl Serialize) -> Result<Box<RawValue>, serde_json::Err
 const REDACTED: &str = "[redacted]";
 /// As deep as serde_json's own readers go.
 const MAX_DEPTH: usize = 128;
-
-/// Names that end so, case and separators aside, hold secrets.
-const SECRET_NAMES: [&str; 10] = [
-    "password",
-    "passwd",
-    "passphrase",
-    "secret",
-    "token",
-    "apikey",
-    "privatekey",
-    "accesskey",
-    "credentials",
-    "authorization",
-];
-
-fn names_a_secret(name: &str) -> bool {
-    let name: String = name.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_lowercase();
-    SECRET_NAMES.iter().any(|end| name.ends_with(end))
-}
 
 /// Numbers pass through as text, so that no digit is lost.
 struct Redacted<'a> {

@@ -31,6 +31,12 @@ impl ScopeType {
     /// Kinds that a model grant or an entitlement may be for.
     pub const GRANTEES: &'static [Self] = &[Self::Account, Self::Org, Self::Team, Self::User];
 
+    /// Kinds that a connection or an agent may be granted to.
+    pub const MEMBERS: &'static [Self] = &[Self::Org, Self::Team, Self::User];
+
+    /// Kinds that a guardrail preset may be assigned to.
+    pub const GUARDED: &'static [Self] = &[Self::Account, Self::Agent, Self::Org, Self::Team, Self::User];
+
     /// Kinds that an allocation may be for.
     pub const BUDGETED: &'static [Self] = &[Self::Org, Self::Pool, Self::Team, Self::User];
 

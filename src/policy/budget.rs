@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
+use super::Denial;
 use crate::clock::Timestamp;
 use crate::context::Domain;
 use crate::credits::Credits;
@@ -62,6 +63,42 @@ impl Link {
     pub fn counter(&self) -> CounterKey {
         CounterKey { scope: self.scope.clone(), window_start: self.window.start.as_micros() }
     }
+}
+
+/// A link with what its counter holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawn<'a> {
+    /// The link.
+    pub link: &'a Link,
+    /// Credits of settled requests.
+    pub used: Credits,
+    /// Credits that requests under way hold.
+    pub reserved: Credits,
+}
+
+impl Drawn<'_> {
+    /// What is left of the cap, below zero if more was drawn; none: there is no cap.
+    pub fn remaining(&self) -> Option<Credits> {
+        Some(self.link.cap?.saturating_sub(self.used).saturating_sub(self.reserved))
+    }
+
+    /// Whether the counter would take `amount`.
+    pub fn fits(&self, amount: Credits) -> bool {
+        self.remaining().is_none_or(|left| amount <= left)
+    }
+}
+
+/// The refusal of a request that does not fit into its chain, by the scope with the least
+/// left; none of a chain without caps.
+pub fn shortage(chain: &[Drawn<'_>], requested: Credits) -> Option<Denial> {
+    let left = chain.iter().filter_map(|drawn| Some((drawn.link, drawn.remaining()?)));
+    let (link, remaining) = left.min_by_key(|(_, left)| *left)?;
+    Some(Denial::AllocationExhausted {
+        scope: link.scope.clone(),
+        remaining: remaining.max(Credits::ZERO),
+        requested,
+        resets_at: link.window.end,
+    })
 }
 
 impl BudgetRules {

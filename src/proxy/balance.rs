@@ -83,17 +83,9 @@ impl Balancer {
     /// # Errors
     /// [`UpstreamError`] names the key that is wrong.
     pub fn new(config: &UpstreamConfig, clock: SharedClock) -> Result<Self, UpstreamError> {
-        let targets = config.urls.iter().enumerate();
-        let targets: Vec<Target> =
-            targets.map(|(n, url)| Target::parse(url).ok_or(UpstreamError::Url(n + 1))).collect::<Result<_, _>>()?;
-        if targets.is_empty() {
-            return Err(UpstreamError::NoUrl);
-        }
+        let targets = config.targets()?;
         let upstream = Upstream::new(config, &targets)?;
         let path: Uri = config.health_path.parse().map_err(|_| UpstreamError::HealthPath)?;
-        if !config.health_path.starts_with('/') {
-            return Err(UpstreamError::HealthPath);
-        }
         let health = (!config.health_interval.is_zero()).then_some(HealthCheck {
             path,
             interval: config.health_interval,

@@ -10,8 +10,11 @@ use super::ask::AskRules;
 use super::headers::Leaks;
 use super::signed::ContextSigner;
 use crate::context::Domain;
+use crate::credits::Usd;
 use crate::metering::charge::Unpriced;
-use crate::metering::price::ModelPrice;
+use crate::metering::price::{ModelPrice, PriceBook};
+use crate::model::usage::Tokens;
+use crate::policy::{AskSize, Denial};
 use crate::problem::Problem;
 
 /// What the gateway needs to know, put together from the sections of the configuration.
@@ -90,6 +93,22 @@ impl Default for MeteringConfig {
             model_info_path: "/model/info".to_owned(),
             model_info_seconds: 300,
             prices: BTreeMap::new(),
+        }
+    }
+}
+
+impl MeteringConfig {
+    /// What a request for `model` is expected to use, and to cost: by its price, else by
+    /// what holds for a model without one.
+    ///
+    /// # Errors
+    /// [`Denial::ModelUnpriced`].
+    pub fn expected(&self, prices: &PriceBook, model: &str, size: &AskSize) -> Result<(Tokens, Usd), Denial> {
+        let estimate = prices.estimate(model, size, self.default_max_output);
+        match (estimate.cost, self.unpriced) {
+            (Some(cost), _) => Ok((estimate.tokens, cost)),
+            (None, Unpriced::Deny) => Err(Denial::ModelUnpriced { model: model.to_owned() }),
+            (None, other) => Ok((estimate.tokens, other.cost())),
         }
     }
 }

@@ -90,6 +90,23 @@ impl Default for UpstreamConfig {
     }
 }
 
+impl UpstreamConfig {
+    /// The addresses, read.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] names the key that is wrong.
+    pub fn targets(&self) -> Result<Vec<Target>, UpstreamError> {
+        if self.urls.is_empty() {
+            return Err(UpstreamError::NoUrl);
+        }
+        if !self.health_path.starts_with('/') || self.health_path.parse::<Uri>().is_err() {
+            return Err(UpstreamError::HealthPath);
+        }
+        let read = |(n, url): (usize, &String)| Target::parse(url).ok_or(UpstreamError::Url(n + 1));
+        self.urls.iter().enumerate().map(read).collect()
+    }
+}
+
 /// The value of `authorization` for an upstream key, hidden from `Debug` and from HPACK tables.
 ///
 /// # Errors

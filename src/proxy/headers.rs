@@ -1,17 +1,12 @@
-//! What goes in, on and out of header blocks.
+//! What goes on and out of header blocks.
 //!
-//! 1. [`RequestHeaders::take`] strips what no client may send and reads the little
-//!    that clients may ask for. It comes before anything else looks at a header.
+//! 1. [`RequestHeaders::take`] has stripped what no client may send and read the little
+//!    that clients may ask for.
 //! 2. [`ContextHeaders::set`] comes last before the upstream: it swaps the caller's
 //!    credential for ours and tells, once, who is calling.
 //! 3. [`answer`] strips what no client should learn from the upstream.
-//!
-//! Names are compared as an upstream might fold them: in lower case, `_` and `.`
-//! as `-`. A name in such a disguise is only ever dropped, never read.
 
-use std::fmt;
-
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Deserialize;
@@ -20,254 +15,15 @@ use super::ingress::{REQUEST_ID, RequestId};
 use super::signed::ContextSigner;
 use crate::clock::Timestamp;
 use crate::context::Domain;
-use crate::id::MAX_ID_BYTES;
-use crate::problem::Problem;
-
-/// What a client asked for in headers that never reach the upstream.
-#[derive(Debug, Default)]
-pub struct RequestHeaders {
-    /// `x-alchemi-domain`
-    pub domain: Option<Domain>,
-    /// `x-alchemi-team-id`
-    pub team_id: Option<Box<str>>,
-    /// `x-alchemi-agent-id`
-    pub agent_id: Option<Box<str>>,
-    /// `x-alchemi-connection-id`
-    pub connection_id: Option<Box<str>>,
-    /// `x-account-id`
-    pub account_id: Option<Box<str>>,
-    /// `x-alchemi-explain: 1`
-    pub explain: bool,
-    /// The credential, if a well-formed one came.
-    pub bearer: Option<Bearer>,
-    /// Present headers that only a pass-through request keeps.
-    callers_own: Vec<HeaderName>,
-}
-
-/// A caller's token. Its `Debug` shows nothing of it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Bearer {
-    value: HeaderValue,
-    start: usize,
-}
-
-impl Bearer {
-    /// The token itself.
-    pub fn token(&self) -> &str {
-        self.value.to_str().ok().and_then(|text| text.get(self.start..)).unwrap_or_default()
-    }
-
-    /// Visible ASCII without spaces, after the scheme if the header has one (RFC 6750 section 2.1).
-    fn read(value: &HeaderValue, with_scheme: bool) -> Option<Self> {
-        let text = value.to_str().ok()?;
-        let start = if with_scheme {
-            let (scheme, rest) = text.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| text.len() - rest.trim_start_matches(' ').len())?
-        } else {
-            0
-        };
-        let token = text.get(start..)?;
-        let well_formed = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
-        well_formed.then(|| Self { value: value.clone(), start })
-    }
-}
-
-impl fmt::Debug for Bearer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Bearer(…)")
-    }
-}
-
-/// What a request header is to us.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    /// None of our business.
-    Pass,
-    /// Never passed on.
-    Strip,
-    /// Passed on only when the caller's own credential is.
-    CallersOwn,
-    /// A place for a token: 0 is `authorization`, then in order of precedence.
-    Token(u8),
-    /// Names further headers to strip.
-    Connection,
-    Ask(Ask),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ask {
-    Domain,
-    Team,
-    Agent,
-    Connection,
-    Account,
-    Explain,
-}
-
-fn classify(name: &str) -> Class {
-    if let Some(rest) = name.strip_prefix("x-") {
-        return classify_extension(rest);
-    }
-    match name {
-        "authorization" => Class::Token(0),
-        "api-key" => Class::Token(2),
-        "connection" => Class::Connection,
-        // Hop by hop (RFC 9110 section 7.6.1), framing, and what we have answered ourselves.
-        "host"
-        | "content-length"
-        | "transfer-encoding"
-        | "te"
-        | "trailer"
-        | "upgrade"
-        | "keep-alive"
-        | "expect"
-        | "proxy-connection"
-        | "proxy-authorization"
-        | "proxy-authenticate"
-        | "http2-settings"
-        | "forwarded" => Class::Strip,
-        // Other places where LiteLLM finds credentials or whom to charge, and
-        // compression, in which usage could not be read.
-        "cookie" | "accept-encoding" | "ocp-apim-subscription-key" | "openai-organization" | "openai-project" => {
-            Class::CallersOwn
-        }
-        _ => Class::Pass,
-    }
-}
-
-fn classify_extension(rest: &str) -> Class {
-    match rest {
-        "api-key" => Class::Token(1),
-        "goog-api-key" => Class::CallersOwn,
-        "request-id" | "real-ip" => Class::Strip,
-        "account-id" => Class::Ask(Ask::Account),
-        "alchemi-domain" => Class::Ask(Ask::Domain),
-        "alchemi-team-id" => Class::Ask(Ask::Team),
-        "alchemi-agent-id" => Class::Ask(Ask::Agent),
-        "alchemi-connection-id" => Class::Ask(Ask::Connection),
-        "alchemi-explain" => Class::Ask(Ask::Explain),
-        _ if ["alchemi-", "account", "litellm-", "forwarded"].iter().any(|prefix| rest.starts_with(prefix)) => {
-            Class::Strip
-        }
-        _ => Class::Pass,
-    }
-}
-
-/// The class of a name as it is spelled: disguises are stripped, not read.
-fn class_of(name: &HeaderName) -> Class {
-    let name = name.as_str();
-    if memchr::memchr2(b'_', b'.', name.as_bytes()).is_none() {
-        return classify(name);
-    }
-    match classify(&name.replace(['_', '.'], "-")) {
-        Class::Ask(_) | Class::Connection => Class::Strip,
-        Class::Token(_) => Class::CallersOwn,
-        class => class,
-    }
-}
-
-impl RequestHeaders {
-    /// Strips and reads the headers of a request, in one pass.
-    ///
-    /// Removed from every request: context headers, `x-litellm-*`, `x-account*`,
-    /// forwarding headers, and hop-by-hop headers with those that `Connection` names.
-    /// The caller's credentials and cookies stay until [`ContextHeaders::set`], because
-    /// a pass-through request keeps them. Cookies are never read.
-    ///
-    /// # Errors
-    /// 400 `invalid_header` for one of ours that is repeated, a list, or malformed;
-    /// 400 `ambiguous_credentials` for tokens that differ.
-    pub fn take(headers: &mut HeaderMap) -> Result<Self, Problem> {
-        let mut taken = Self::default();
-        let mut doomed = Vec::with_capacity(8);
-        let mut precedence = u8::MAX;
-        for (name, value) in &*headers {
-            let class = class_of(name);
-            match class {
-                Class::Pass => continue,
-                Class::CallersOwn => taken.callers_own.push(name.clone()),
-                Class::Strip => doomed.push(name.clone()),
-                Class::Connection => {
-                    doomed.push(name.clone());
-                    nominated(value, &mut doomed);
-                }
-                Class::Token(rank) => {
-                    taken.callers_own.push(name.clone());
-                    taken.offer(rank, value, &mut precedence)?;
-                }
-                Class::Ask(ask) => {
-                    doomed.push(name.clone());
-                    taken.read(ask, name, value)?;
-                }
-            }
-        }
-        for name in doomed {
-            headers.remove(name);
-        }
-        Ok(taken)
-    }
-
-    fn offer(&mut self, rank: u8, value: &HeaderValue, precedence: &mut u8) -> Result<(), Problem> {
-        let Some(offered) = Bearer::read(value, rank == 0) else { return Ok(()) };
-        if self.bearer.as_ref().is_some_and(|bearer| bearer.token() != offered.token()) {
-            return Err(Problem::bad_request(
-                "ambiguous_credentials",
-                "The request brings several tokens that differ; send one, as Authorization: Bearer, x-api-key or api-key",
-            ));
-        }
-        if rank < *precedence {
-            *precedence = rank;
-            self.bearer = Some(offered);
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, ask: Ask, name: &HeaderName, value: &HeaderValue) -> Result<(), Problem> {
-        let invalid = |expected: &str| Problem::bad_request("invalid_header", format!("Header {name} {expected}"));
-        let text = value.to_str().unwrap_or_default();
-        let one = (1..=MAX_ID_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b',');
-        if !one {
-            return Err(invalid("must be one value of 1 to 255 visible ASCII characters"));
-        }
-        let slot = match ask {
-            Ask::Domain => {
-                let domain = text.parse().map_err(|()| invalid("must be console or copilot"))?;
-                return if self.domain.replace(domain).is_none() {
-                    Ok(())
-                } else {
-                    Err(invalid("must not be repeated"))
-                };
-            }
-            Ask::Explain => {
-                self.explain = text == "1" || text.eq_ignore_ascii_case("true");
-                return Ok(());
-            }
-            Ask::Team => &mut self.team_id,
-            Ask::Agent => &mut self.agent_id,
-            Ask::Connection => &mut self.connection_id,
-            Ask::Account => &mut self.account_id,
-        };
-        if slot.replace(Box::from(text)).is_none() { Ok(()) } else { Err(invalid("must not be repeated")) }
-    }
-}
-
-/// Adds the names that a `Connection` value nominates (RFC 9110 section 7.6.1).
-fn nominated(value: &HeaderValue, doomed: &mut Vec<HeaderName>) {
-    let value = value.as_bytes();
-    if value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close") {
-        return;
-    }
-    let names = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    doomed.extend(names.filter_map(|name| HeaderName::from_bytes(name).ok()));
-}
+use crate::layer::headers::{RequestHeaders, nominated};
 
 /// Everything but letters, digits and common punctuation; `%` itself, so that
 /// decoding is exact; `,` and `;`, so that lists stay lists.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b',').add(b';').add(b'"').add(b'\\');
 
-/// Who is calling, as the upstream is told. Set once, last.
+/// Who is calling, as the upstream is told: the same on each of their requests.
 #[derive(Debug, Clone, Copy)]
-pub struct ContextHeaders<'a> {
+pub struct CallerFacts<'a> {
     /// The account.
     pub account_id: &'a str,
     /// The token's subject.
@@ -278,18 +34,74 @@ pub struct ContextHeaders<'a> {
     pub scopes: &'a [String],
     /// Domains that the token allows.
     pub product_domains: &'a [String],
-    /// The domain of this request.
+    /// The domain that they call for.
     pub domain: Domain,
     /// The org of the team.
     pub org_id: Option<&'a str>,
-    /// The team of this request.
+    /// The team that they call for.
     pub team_id: Option<&'a str>,
     /// The subject's user row.
     pub user_id: Option<&'a str>,
+}
+
+/// The headers that follow from [`CallerFacts`], written once and copied into each request.
+#[derive(Debug, Clone)]
+pub struct CallerHeaders(Vec<(HeaderName, HeaderValue)>);
+
+impl CallerFacts<'_> {
+    /// Writes the headers; with `litellm`, also whom LiteLLM is to book the request on.
+    pub fn headers(&self, litellm: bool) -> CallerHeaders {
+        let mut block = Block { text: BytesMut::with_capacity(768), headers: Vec::with_capacity(11) };
+        block.set("x-alchemi-account-id", |text| encode(text, self.account_id));
+        block.set("x-alchemi-subject", |text| encode(text, self.subject));
+        block.set("x-alchemi-roles", |text| encode_list(text, self.roles));
+        block.set("x-alchemi-scopes", |text| encode_list(text, self.scopes));
+        block.set("x-alchemi-product-domains", |text| encode_list(text, self.product_domains));
+        block.set("x-alchemi-domain", |text| encode(text, self.domain.as_str()));
+        let places = [
+            ("x-alchemi-org-id", self.org_id),
+            ("x-alchemi-team-id", self.team_id),
+            ("x-alchemi-user-id", self.user_id),
+        ];
+        for (name, value) in places.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            block.set(name, |text| encode(text, value));
+        }
+        if litellm {
+            // LiteLLM books on the customer id before anything in the body.
+            block.set(LITELLM_CUSTOMER, |text| {
+                encode(text, self.account_id);
+                text.put_u8(b':');
+                encode(text, self.user_id.unwrap_or(self.subject));
+            });
+            block.set(LITELLM_TAGS, |text| self.write_tags(text));
+        }
+        CallerHeaders(block.headers)
+    }
+
+    fn write_tags(&self, text: &mut BytesMut) {
+        text.put_slice(b"account:");
+        encode(text, self.account_id);
+        text.put_slice(b",domain:");
+        text.put_slice(self.domain.as_str().as_bytes());
+        let more = [(",org:", self.org_id), (",team:", self.team_id)];
+        for (key, value) in more.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            text.put_slice(key.as_bytes());
+            encode(text, value);
+        }
+    }
+}
+
+/// What the upstream is told about a request. Set once, last.
+#[derive(Debug, Clone, Copy)]
+pub struct ContextHeaders<'a> {
+    /// Who calls.
+    pub facts: CallerFacts<'a>,
+    /// The same, as headers.
+    pub written: &'a CallerHeaders,
     /// The agent of this request.
     pub agent_id: Option<&'a str>,
-    /// The reservation that pays for it.
-    pub reservation_id: Option<&'a str>,
+    /// Whether a reservation pays for it; its id is the request's.
+    pub reserved: bool,
     /// Signs the same as a token, if configured.
     pub signer: Option<&'a ContextSigner>,
     /// The time, for that token.
@@ -304,6 +116,8 @@ pub struct ContextHeaders<'a> {
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const LITELLM_CUSTOMER: &str = "x-litellm-customer-id";
+const LITELLM_TAGS: &str = "x-litellm-tags";
 
 impl ContextHeaders<'_> {
     /// Sets the context headers, the request id, `traceparent` and our credential, and
@@ -312,92 +126,81 @@ impl ContextHeaders<'_> {
     /// A valid `traceparent` (W3C Trace Context) is kept; otherwise one is made from the
     /// request id, so that trace and request are found by each other.
     pub fn set(&self, headers: &mut HeaderMap, caller: &RequestHeaders) {
-        for name in &caller.callers_own {
+        for name in caller.callers_own() {
             headers.remove(name);
         }
         headers.reserve(20);
         if let Some(credential) = self.credential {
             headers.insert(header::AUTHORIZATION, credential.clone());
         }
-        headers.insert(REQUEST_ID, self.request_id.header_value());
-        let mut block = Block { text: BytesMut::with_capacity(768), headers };
-        self.set_context(&mut block);
+        for (name, value) in &self.written.0 {
+            headers.insert(name.clone(), value.clone());
+        }
+        let id = self.request_id.header_value();
         if self.litellm {
-            self.set_litellm(&mut block);
+            // LiteLLM uses our id as its call id.
+            headers.insert(HeaderName::from_static("x-litellm-call-id"), id.clone());
         }
-        self.set_trace(&mut block);
+        if self.reserved {
+            headers.insert(HeaderName::from_static("x-alchemi-reservation-id"), id.clone());
+        }
+        headers.insert(REQUEST_ID, id);
+        self.set_rare(headers);
+        self.set_trace(headers);
     }
 
-    fn set_context(&self, block: &mut Block<'_>) {
-        block.set("x-alchemi-account-id", |text| encode(text, self.account_id));
-        block.set("x-alchemi-subject", |text| encode(text, self.subject));
-        block.set("x-alchemi-roles", |text| encode_list(text, self.roles));
-        block.set("x-alchemi-scopes", |text| encode_list(text, self.scopes));
-        block.set("x-alchemi-product-domains", |text| encode_list(text, self.product_domains));
-        block.set("x-alchemi-domain", |text| encode(text, self.domain.as_str()));
-        let signed = self.signer.map(|signer| signer.sign(self));
-        let optional = [
-            ("x-alchemi-org-id", self.org_id),
-            ("x-alchemi-team-id", self.team_id),
-            ("x-alchemi-user-id", self.user_id),
-            ("x-alchemi-agent-id", self.agent_id),
-            ("x-alchemi-reservation-id", self.reservation_id),
-            ("x-alchemi-context", signed.as_deref()),
-        ];
-        for (name, value) in optional {
-            if let Some(value) = value {
-                block.set(name, |text| encode(text, value));
-            }
+    /// What few requests have.
+    fn set_rare(&self, headers: &mut HeaderMap) {
+        if let Some(signer) = self.signer
+            && let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(signer.sign(self)))
+        {
+            headers.insert(HeaderName::from_static("x-alchemi-context"), value);
+        }
+        let Some(agent) = self.agent_id else { return };
+        let mut block = Block { text: BytesMut::new(), headers: Vec::new() };
+        block.set("x-alchemi-agent-id", |text| encode(text, agent));
+        if self.litellm {
+            block.set(LITELLM_TAGS, |text| {
+                self.facts.write_tags(text);
+                text.put_slice(b",agent:");
+                encode(text, agent);
+            });
+        }
+        for (name, value) in block.headers {
+            headers.insert(name, value);
         }
     }
 
-    /// LiteLLM books on the customer id before anything in the body, and uses our id as its call id.
-    fn set_litellm(&self, block: &mut Block<'_>) {
-        block.headers.insert(HeaderName::from_static("x-litellm-call-id"), self.request_id.header_value());
-        block.set("x-litellm-customer-id", |text| {
-            encode(text, self.account_id);
-            text.put_u8(b':');
-            encode(text, self.user_id.unwrap_or(self.subject));
-        });
-        block.set("x-litellm-tags", |text| {
-            text.put_slice(b"account:");
-            encode(text, self.account_id);
-            text.put_slice(b",domain:");
-            text.put_slice(self.domain.as_str().as_bytes());
-            let more = [(",org:", self.org_id), (",team:", self.team_id), (",agent:", self.agent_id)];
-            for (key, value) in more.into_iter().filter_map(|(key, value)| Some((key, value?))) {
-                text.put_slice(key.as_bytes());
-                encode(text, value);
-            }
-        });
-    }
-
-    fn set_trace(&self, block: &mut Block<'_>) {
-        let mut sent = block.headers.get_all(TRACEPARENT).iter();
+    fn set_trace(&self, headers: &mut HeaderMap) {
+        let mut sent = headers.get_all(TRACEPARENT).iter();
         if let (Some(one), None) = (sent.next(), sent.next())
             && is_traceparent(one.as_bytes())
         {
             return;
         }
-        block.headers.remove(TRACESTATE);
-        let id = self.request_id.as_str().replace('-', "");
-        let span = id.get(16..).unwrap_or_default();
-        block.set("traceparent", |text| text.put_slice(format!("00-{id}-{span}-00").as_bytes()));
+        headers.remove(TRACESTATE);
+        // Trace id: the request's, which is a UUID; parent id: its second half.
+        let trace = || self.request_id.as_str().bytes().filter(|byte| *byte != b'-');
+        let value: Vec<u8> =
+            b"00-".iter().copied().chain(trace()).chain(*b"-").chain(trace().skip(16)).chain(*b"-00").collect();
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+            headers.insert(TRACEPARENT, value);
+        }
     }
 }
 
 /// Header values written one after another into one allocation.
-struct Block<'h> {
+struct Block {
     text: BytesMut,
-    headers: &'h mut HeaderMap,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Block<'_> {
+impl Block {
     fn set(&mut self, name: &'static str, write: impl FnOnce(&mut BytesMut)) {
         write(&mut self.text);
         // What `encode` writes is always a header value.
         if let Ok(value) = HeaderValue::from_maybe_shared(self.text.split().freeze()) {
-            self.headers.insert(HeaderName::from_static(name), value);
+            self.headers.push((HeaderName::from_static(name), value));
         }
     }
 }
@@ -499,7 +302,7 @@ impl Decision {
 
 /// Makes the headers of an upstream's response those of our answer.
 pub fn answer(headers: &mut HeaderMap, leaks: &Leaks, request_id: &RequestId, decision: Decision) {
-    let mut doomed = Vec::with_capacity(8);
+    let mut doomed = Vec::new();
     for (name, value) in &*headers {
         match name.as_str() {
             "connection" => {

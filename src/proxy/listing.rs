@@ -7,9 +7,10 @@ use http_body_util::{BodyExt, Limited};
 use serde_json::{Map, Value};
 
 use super::forward::Outgoing;
-use super::headers::{self, Decision, RequestHeaders};
+use super::headers::{self, Decision};
 use super::routes::Governed;
 use super::{Caller, Exchange, Gateway};
+use crate::layer::headers::RequestHeaders;
 use crate::problem::Problem;
 
 /// Largest list that is filtered, in bytes.

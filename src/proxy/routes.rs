@@ -13,7 +13,7 @@ use crate::model::usage::RouteKind;
 use crate::problem::Problem;
 
 /// Prefixes of our own API, never forwarded, known path or not.
-pub const CONTROL_PLANE: [&str; 10] = [
+pub const CONTROL_PLANE: [&str; 11] = [
     "/v1/me",
     "/v1/accounts",
     "/v1/auth",
@@ -21,6 +21,7 @@ pub const CONTROL_PLANE: [&str; 10] = [
     "/v1/console",
     "/v1/budgets",
     "/v1/features",
+    "/v1/policy",
     "/v1/audit",
     "/v1/costs",
     "/.alchemi",

@@ -62,19 +62,20 @@ impl ContextSigner {
     /// The token of one request.
     pub fn sign(&self, context: &ContextHeaders<'_>) -> String {
         let iat = context.now.as_secs();
+        let facts = &context.facts;
         let claims = Claims {
             iss: "alchemi",
             iat,
             exp: iat + LIFETIME,
             jti: context.request_id.as_str(),
-            account_id: context.account_id,
-            sub: context.subject,
-            roles: context.roles,
-            scopes: context.scopes,
-            domain: context.domain.as_str(),
-            org_id: context.org_id,
-            team_id: context.team_id,
-            user_id: context.user_id,
+            account_id: facts.account_id,
+            sub: facts.subject,
+            roles: facts.roles,
+            scopes: facts.scopes,
+            domain: facts.domain.as_str(),
+            org_id: facts.org_id,
+            team_id: facts.team_id,
+            user_id: facts.user_id,
             agent_id: context.agent_id,
         };
         let claims = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims).unwrap_or_default());

@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::allocation::Allocations;
 use crate::context::Granted;
 use crate::identity::{Identity, Revocation};
+use crate::secret::KeyRing;
 use crate::store::changes::{Change, ChangeKind};
 use crate::store::{Store, StoreError};
 
@@ -36,6 +37,21 @@ pub(super) async fn load_revocations(store: &Store, identity: &Identity) -> Resu
             return Ok(());
         }
     }
+}
+
+/// Says which keys the database's secrets need and the configuration does not have.
+pub(super) async fn look_for_lost_keys(store: &Store, keys: &KeyRing) -> Result<(), StoreError> {
+    for count in store.read(&Granted::system()).await?.sealed_counts().await? {
+        if !keys.ids().any(|id| id == count.key_id) {
+            tracing::warn!(
+                table = count.table,
+                key = count.key_id,
+                secrets = count.secrets,
+                "secrets are sealed under a key that is not among secrets.keys (ALCHEMI_SECRET_KEY)"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the deny-list, once read, as `changes` of the store say; they are to be

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::identity::Identity;
 use crate::proxy::balance::Balancer;
+use crate::secret::KeyRing;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -21,6 +22,8 @@ pub(super) struct Operations {
     pub(super) balancer: Arc<Balancer>,
     /// The counts.
     pub(super) metrics: Arc<Metrics>,
+    /// What secrets are sealed under.
+    pub(super) secrets: KeyRing,
 }
 
 /// The answer of `/readyz`.
@@ -61,9 +64,22 @@ impl Operations {
             let detail = issuer.stale_since.map(|since| format!("keys are stale since {since}"));
             checks.push(Check::new(format!("issuer {}", n + 1), ready, detail));
         }
-        let required = |check: &Check| !check.name.starts_with("upstream");
+        checks.push(self.secret_keys());
+        let required = |check: &Check| check.status != "missing" && !check.name.starts_with("upstream");
         let ready = checks.iter().filter(|c| required(c)).all(|c| c.status == "ok") && self.balancer.is_ready();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         (status, Readiness { status: if ready { "ready" } else { "not ready" }, checks })
+    }
+
+    /// A note: without a key, only what has secrets is refused.
+    fn secret_keys(&self) -> Check {
+        let mut check = Check::new("secret keys", true, None);
+        if self.secrets.is_empty() {
+            check.status = "missing";
+            let detail =
+                "no secrets.keys (ALCHEMI_SECRET_KEY): connections and sign-on settings with secrets are refused";
+            check.detail = Some(detail.to_owned());
+        }
+        check
     }
 }

@@ -126,13 +126,14 @@ impl<R> Tx<R> {
         let mut packs = self.feature_packs_of(&ids).await?;
         let mut policies = self.console_model_policies_of(&ids).await?;
         let mut bindings = self.zitadel_configs_of(&ids).await?;
+        let mut sso_configs = self.sso_configs_of(&ids).await?;
         let bundle = |account: Account| {
             let id = account.account_id.clone();
             AccountBundle {
                 account,
                 spend: spend.remove(&id).unwrap_or_default(),
                 admins: admins.remove(&id).unwrap_or_default(),
-                sso_config: None,
+                sso_config: sso_configs.remove(&id),
                 allocation: allocations.remove(&id),
                 feature_pack: packs.remove(&id).unwrap_or_default().value,
                 console_model_policy: policies.remove(&id).unwrap_or_default().value,

@@ -237,7 +237,9 @@ impl Tx<Tenant> {
         after: &impl Serialize,
     ) -> Result<()> {
         let account = self.account.clone();
-        self.append(&account, entry, before, after).await
+        self.append(&account, entry, before, after).await?;
+        self.audited = self.audited.saturating_add(1);
+        Ok(())
     }
 
     /// Events that match, newest first.

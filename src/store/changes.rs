@@ -30,6 +30,12 @@ pub enum ChangeKind {
     Budget,
     /// Model grants.
     Models,
+    /// Feature entitlements.
+    Features,
+    /// Agents and their grants.
+    Agents,
+    /// Guardrail presets, patterns, assignments.
+    Guardrails,
     /// Cut-off tokens.
     Revocations,
     /// Unknown: the feed was interrupted.
@@ -38,8 +44,17 @@ pub enum ChangeKind {
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 6] =
-        [Self::Account, Self::Directory, Self::Budget, Self::Models, Self::Revocations, Self::Everything];
+    const ALL: [Self; 9] = [
+        Self::Account,
+        Self::Directory,
+        Self::Budget,
+        Self::Models,
+        Self::Features,
+        Self::Agents,
+        Self::Guardrails,
+        Self::Revocations,
+        Self::Everything,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -47,6 +62,9 @@ impl ChangeKind {
             Self::Directory => "directory",
             Self::Budget => "budget",
             Self::Models => "models",
+            Self::Features => "features",
+            Self::Agents => "agents",
+            Self::Guardrails => "guardrails",
             Self::Revocations => "revocations",
             Self::Everything => "everything",
         }

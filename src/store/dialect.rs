@@ -172,6 +172,16 @@ pub(super) async fn commit(inner: Inner) -> Result<()> {
     Ok(())
 }
 
+pub(super) async fn rollback(inner: Inner) -> Result<()> {
+    match inner {
+        #[cfg(feature = "sqlite")]
+        Inner::Sqlite(transaction) => transaction.rollback().await?,
+        #[cfg(feature = "postgres")]
+        Inner::Postgres(transaction) => transaction.rollback().await?,
+    }
+    Ok(())
+}
+
 /// PostgreSQL sends notifications when, and only when, the transaction commits.
 pub(super) async fn notify(inner: &mut Inner, changes: &[Change]) -> Result<()> {
     match inner {

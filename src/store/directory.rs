@@ -11,8 +11,12 @@ use super::changes::ChangeKind;
 use super::{Result, StoreError, Tx, from_columns, on, run};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
+use crate::model::agents::AgentGrant;
 use crate::model::budgets::{Allocation, Override};
+use crate::model::connections::ConnectionGrant;
 use crate::model::directory::{Membership, Org, Placement, Team, User};
+use crate::model::features::FeatureEntitlement;
+use crate::model::guardrails::GuardrailAssignment;
 use crate::model::models::ModelGrant;
 use crate::model::scope::ScopeType;
 use crate::problem::Problem;
@@ -45,6 +49,18 @@ pub struct Uprooted {
     /// Model grants to any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub model_grants: Vec<Id<ModelGrant>>,
+    /// Connection grants to any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connection_grants: Vec<Id<ConnectionGrant>>,
+    /// Feature entitlements of any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub feature_entitlements: Vec<Id<FeatureEntitlement>>,
+    /// Grants of agents to any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub agent_grants: Vec<Id<AgentGrant>>,
+    /// Guardrails assigned to any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub guardrail_assignments: Vec<Id<GuardrailAssignment>>,
     /// Budget allocations of any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub budget_allocations: Vec<Id<Allocation>>,
@@ -140,7 +156,10 @@ impl Tx<Tenant> {
         let sql = match kind {
             ScopeType::Account => return Ok(self.account.as_str() == id),
             ScopeType::Pool => return Ok(true),
-            ScopeType::Agent => return Ok(false),
+            ScopeType::Agent => {
+                r#"SELECT id FROM "Alchemi_CopilotAgentTable"
+                   WHERE account_id = $1 AND CAST($2 AS TEXT) = 'copilot' AND id = $3"#
+            }
             ScopeType::Org => r#"SELECT id FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
             ScopeType::Team => {
                 r#"SELECT id FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
@@ -163,8 +182,10 @@ impl Tx<Tenant> {
     pub async fn hold_scope(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<bool> {
         // An UPDATE that changes nothing is the row lock that both databases know.
         let sql = match kind {
-            ScopeType::Account | ScopeType::Pool | ScopeType::Agent => {
-                return self.scope_exists(domain, kind, id).await;
+            ScopeType::Account | ScopeType::Pool => return self.scope_exists(domain, kind, id).await,
+            ScopeType::Agent => {
+                r#"UPDATE "Alchemi_CopilotAgentTable" SET version = version
+                   WHERE account_id = $1 AND CAST($2 AS TEXT) = 'copilot' AND id = $3"#
             }
             ScopeType::Org => {
                 r#"UPDATE "Alchemi_OrgTable" SET version = version WHERE account_id = $1 AND domain = $2 AND id = $3"#
@@ -180,10 +201,17 @@ impl Tx<Tenant> {
         Ok(run!(self, sql, &account, domain, id)? > 0)
     }
 
-    /// Deletes what hangs on a row of the directory. Budgets are the copilot's.
+    /// Deletes what hangs on a row of the directory. Budgets and connections are the copilot's.
     async fn uproot(&mut self, domain: Domain, kind: ScopeType, id: &str) -> Result<Uprooted> {
         let at = (domain, kind, id);
         let model_grants = self.uproot_from(delete_named!("Alchemi_ModelGrantTable", "domain"), at).await?;
+        let connection_grants =
+            self.uproot_from(delete_named!("Alchemi_CopilotConnectionGrantTable", "'copilot'"), at).await?;
+        let feature_entitlements =
+            self.uproot_from(delete_named!("Alchemi_FeatureEntitlementTable", "domain"), at).await?;
+        let agent_grants = self.uproot_from(delete_named!("Alchemi_CopilotAgentGrantTable", "'copilot'"), at).await?;
+        let guardrail_assignments =
+            self.uproot_from(delete_named!("Alchemi_CopilotGuardrailAssignmentTable", "'copilot'"), at).await?;
         let budget_allocations =
             self.uproot_from(delete_named!("Alchemi_CopilotBudgetAllocationTable", "'copilot'"), at).await?;
         let budget_overrides =
@@ -209,10 +237,29 @@ impl Tx<Tenant> {
                 at,
             )
             .await?;
-        let uprooted = Uprooted { teams, memberships, model_grants, budget_allocations, budget_overrides };
+        let uprooted = Uprooted {
+            teams,
+            memberships,
+            model_grants,
+            connection_grants,
+            feature_entitlements,
+            agent_grants,
+            guardrail_assignments,
+            budget_allocations,
+            budget_overrides,
+        };
         self.changed(ChangeKind::Directory);
         if !uprooted.model_grants.is_empty() {
             self.changed(ChangeKind::Models);
+        }
+        if !uprooted.feature_entitlements.is_empty() {
+            self.changed(ChangeKind::Features);
+        }
+        if !uprooted.agent_grants.is_empty() {
+            self.changed(ChangeKind::Agents);
+        }
+        if !uprooted.guardrail_assignments.is_empty() {
+            self.changed(ChangeKind::Guardrails);
         }
         if !uprooted.budget_allocations.is_empty() || !uprooted.budget_overrides.is_empty() {
             self.changed(ChangeKind::Budget);

@@ -55,19 +55,23 @@ const LOCK: i64 = 0x61_6c63_6865_6d69;
 /// # Errors
 /// [`StoreError::Setup`] for a backend that this build does not have.
 pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
+    macro_rules! step {
+        ($folder:literal, $version:literal, $number:literal, $name:literal) => {
+            Migration {
+                version: $version,
+                name: $name,
+                sql: include_str!(concat!("../../migrations/", $folder, "/", $number, "_", $name, ".sql")),
+            }
+        };
+    }
     macro_rules! from {
         ($folder:literal) => {
             &[
-                Migration {
-                    version: 1,
-                    name: "init",
-                    sql: include_str!(concat!("../../migrations/", $folder, "/0001_init.sql")),
-                },
-                Migration {
-                    version: 6,
-                    name: "lifecycle",
-                    sql: include_str!(concat!("../../migrations/", $folder, "/0006_lifecycle.sql")),
-                },
+                step!($folder, 1, "0001", "init"),
+                step!($folder, 2, "0002", "connections"),
+                step!($folder, 3, "0003", "guardrails"),
+                step!($folder, 4, "0004", "marketplace"),
+                step!($folder, 6, "0006", "lifecycle"),
             ]
         };
     }

@@ -5,7 +5,6 @@ use super::page::{Page, Slice};
 use super::{Result, Tx, dialect, from_columns, on, run};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
-use crate::model::directory::User;
 use crate::model::models::{AccessMode, ModelGrant};
 use crate::model::scope::Scope;
 
@@ -145,34 +144,5 @@ impl Tx<Tenant> {
         )?;
         self.changed(ChangeKind::Models);
         Ok(gone > 0)
-    }
-
-    /// How many users of `domain` a scope reaches, and the first `sample` (at least 1) of them by id.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn users_within(&mut self, domain: Domain, scope: &Scope, sample: u32) -> Result<(i64, Vec<Id<User>>)> {
-        let account = self.account.clone();
-        let rows: Vec<(Id<User>, i64)> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT u.id, CAST(COUNT(*) OVER () AS BIGINT) FROM "Alchemi_UserTable" u
-               WHERE u.account_id = $1 AND u.domain = $2 AND (CAST($3 AS TEXT) = 'account'
-                 OR (CAST($3 AS TEXT) = 'user' AND u.id = $4)
-                 OR EXISTS (SELECT 1 FROM "Alchemi_TeamMembershipTable" m
-                    JOIN "Alchemi_TeamTable" t ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id
-                    WHERE m.account_id = u.account_id AND m.domain = u.domain AND m.user_id = u.id
-                    AND ((CAST($3 AS TEXT) = 'team' AND t.id = $4) OR (CAST($3 AS TEXT) = 'org' AND t.org_id = $4))))
-               ORDER BY u.id LIMIT $5"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(scope.scope_type)
-        .bind(&scope.scope_id)
-        .bind(i64::from(sample))
-        .fetch_all(c)
-        .await
-        })?;
-        let total = rows.first().map_or(0, |(_, total)| *total);
-        Ok((total, rows.into_iter().map(|(id, _)| id).collect()))
     }
 }

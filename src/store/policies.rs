@@ -19,11 +19,13 @@ pub struct Versioned<T> {
     pub version: i64,
 }
 
-fn text(value: &impl serde::Serialize) -> String {
+/// A column's JSON.
+pub(super) fn json(value: &impl serde::Serialize) -> String {
     JsonText::of(value).get().to_owned()
 }
 
-fn read<T: serde::de::DeserializeOwned>(table: &'static str, text: &str) -> Result<T> {
+/// Reads a column's JSON.
+pub(super) fn read<T: serde::de::DeserializeOwned>(table: &'static str, text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| StoreError::Unreadable { table, reason: e.to_string() })
 }
 
@@ -150,7 +152,7 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn put_feature_pack(&mut self, pack: &FeaturePack) -> Result<i64> {
         let (account, now) = (self.account.clone(), self.now);
-        let (features, config) = (text(&pack.features), text(&pack.config));
+        let (features, config) = (json(&pack.features), json(&pack.config));
         let version = on!(self, |c| {
             sqlx::query_scalar(
             r#"INSERT INTO "Alchemi_AccountFeaturePackTable" (account_id, features, config, updated_at) VALUES ($1, $2, $3, $4)
@@ -183,7 +185,7 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn put_console_model_policy(&mut self, policy: &ConsoleModelPolicy) -> Result<i64> {
         let (account, now) = (self.account.clone(), self.now);
-        let (allow, deny) = (text(&policy.allow_models), text(&policy.deny_models));
+        let (allow, deny) = (json(&policy.allow_models), json(&policy.deny_models));
         let version = on!(self, |c| sqlx::query_scalar(
             r#"INSERT INTO "Alchemi_AccountModelPolicyTable" (account_id, allow_models, deny_models, updated_at)
                VALUES ($1, $2, $3, $4)
@@ -216,7 +218,7 @@ impl Tx<Tenant> {
     /// [`StoreError::Unique`] on `organization_id` when another account is that organisation.
     pub async fn put_zitadel_config(&mut self, config: &ZitadelConfig) -> Result<i64> {
         let (account, now) = (self.account.clone(), self.now);
-        let mappings = text(&config.role_mappings);
+        let mappings = json(&config.role_mappings);
         let version = on!(self, |c| {
             sqlx::query_scalar(
             r#"INSERT INTO "Alchemi_AccountZitadelTable" (account_id, enabled, issuer, audience, project_id,

@@ -183,7 +183,8 @@ pub async fn list_accounts(
 
 /// Make an account
 ///
-/// One transaction makes the account, its first admin and the copilot org `global`.
+/// One transaction makes the account, its first admin, the copilot org `global` and the
+/// guardrail presets `pii`, `toxic` and `jailbreak`.
 /// People and their passwords are in Zitadel: an admin signs in there.
 #[utoipa::path(post, path = "/v1/accounts", tag = "accounts", request_body = NewAccount,
     responses((status = 200, description = "The new account", body = AccountCreated), Refusals))]
@@ -211,6 +212,11 @@ pub async fn create_account(call: Call<SuperAdmin>, Body(new): Body<NewAccount>)
         add_admin(&mut tx, email, AdminRole::default()).await?;
     }
     add_global_org(&mut tx).await?;
+    for preset in tx.insert_system_presets().await? {
+        let table = "Alchemi_CopilotGuardrailPresetTable";
+        let entry = Entry { action: Action::Create, table, id: preset.id.as_str(), label: Domain::Copilot.into() };
+        tx.audit(entry, None::<&()>, &preset).await?;
+    }
     let item = bundle_of(&mut tx, account).await?;
     call.done_tagged(tx, &AccountCreated { account_id, status: "created", item }, version).await
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::App;
 use super::answer::{Answer, Halt};
+use super::trial::{Effect, SAMPLE, Trial};
 use crate::context::{Context, Domain, Granted, Platform, RequestInfo, Tenant};
 use crate::id::Id;
 use crate::problem::Problem;
@@ -44,6 +45,10 @@ pub struct DomainAdmin(pub Domain);
 /// Guard DOMAIN(copilot).
 #[derive(Debug, Clone, Copy)]
 pub struct CopilotAdmin;
+/// Guard DOMAIN of the domain that the query names, else of one of them: which one, the
+/// body or a row says, and [`Call::domain_admin`] holds to it.
+#[derive(Debug, Clone, Copy)]
+pub struct EitherAdmin;
 /// Any signed-in subject of the account.
 #[derive(Debug, Clone, Copy)]
 pub struct Member;
@@ -75,6 +80,19 @@ impl Guard for CopilotAdmin {
     type Reach = Tenant;
     fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
         Ok((Self, context.domain_admin(Domain::Copilot)?))
+    }
+}
+impl Guard for EitherAdmin {
+    type Reach = Tenant;
+    fn admit(context: &Context, parts: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        let named = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "domain");
+        if let Some(domain) = named.and_then(|(_, domain)| domain.parse().ok()) {
+            return Ok((Self, context.domain_admin(domain)?));
+        }
+        let of_console = || context.domain_admin(Domain::Console).ok();
+        let granted = context.domain_admin(Domain::Copilot);
+        Ok((Self, granted.or_else(|refusal| of_console().ok_or(refusal))?))
     }
 }
 impl Guard for Member {
@@ -120,6 +138,7 @@ impl<G: Guard> FromRequestParts<App> for Call<G> {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Halt> {
         let context = caller(parts).ok_or_else(token_missing)?;
         let (guard, granted) = G::admit(&context, parts)?;
+        app.parameters.check(parts)?;
         let granted = match parts.extensions.get::<RequestInfo>() {
             Some(info) => granted.for_request(Arc::clone(&info.id), info.client_ip),
             None => granted,
@@ -144,14 +163,15 @@ fn token_missing() -> Problem {
 #[derive(Debug)]
 pub struct Anyone(pub Option<Context>);
 
-impl<S: Send + Sync> FromRequestParts<S> for Anyone {
-    type Rejection = std::convert::Infallible;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+impl FromRequestParts<App> for Anyone {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        app.parameters.check(parts)?;
         Ok(Self(caller(parts)))
     }
 }
 
-impl Call<Member> {
+impl<G: Guard> Call<G> {
     /// Narrows the call to admins of `domain`.
     ///
     /// # Errors
@@ -197,6 +217,20 @@ where
         }
     }
 
+    /// As [`Call::begin`]; with `dry_run=true` a rehearsal, whose effect is the answer
+    /// and of which nothing is kept, an `Idempotency-Key` neither.
+    ///
+    /// # Errors
+    /// As [`Call::begin`].
+    pub async fn begin_or_try(&self, trial: &Trial) -> Result<Tx<G::Reach>, Halt> {
+        if !trial.dry_run {
+            return self.begin().await;
+        }
+        let mut tx = self.app.store.begin(&self.granted).await?;
+        tx.rehearse();
+        Ok(tx)
+    }
+
     /// A transaction that only reads.
     ///
     /// # Errors
@@ -205,7 +239,7 @@ where
         Ok(self.app.store.read(&self.granted).await?)
     }
 
-    /// Commits and answers with `body`.
+    /// Commits and answers with `body`; a dry run is taken back, and answers with its effect.
     ///
     /// # Errors
     /// 409 when the same `Idempotency-Key` was answered by another gateway meanwhile.
@@ -231,6 +265,9 @@ where
     where
         Granted<R>: Reach,
     {
+        if tx.is_rehearsal() {
+            return Ok(Answer::of(&Effect::from(tx.rehearsed(SAMPLE).await?)));
+        }
         if let Some(key) = &self.idempotency {
             let given = GivenAnswer {
                 body_hash: key.body_hash.clone(),

@@ -30,7 +30,10 @@ pub struct Removal {
 
 /// 404 for a scope that the domain's tree does not have.
 pub fn not_found(domain: Domain, kind: ScopeType) -> Problem {
-    Problem::not_found(format!("{domain} {kind} not found"))
+    match kind {
+        ScopeType::Agent => Problem::not_found("Copilot agent not found"),
+        kind => Problem::not_found(format!("{domain} {kind} not found")),
+    }
 }
 
 /// 404 or 400, unless `scope` is one of this account's in `domain`.

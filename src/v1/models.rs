@@ -11,6 +11,7 @@ use super::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, or_40
 use super::call::{Call, DomainAdmin, IfMatch, Member};
 use super::directory::{Standpoint, StandpointHeaders, StandpointQuery, check_scope, hold_scope};
 use super::input::{Body, PageParams, Paging, Path, Query};
+use super::trial::{Trial, Tried};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
@@ -34,7 +35,7 @@ impl Catalogue {
         Self(Arc::new(list))
     }
 
-    fn models(&self) -> Vec<String> {
+    pub(super) fn models(&self) -> Vec<String> {
         (self.0)()
     }
 }
@@ -75,40 +76,6 @@ pub struct NewModelGrant {
     #[serde(default)]
     #[schema(value_type = Option<AccessMode>)]
     access_mode: Option<String>,
-}
-
-/// Whether to try only.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct Trial {
-    /// Check everything and say what would change for whom, but change nothing.
-    #[serde(default)]
-    dry_run: bool,
-}
-
-/// What was done, or with `dry_run=true` what would be.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-#[serde(untagged)]
-pub enum Tried<T> {
-    /// It was done.
-    Done(T),
-    /// It was tried.
-    Trial(Box<GrantEffect>),
-}
-
-/// What a write would do.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct GrantEffect {
-    /// Always true.
-    dry_run: bool,
-    /// The grant before.
-    before: Option<ModelGrant>,
-    /// The grant after.
-    after: Option<ModelGrant>,
-    /// How many users the grant's scope reaches.
-    users: i64,
-    /// Some of them.
-    sample: Vec<Id<User>>,
 }
 
 /// The grant of the path.
@@ -202,9 +169,6 @@ pub struct MyModel {
 
 const GRANT_NOT_FOUND: &str = "Model grant not found";
 
-/// How many users a trial names.
-const SAMPLE: u32 = 10;
-
 fn entry(action: Action, grant: &ModelGrant) -> Entry<'_> {
     Entry { action, table: "Alchemi_ModelGrantTable", id: grant.id.as_str(), label: grant.domain.into() }
 }
@@ -240,7 +204,7 @@ pub async fn create_model_grant(
     }
     let scope = Scope::new(ScopeType::parse(&new.scope_type, ScopeType::GRANTEES)?, new.scope_id);
     let access_mode = access_mode(new.access_mode.as_deref())?;
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     hold_scope(&mut tx, domain, &scope).await?;
     let before = tx.model_grant_of(domain, new.model_name.as_str(), &scope).await?;
     let grant = ModelGrant {
@@ -257,9 +221,6 @@ pub async fn create_model_grant(
         version: 1,
     };
     let grant = tx.upsert_model_grant(&grant).await?;
-    if trial.dry_run {
-        return effect(tx, before, Some(grant)).await;
-    }
     tx.audit(entry(Action::Upsert, &grant), before.as_ref(), &grant).await?;
     call.done_tagged(tx, &Item { item: &grant }, grant.version).await
 }
@@ -282,12 +243,9 @@ pub async fn delete_model_grant(
     Path(AtGrant { grant_id: id }): Path<AtGrant>,
     Query(trial): Query<Trial>,
 ) -> Outcome {
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let grant = or_404(tx.model_grant(call.guard.0, &id).await?, GRANT_NOT_FOUND)?;
     call.expects(grant.version)?;
-    if trial.dry_run {
-        return effect(tx, Some(grant), None).await;
-    }
     let deleted = tx.delete_model_grant(call.guard.0, &id).await?;
     tx.audit(entry(Action::Delete, &grant), Some(&grant), &serde_json::json!({})).await?;
     call.done(tx, &Deleted { deleted }).await
@@ -343,18 +301,6 @@ async fn rules(tx: &mut Tx<Tenant>, app: &App, domain: Domain, chain: &[Scope]) 
         Domain::Copilot => None,
     };
     Ok(ModelRules::new(domain, chain, grants, policy, app.default_model_access))
-}
-
-/// Says what would change, and drops the transaction.
-async fn effect(mut tx: Tx<Tenant>, before: Option<ModelGrant>, after: Option<ModelGrant>) -> Outcome {
-    let (users, sample) = match after.as_ref().or(before.as_ref()) {
-        Some(grant) => {
-            let scope = Scope::new(grant.scope_type, grant.scope_id.clone());
-            tx.users_within(grant.domain, &scope, SAMPLE).await?
-        }
-        None => (0, Vec::new()),
-    };
-    Ok(Answer::of(&GrantEffect { dry_run: true, before, after, users, sample }))
 }
 
 fn access_mode(text: Option<&str>) -> Result<AccessMode, Problem> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use http::Method;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi, Ref, RefOr, Required, Response};
@@ -29,7 +29,12 @@ const EXAMPLE_ID: &str = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11";
         (name = "accounts", description = "Tenants, their admins and the operator's settings for them"),
         (name = "directory", description = "Orgs, teams, users and memberships of both product domains"),
         (name = "budgets", description = "Credits: account allocation, plans, allocations, overrides, usage, cycles"),
+        (name = "agents", description = "Agents of the copilot and whom they are granted to"),
+        (name = "guardrails", description = "What prompts are screened by: presets, patterns, assignments"),
+        (name = "connections", description = "What agents reach outside, with sealed secrets"),
         (name = "models", description = "Who may use which model"),
+        (name = "policy", description = "What the gateway would say to a request, and why"),
+        (name = "features", description = "Who has which feature of the product"),
         (name = "audit", description = "Who changed what, chained by hash"),
         (name = "costs", description = "What was spent, from sums kept at settlement"),
         (name = "self-service", description = "What holds for the caller"),
@@ -44,9 +49,10 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
     let mut components = description.components.take().unwrap_or_default();
     let examples = Examples::of(&components);
     let mut refusals = Refused::default();
-    for (path, item) in std::mem::take(&mut description.paths.paths) {
+    let paths = std::mem::take(&mut description.paths.paths);
+    for (path, item) in paths.into_iter().flat_map(|(path, item)| by_parameter(path, item)) {
         for (path, mut item, domain) in expanded(path, item) {
-            let tagged = item.put.iter().chain(&item.patch).any(takes_if_match);
+            let tagged = item.put.iter().chain(&item.patch).chain(&item.post).any(takes_if_match);
             for (method, operation) in operations(&mut item) {
                 add_headers(operation, &method, tagged);
                 refusals.share(operation, &method);
@@ -66,6 +72,25 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
     components.security_schemes.insert("bearer".to_owned(), bearer.into());
     description.components = Some(components);
     description
+}
+
+/// The router knows one name for a part of a path. A POST that calls it otherwise is
+/// described under a path of its own.
+fn by_parameter(path: String, mut item: PathItem) -> Vec<(String, PathItem)> {
+    let in_path = |p: &RefOr<Parameter>| match p {
+        RefOr::T(p) if p.parameter_in == ParameterIn::Path => Some(p.name.clone()),
+        _ => None,
+    };
+    let names: Vec<String> = item.post.iter().flat_map(|o| o.parameters.iter().flatten()).filter_map(in_path).collect();
+    let own = names.iter().find(|name| !path.contains(&format!("{{{name}}}")));
+    let (Some(own), Some(start)) = (own, path.rfind('{')) else { return vec![(path, item)] };
+    let renamed = format!("{}{{{own}}}", path.get(..start).unwrap_or_default());
+    let post = item.post.take().map(|mut operation| {
+        let kept = |p: &RefOr<Parameter>| in_path(p).is_none_or(|name| renamed.contains(&format!("{{{name}}}")));
+        operation.parameters.iter_mut().for_each(|all| all.retain(kept));
+        (renamed.clone(), PathItem::new(HttpMethod::Post, operation))
+    });
+    std::iter::once((path, item)).chain(post).collect()
 }
 
 /// A `{domain}` path for each domain; any other as it is.
@@ -90,7 +115,7 @@ fn for_domain(mut item: PathItem, domain: Domain) -> PathItem {
     item
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
     let PathItem { get, post, put, patch, delete, .. } = item;
     [(Method::GET, get), (Method::POST, post), (Method::PUT, put), (Method::PATCH, patch), (Method::DELETE, delete)]
         .into_iter()

@@ -247,7 +247,9 @@ pub struct ExternalUsage {
 pub async fn record_usage(call: Call<CopilotAdmin>, Body(usage): Body<ExternalUsage>) -> Outcome {
     require(!usage.raw_cost.is_negative(), "/raw_cost", "cannot be negative")?;
     let mut tx = call.begin().await?;
-    let place = placement(&mut tx, usage.org_id.as_ref(), usage.team_id.as_ref(), usage.user_id.as_ref()).await?;
+    let place =
+        placement(&mut tx, Domain::Copilot, usage.org_id.as_ref(), usage.team_id.as_ref(), usage.user_id.as_ref())
+            .await?;
     let rules = tx.budget_rules(Some(&place)).await?;
     let factor = rules.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor);
     let credits = bookable(&mut tx, usage.raw_cost, factor).await?;

@@ -52,6 +52,15 @@ impl Database {
         }
     }
 
+    /// Changes rows behind the gateway's back.
+    pub(crate) async fn execute(&self, sql: &str) {
+        let query = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::Sqlite(pool) => sqlx::query(query).execute(pool).await.map(drop).unwrap(),
+            Self::Postgres(pool) => sqlx::query(query).execute(pool).await.map(drop).unwrap(),
+        }
+    }
+
     /// The rows of a query; `$1` and so on stand for `texts`.
     pub(crate) async fn rows(&self, sql: &str, texts: &[&str]) -> Vec<Row> {
         match self {

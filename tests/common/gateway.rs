@@ -18,6 +18,9 @@ use super::database::{Backend, Database, Row};
 /// The operator's key.
 pub(crate) const MASTER_KEY: &str = "operator-key-of-the-tests-0123456789";
 
+/// What secrets are sealed under.
+pub(crate) const SECRET_KEY: &str = "tests:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
 /// The upstream's key, which only the gateway has.
 pub(crate) const UPSTREAM_KEY: &str = "sk-upstream-key-of-the-tests";
 
@@ -128,6 +131,7 @@ impl Gateway {
             "listen = '127.0.0.1:0'\n\
              data_dir = '{folder}'\n\
              master_key = '{MASTER_KEY}'\n\
+             [secrets]\nkeys = ['{SECRET_KEY}']\n\
              [database]\nurl = '{database_url}'\n\
              [identity]\nproject_id = '{project}'\nissuers = [{{ url = '{issuer}' }}]\n\
              [upstream]\nurls = ['{upstream}']\napi_key = '{UPSTREAM_KEY}'\nhealth_interval = 0\n",
@@ -147,6 +151,11 @@ impl Gateway {
     /// Where it listens, without a slash at the end.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Its database.
+    pub(crate) fn database_url(&self) -> &str {
+        &self.database_url
     }
 
     /// Ends it as a signal would.
@@ -296,6 +305,11 @@ impl Gateway {
             "plan_id": plan, "scope_type": scope.0, "scope_id": scope.1, "allocated_credits": number(credits),
         });
         self.operator_for(account).post("/v1/budgets/copilot/allocations/upsert", body).await.ok();
+    }
+
+    /// What a POST of the operator makes in an account; gives its id.
+    pub(crate) async fn made(&self, account: &str, path: &str, body: Value) -> String {
+        self.make(account, path, body).await
     }
 
     async fn make(&self, account: &str, path: &str, body: Value) -> String {

@@ -15,6 +15,7 @@ mod books;
 mod broken;
 mod concurrency;
 mod context;
+mod edge;
 mod enrolment;
 mod refused;
 mod settings;

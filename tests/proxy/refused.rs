@@ -247,7 +247,7 @@ async fn what_is_not_governed_is_not_forwarded() {
 #[tokio::test]
 async fn our_own_prefixes_are_never_forwarded() {
     let stage = Stage::set().await;
-    let prefixes = ["me", "accounts", "auth", "copilot", "console", "budgets", "features", "audit", "costs"];
+    let prefixes = ["me", "accounts", "auth", "copilot", "console", "budgets", "features", "policy", "audit", "costs"];
     let upstream = stage.gateway.anybody().with_token("sk-of-the-caller");
     for prefix in prefixes {
         for path in [format!("/v1/{prefix}/no/such/path"), format!("/V1/{prefix}/No-such-path")] {

@@ -21,18 +21,23 @@ enum Guard {
     Console,
     /// Admins of the copilot domain.
     Copilot,
+    /// Admins of one of the domains.
+    Either,
     /// Admins of a whole account.
     Account,
     /// Operators.
     Super,
 }
 
-use Guard::{Account, Anybody, Console, Copilot, Member, Super, Unsuspended};
+use Guard::{Account, Anybody, Console, Copilot, Either, Member, Super, Unsuspended};
 
 const GUARDS: &[(Guard, &[&str])] = &[
     (Anybody, &["GET /v1/me/context", LOGOUT]),
     (Unsuspended, &["GET /v1/auth/zitadel/status"]),
-    (Member, &["GET /v1/me/allocation", "GET /v1/me/models", "GET /v1/me/usage"]),
+    (
+        Member,
+        &["GET /v1/me/agents", "GET /v1/me/allocation", "GET /v1/me/features", "GET /v1/me/models", "GET /v1/me/usage"],
+    ),
     (
         Super,
         &[
@@ -49,6 +54,9 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "POST /v1/accounts/{account_id}/admins",
             "PATCH /v1/accounts/{account_id}/admins/{email}",
             "DELETE /v1/accounts/{account_id}/admins/{email}",
+            "GET /v1/accounts/{account_id}/sso",
+            "POST /v1/accounts/{account_id}/sso",
+            "DELETE /v1/accounts/{account_id}/sso",
             "GET /v1/accounts/{account_id}/feature-pack",
             "PUT /v1/accounts/{account_id}/feature-pack",
             "GET /v1/accounts/{account_id}/console-model-policy",
@@ -66,6 +74,35 @@ const GUARDS: &[(Guard, &[&str])] = &[
     (
         Copilot,
         &[
+            "GET /v1/copilot/agents",
+            "POST /v1/copilot/agents",
+            "GET /v1/copilot/agents/{agent_id}",
+            "PUT /v1/copilot/agents/{agent_id}",
+            "DELETE /v1/copilot/agents/{agent_id}",
+            "GET /v1/copilot/agents/{agent_id}/grants",
+            "POST /v1/copilot/agents/{agent_id}/grants",
+            "DELETE /v1/copilot/agents/{agent_id}/grants",
+            "GET /v1/copilot/guardrails/presets",
+            "POST /v1/copilot/guardrails/presets",
+            "GET /v1/copilot/guardrails/presets/{preset_id}",
+            "DELETE /v1/copilot/guardrails/presets/{preset_id}",
+            "GET /v1/copilot/guardrails/patterns",
+            "POST /v1/copilot/guardrails/patterns",
+            "GET /v1/copilot/guardrails/patterns/{pattern_id}",
+            "PUT /v1/copilot/guardrails/patterns/{pattern_id}",
+            "DELETE /v1/copilot/guardrails/patterns/{pattern_id}",
+            "GET /v1/copilot/guardrails/assignments",
+            "POST /v1/copilot/guardrails/assignments",
+            "DELETE /v1/copilot/guardrails/assignments/{assignment_id}",
+            "GET /v1/copilot/guardrails/effective",
+            "GET /v1/copilot/connections",
+            "POST /v1/copilot/connections/{connection_type}",
+            "GET /v1/copilot/connections/{connection_id}",
+            "PATCH /v1/copilot/connections/{connection_id}",
+            "DELETE /v1/copilot/connections/{connection_id}",
+            "GET /v1/copilot/connections/{connection_id}/grants",
+            "POST /v1/copilot/connections/{connection_id}/grants",
+            "DELETE /v1/copilot/connections/{connection_id}/grants/{grant_id}",
             "GET /v1/budgets/copilot/account-allocation",
             "GET /v1/budgets/copilot/plans",
             "POST /v1/budgets/copilot/plans",
@@ -89,7 +126,16 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "POST /v1/budgets/copilot/usage/record",
             // Of the domain that the query names, which is copilot unless it names one.
             "GET /v1/costs/breakdown",
+            "GET /v1/features/entitlements",
+            "POST /v1/features/entitlements",
+            "GET /v1/features/effective",
+            "POST /v1/policy/explain",
         ],
+    ),
+    (
+        // Of the domain that the row is of: of another, it does not exist.
+        Either,
+        &["GET /v1/features/entitlements/{entitlement_id}", "DELETE /v1/features/entitlements/{entitlement_id}"],
     ),
 ];
 
@@ -122,7 +168,7 @@ const OF_DOMAINS: &[&str] = &[
 ];
 
 /// The order of the columns below.
-const COLUMNS: [Guard; 7] = [Anybody, Unsuspended, Member, Console, Copilot, Account, Super];
+const COLUMNS: [Guard; 8] = [Anybody, Unsuspended, Member, Console, Copilot, Either, Account, Super];
 
 const OK: &str = "";
 const MISSING: &str = "token_missing";
@@ -136,27 +182,27 @@ const FORGED: &str = "token_invalid";
 const FOREIGN: &str = "account_mismatch";
 
 /// What each caller is told at each guard: the code of the refusal, or nothing.
-const EXPECTED: &[(&str, [&str; 7])] = &[
-    ("anonymous", [OK, OK, MISSING, MISSING, MISSING, MISSING, MISSING]),
-    ("forged token", [FORGED, FORGED, FORGED, FORGED, FORGED, FORGED, FORGED]),
-    ("end user", [OK, OK, OK, NO_DOMAIN, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
-    ("console_org_admin", [OK, OK, OK, OK, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
-    ("console_team_admin", [OK, OK, OK, OK, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
-    ("copilot_org_admin", [OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER]),
-    ("copilot_team_admin", [OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER]),
-    ("console_org_admin, copilot only", [OK, OK, OK, DENIED, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
-    ("account_admin", [OK, OK, OK, OK, OK, OK, NO_SUPER]),
-    ("account_admin, copilot only", [OK, OK, OK, DENIED, OK, OK, NO_SUPER]),
-    ("account_admin of another account, asking for this", [FOREIGN; 7]),
-    ("account_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_SUPER]),
-    ("account_admin, suspended", [OK, HALTED, HALTED, HALTED, HALTED, HALTED, NO_SUPER]),
-    ("super_admin", [OK, OK, OK, OK, OK, OK, OK]),
-    ("super_admin of another account, asking for this", [OK, OK, OK, OK, OK, OK, OK]),
-    ("super_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
-    ("super_admin, suspended", [OK, OK, OK, OK, OK, OK, OK]),
-    ("master key", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
-    ("master key, asking for this", [OK, OK, OK, OK, OK, OK, OK]),
-    ("master key, asking for a suspended one", [OK, OK, OK, OK, OK, OK, OK]),
+const EXPECTED: &[(&str, [&str; 8])] = &[
+    ("anonymous", [OK, OK, MISSING, MISSING, MISSING, MISSING, MISSING, MISSING]),
+    ("forged token", [FORGED, FORGED, FORGED, FORGED, FORGED, FORGED, FORGED, FORGED]),
+    ("end user", [OK, OK, OK, NO_DOMAIN, NO_DOMAIN, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
+    ("console_org_admin", [OK, OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER]),
+    ("console_team_admin", [OK, OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER]),
+    ("copilot_org_admin", [OK, OK, OK, NO_DOMAIN, OK, OK, NO_ADMIN, NO_SUPER]),
+    ("copilot_team_admin", [OK, OK, OK, NO_DOMAIN, OK, OK, NO_ADMIN, NO_SUPER]),
+    ("console_org_admin, copilot only", [OK, OK, OK, DENIED, NO_DOMAIN, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
+    ("account_admin", [OK, OK, OK, OK, OK, OK, OK, NO_SUPER]),
+    ("account_admin, copilot only", [OK, OK, OK, DENIED, OK, OK, OK, NO_SUPER]),
+    ("account_admin of another account, asking for this", [FOREIGN; 8]),
+    ("account_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_SUPER]),
+    ("account_admin, suspended", [OK, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED, NO_SUPER]),
+    ("super_admin", [OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("super_admin of another account, asking for this", [OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("super_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
+    ("super_admin, suspended", [OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("master key", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
+    ("master key, asking for this", [OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("master key, asking for a suspended one", [OK, OK, OK, OK, OK, OK, OK, OK]),
 ];
 
 /// The callers of [`EXPECTED`], by name.
@@ -252,16 +298,24 @@ fn challenges(reply: &crate::common::Reply) -> bool {
     reply.header("www-authenticate").starts_with("Bearer")
 }
 
-/// The one operation whose guard depends on the query.
+/// Operations whose guard depends on the query.
+const GUARDED_BY_QUERY: &[&str] = &[
+    "/v1/costs/breakdown?domain=DOMAIN",
+    "/v1/features/entitlements?domain=DOMAIN",
+    "/v1/features/effective?domain=DOMAIN&feature_code=f",
+];
+
 #[tokio::test]
-async fn costs_are_guarded_by_the_domain_that_is_asked_for() {
+async fn what_names_a_domain_is_guarded_by_the_domain_that_is_asked_for() {
     for backend in backends().await {
         let gateway = Gateway::start(backend).await;
         let callers = callers(&gateway).await;
         for (caller, expected) in EXPECTED {
             for (domain, column) in [("console", 3), ("copilot", 4)] {
-                let reply = callers[caller].get(&format!("/v1/costs/breakdown?domain={domain}")).await;
-                assert_eq!(refusal_code(&reply), expected[column], "{caller} asks for {domain}");
+                for path in GUARDED_BY_QUERY {
+                    let reply = callers[caller].get(&path.replace("DOMAIN", domain)).await;
+                    assert_eq!(refusal_code(&reply), expected[column], "{caller} asks for {path} of {domain}");
+                }
             }
         }
     }

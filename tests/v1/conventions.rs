@@ -242,17 +242,18 @@ async fn queries_are_read_strictly() {
         let operator = gateway.operator_for(&account);
         for list in &lists {
             let path = list.ask(|_| None).path;
+            let path = format!("{path}{}", if path.contains('?') { '&' } else { '?' });
             for wrong in ["0", "-1", "x", "1.5", "", "4294967296"] {
-                let reply = operator.get(&format!("{path}?limit={wrong}")).await;
+                let reply = operator.get(&format!("{path}limit={wrong}")).await;
                 invalid(&reply, "limit");
             }
             let most = if list.path == "/v1/costs/breakdown" { 10_000 } else { 1_000 };
-            invalid(&operator.get(&format!("{path}?limit={}", most + 1)).await, "limit");
-            let reply = operator.get(&format!("{path}?limit={most}")).await;
+            invalid(&operator.get(&format!("{path}limit={}", most + 1)).await, "limit");
+            let reply = operator.get(&format!("{path}limit={most}")).await;
             assert!(matches!(reply.status.as_u16(), 200 | 404), "{}: {}", list.name(), reply.text());
             if list.parameters("query").any(|p| p["name"] == "cursor") {
                 for wrong in ["x", "", "MTpi%20", "%C3%A9"] {
-                    invalid(&operator.get(&format!("{path}?cursor={wrong}")).await, "cursor");
+                    invalid(&operator.get(&format!("{path}cursor={wrong}")).await, "cursor");
                 }
             }
         }
@@ -264,6 +265,35 @@ async fn queries_are_read_strictly() {
         invalid(&admin.get("/v1/budgets/copilot/alerts?threshold=high").await, "threshold");
         invalid(&admin.get("/v1/budgets/copilot/alerts?threshold=-1").await, "threshold");
         invalid(&admin.get("/v1/budgets/copilot/alerts?threshold=NaN").await, "threshold");
+    }
+}
+
+/// A misspelt filter is not a filter that silently is not there.
+#[tokio::test]
+async fn unknown_parameters_are_refused_by_name() {
+    for backend in backends().await {
+        let gateway = with_the_issuer_of_examples(backend).await;
+        let account = gateway.account("Acme").await;
+        let operator = gateway.operator_for(&account);
+        for operation in operations() {
+            let mut asked = operation.ask(|_| None);
+            let joint = if asked.path.contains('?') { '&' } else { '?' };
+            asked.path = format!("{}{joint}Limit=1", asked.path);
+            let reply = operation.call(&operator, &asked).await;
+            invalid(&reply, "Limit");
+        }
+        let reply = operator.get("/v1/copilot/orgs?limit=1&colour=red").await;
+        let detail = "is no query parameter of this operation: it takes cursor, limit, offset";
+        assert_eq!(reply.json()["errors"][0], json!({"pointer": "colour", "detail": detail}));
+        assert_eq!(operator.get("/v1/copilot/orgs?").await.status, StatusCode::OK);
+        assert_eq!(
+            operator.send(operator.request(Method::HEAD, "/v1/copilot/orgs?limit=1")).await.status,
+            StatusCode::OK
+        );
+        // Whoever may not call learns nothing about what could be asked.
+        assert_eq!(gateway.anybody().get("/v1/copilot/orgs?colour=red").await.status, StatusCode::UNAUTHORIZED);
+        let eve = gateway.as_end_user(&account, "eve");
+        assert_eq!(eve.get("/v1/copilot/orgs?colour=red").await.status, StatusCode::FORBIDDEN);
     }
 }
 

@@ -44,6 +44,11 @@ pub(crate) struct Reply {
 /// An issuer whose tokens are accepted.
 pub(crate) const ISSUER: &str = "https://login.example.com";
 
+/// The routes of a gateway that has these secret keys.
+pub(crate) fn keyed(app: App, keys: &str) -> App {
+    app.with_secrets(keys.parse().unwrap())
+}
+
 /// The routes of a gateway that accepts tokens of [`ISSUER`].
 pub(crate) fn issued(app: App) -> App {
     app.with_issuers([ISSUER.to_owned()])
@@ -91,6 +96,23 @@ impl Gateway {
         let identity = Identity::new(&config, clock).unwrap();
         let router = router(shape(App::new(store.clone())));
         Self { store, router, issuer, identity, url, _folder: folder }
+    }
+
+    /// Texts that a query gives, behind the gateway's back.
+    pub(crate) async fn texts(&self, sql: &str) -> Vec<String> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        if self.url.starts_with("sqlite:") {
+            let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
+            sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+        } else {
+            let mut connection = PgConnection::connect(&self.url).await.unwrap();
+            sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+        }
+    }
+
+    /// The same routes over the same data, shaped otherwise.
+    pub(crate) fn shaped(&self, shape: impl Fn(App) -> App) -> Client {
+        Client { router: router(shape(App::new(self.store.clone()))), ..self.as_nobody() }
     }
 
     /// Runs a statement behind the gateway's back.
@@ -185,6 +207,11 @@ fn binding(account: &Id<Account>, suspended: bool) -> AccountBinding {
 }
 
 impl Client {
+    /// The same caller at other routes.
+    pub(crate) fn at(&self, other: &Self) -> Self {
+        Self { router: other.router.clone(), context: self.context.clone(), headers: self.headers.clone() }
+    }
+
     /// The same caller, who sends a header too.
     pub(crate) fn with(&self, name: &'static str, value: &str) -> Self {
         let mut headers = self.headers.clone();

@@ -40,7 +40,10 @@ async fn a_repeated_post_is_answered_and_not_done_again() {
 
         let other = post(&admin, ORGS, "k", json!({"name": "Science"})).await;
         refusal(&other, 422, "idempotency_key_reused");
-        let other = post(&admin, &format!("{ORGS}?x=1"), "k", json!({"name": "Research"})).await;
+        let grants = "/v1/copilot/models/grants";
+        let grant = || json!({"model_name": "m", "scope_type": "account", "scope_id": account});
+        post(&admin, grants, "g", grant()).await.ok();
+        let other = post(&admin, &format!("{grants}?dry_run=false"), "g", grant()).await;
         refusal(&other, 422, "idempotency_key_reused");
         assert_eq!(count(&admin).await, before + 1);
 

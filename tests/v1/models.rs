@@ -34,7 +34,8 @@ async fn a_grant_is_unique_and_posted_again_it_changes() {
         admin.get(&one.replace("copilot", "console")).await.refused(404);
         admin.with("if-match", "\"1\"").delete(&one).await.refused(412);
         let trial = admin.delete(&format!("{one}?dry_run=true")).await.ok();
-        assert_eq!((&trial["before"]["id"], &trial["after"]), (&first["id"], &Value::Null));
+        let change = &trial["changes"][0];
+        assert_eq!((&change["before"]["id"], &change["after"]), (&first["id"], &Value::Null));
         assert_eq!(admin.delete(&one).await.ok(), json!({"deleted": true}));
         assert_eq!(admin.delete(&one).await.refused(404), "Model grant not found");
     }
@@ -81,7 +82,8 @@ async fn a_trial_says_whom_it_concerns_and_writes_nothing() {
             let trial = admin.post("/copilot/models/grants?dry_run=true", body).await.ok();
             assert_eq!((&trial["dry_run"], &trial["users"]), (&json!(true), &json!(users)), "{kind}");
             assert_eq!(trial["sample"].as_array().unwrap().len(), users);
-            assert_eq!((&trial["before"], &trial["after"]["access_mode"]), (&Value::Null, &json!("allow")));
+            let change = &trial["changes"][0];
+            assert_eq!((&change["before"], &change["after"]["access_mode"]), (&Value::Null, &json!("allow")));
         }
         assert!(admin.get("/copilot/models/grants").await.column("id").is_empty());
     }

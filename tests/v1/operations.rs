@@ -69,8 +69,7 @@ impl Operation {
         let mut path = self.path.clone();
         for parameter in self.parameters("path") {
             let name = parameter["name"].as_str().unwrap();
-            let value =
-                value(name).unwrap_or_else(|| if name == "email" { "a@b.example".into() } else { NOBODY.into() });
+            let value = value(name).unwrap_or_else(|| usual_in_path(name).to_owned());
             path = path.replace(&format!("{{{name}}}"), &value);
         }
         let mut joint = '?';
@@ -111,11 +110,21 @@ impl Operation {
     }
 }
 
+fn usual_in_path(name: &str) -> &'static str {
+    match name {
+        "email" => "a@b.example",
+        "connection_type" => "mcp",
+        _ => NOBODY,
+    }
+}
+
 /// A value for a parameter that must be there.
 fn usual(name: &str) -> String {
     match name {
         "scope_type" => "team",
         "model_name" => "gpt-4o-mini",
+        "domain" => "copilot",
+        "feature_code" => "create_agents",
         _ => NOBODY,
     }
     .to_owned()

@@ -8,7 +8,7 @@ use crate::{at_mid_january, ids, text};
 /// The items of a list, page by page.
 async fn walk(client: &Client, path: &str, limit: usize) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), None::<String>);
-    for _ in 0..100 {
+    for _ in 0..200 {
         let joint = if path.contains('?') { '&' } else { '?' };
         let after = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
         let page = client.get(&format!("{path}{joint}limit={limit}{after}")).await.ok();
@@ -56,6 +56,8 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
                 let org = gateway.org(&account, domain, &format!("org {number}")).await;
                 teams.push(gateway.team(&account, domain, &org, "team").await);
                 gateway.grant(&account, domain, &format!("model-{number}"), ("org", &org), "allow").await;
+                let feature = json!({"domain": domain, "feature_code": "f", "scope_type": "org", "scope_id": org});
+                post("/v1/features/entitlements", feature).await;
                 if domain == "copilot" {
                     gateway.allot(&account, &plan, ("org", &org), "1").await;
                     let over = json!({"plan_id": plan, "scope_type": "org", "scope_id": org, "override_credits": 1});
@@ -68,7 +70,28 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
             }
             paths.extend(["orgs", "teams", "users", "models/grants"].map(|kind| format!("/v1/{domain}/{kind}")));
             paths.push(format!("/v1/{domain}/teams/{}/members", teams[0]));
+            paths.push(format!("/v1/features/entitlements?domain={domain}"));
         }
+        let preset = operator.get("/v1/copilot/guardrails/presets?limit=1").await.ok()["items"][0]["id"].clone();
+        for number in 0..7 {
+            let (agent, code) = (format!("agent {number}"), format!("preset-{number}"));
+            let agent = post("/v1/copilot/agents", json!({"name": agent, "guardrail_preset_ids": [preset]})).await;
+            post("/v1/copilot/guardrails/presets", json!({"code": code, "name": code})).await;
+            let assignment = json!({"preset_id": preset, "scope_type": "agent", "scope_id": agent["item"]["id"]});
+            post("/v1/copilot/guardrails/assignments", assignment).await;
+        }
+        let guardrails = ["presets", "patterns", "assignments"].map(|kind| format!("/v1/copilot/guardrails/{kind}"));
+        paths.extend(guardrails);
+        paths.extend(["/v1/copilot/agents".to_owned(), "/v1/me/agents".to_owned()]);
+        let connection = json!({"name": "shared"});
+        let shared = text(&post("/v1/copilot/connections/mcp", connection.clone()).await["item"]["id"]);
+        let shared = format!("/v1/copilot/connections/{shared}/grants");
+        for number in 0..7 {
+            post("/v1/copilot/connections/openapi", connection.clone()).await;
+            let org = gateway.org(&account, "copilot", &format!("granted {number}")).await;
+            post(&shared, json!({"scope_type": "org", "scope_id": org})).await;
+        }
+        paths.extend(["/v1/copilot/connections".to_owned(), shared]);
         paths.extend(["/v1/budgets/copilot/allocations", "/v1/budgets/copilot/overrides"].map(str::to_owned));
         for number in 0..7 {
             let renewal = json!({
@@ -79,13 +102,14 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
         }
 
         for path in &paths {
-            let whole = operator.get(&format!("{path}?limit=1000")).await.ok();
+            let joint = if path.contains('?') { '&' } else { '?' };
+            let whole = operator.get(&format!("{path}{joint}limit=1000")).await.ok();
             let all = whole["items"].as_array().unwrap();
             assert!(whole["next_cursor"].is_null() && all.len() >= 7, "{path}: {whole}");
             for limit in [1, 3, all.len(), all.len() + 1] {
                 assert_eq!(&walk(&operator, path, limit).await, all, "{path} by {limit}");
             }
-            let skipped = operator.get(&format!("{path}?limit=1000&offset=2")).await.ok();
+            let skipped = operator.get(&format!("{path}{joint}limit=1000&offset=2")).await.ok();
             assert_eq!(skipped["items"].as_array().unwrap()[..], all[2..], "{path}");
         }
     }

@@ -35,10 +35,39 @@ impl Tenant {
         let plan = gateway.plan(&account).await;
         let team = ids[&("copilot", "team_id")].clone();
         gateway.allot(&account, &plan, ("team", &team), "100").await;
-        let over = json!({"plan_id": plan, "scope_type": "team", "scope_id": team, "override_credits": 50});
+        let over = json!({"plan_id": plan, "scope_type": "team", "scope_id": &team, "override_credits": 50});
         let over = gateway.operator_for(&account).post("/v1/budgets/copilot/overrides", over).await.ok();
         ids.insert(("copilot", "override_id"), over["item"]["id"].as_str().unwrap().to_owned());
         ids.insert(("copilot", "plan_id"), plan);
+        let operator = gateway.operator_for(&account);
+        let body = json!({"name": "Tickets", "secret_json": {"api_key": "the key"}});
+        let made = operator.post("/v1/copilot/connections/mcp", body).await.ok();
+        let connection = made["item"]["id"].as_str().unwrap().to_owned();
+        let grants = format!("/v1/copilot/connections/{connection}/grants");
+        let granted = operator.post(&grants, json!({"scope_type": "team", "scope_id": team})).await.ok();
+        ids.insert(("copilot", "connection_id"), connection);
+        ids.insert(("copilot", "connection_grant_id"), granted["item"]["id"].as_str().unwrap().to_owned());
+        let sso = json!({"sso_provider": "google", "sso_settings": {"google_client_secret": "the secret"}});
+        operator.post(&format!("/v1/accounts/{account}/sso"), sso).await.ok();
+        let feature = json!({"domain": "copilot", "feature_code": "agents", "scope_type": "team", "scope_id": team});
+        let feature = gateway.operator_for(&account).post("/v1/features/entitlements", feature).await.ok();
+        ids.insert(("copilot", "entitlement_id"), feature["item"]["id"].as_str().unwrap().to_owned());
+        let preset = json!({"code": "own", "name": "Own"});
+        let preset = gateway.made(&account, "/v1/copilot/guardrails/presets", preset).await;
+        let pattern = json!({"guard_type": "pii", "preset_id": preset, "pattern_name": "own", "pattern_regex": "own",
+            "pattern_type": "detect"});
+        let pattern = gateway.made(&account, "/v1/copilot/guardrails/patterns", pattern).await;
+        let assignment = json!({"preset_id": preset, "scope_type": "account", "scope_id": account});
+        let assignment = gateway.made(&account, "/v1/copilot/guardrails/assignments", assignment).await;
+        let system = gateway.operator_for(&account).get("/v1/copilot/guardrails/presets?offset=1&limit=1").await.ok();
+        let agent = json!({"name": "Desk", "guardrail_preset_ids": [system["items"][0]["id"]]});
+        let agent = gateway.made(&account, "/v1/copilot/agents", agent).await;
+        ids.extend([
+            (("copilot", "preset_id"), preset),
+            (("copilot", "pattern_id"), pattern),
+            (("copilot", "assignment_id"), assignment),
+            (("copilot", "agent_id"), agent),
+        ]);
         Self { account, ids }
     }
 
@@ -50,9 +79,16 @@ impl Tenant {
             ("scope_id" | "scope_ids", "user") => "user_id",
             ("scope_id" | "scope_ids", _) => "team_id",
             ("team_ids", _) => "team_id",
+            ("guardrail_preset_ids", _) => "preset_id",
             (name, _) => name,
         };
         self.ids.iter().find(|((d, n), _)| *d == domain && *n == name).map(|(_, id)| id.clone())
+    }
+
+    /// As [`id`](Self::id), for an operation: the grant of a connection is another than that of a model.
+    pub(crate) fn id_for(&self, operation: &Operation, name: &str, kind: &str) -> Option<String> {
+        let of_connection = name == "grant_id" && operation.path.contains("/connections/");
+        self.id(operation.domain(), if of_connection { "connection_grant_id" } else { name }, kind)
     }
 
     /// Every row of the account, table by table.
@@ -85,8 +121,24 @@ enum Slot {
     Field(String),
 }
 
-const NAMES: &[&str] =
-    &["org_id", "team_id", "user_id", "grant_id", "plan_id", "override_id", "scope_id", "team_ids", "scope_ids"];
+const NAMES: &[&str] = &[
+    "org_id",
+    "team_id",
+    "user_id",
+    "grant_id",
+    "connection_id",
+    "plan_id",
+    "override_id",
+    "entitlement_id",
+    "agent_id",
+    "preset_id",
+    "pattern_id",
+    "assignment_id",
+    "guardrail_preset_ids",
+    "scope_id",
+    "team_ids",
+    "scope_ids",
+];
 
 fn slots(operation: &Operation) -> Vec<Slot> {
     let named = |p: &Value| p["name"].as_str().filter(|name| NAMES.contains(name)).map(str::to_owned);
@@ -94,12 +146,13 @@ fn slots(operation: &Operation) -> Vec<Slot> {
     let body = operation.ask(|_| None).body.unwrap_or_default();
     let fields =
         body.as_object().into_iter().flatten().map(|(name, _)| name.clone()).filter(|n| NAMES.contains(&n.as_str()));
+    // Of a recorded use it is only a label.
+    let fields = fields.filter(|name| name != "connection_id");
     parameters.map(Slot::Parameter).chain(fields.map(Slot::Field)).collect()
 }
 
 /// A request of `own` in which only `slot` is `id`.
 fn ask(operation: &Operation, own: &Tenant, slot: &Slot, kind: &str, id: &str) -> Asked {
-    let domain = operation.domain();
     let required = |name: &str| {
         operation
             .parameters("path")
@@ -109,14 +162,14 @@ fn ask(operation: &Operation, own: &Tenant, slot: &Slot, kind: &str, id: &str) -
     let mut asked = operation.ask(|name| match slot {
         Slot::Parameter(slot) if slot == name => Some(id.to_owned()),
         _ if name == "scope_type" => Some(kind.to_owned()),
-        _ => required(name).then(|| own.id(domain, name, kind)).flatten(),
+        _ => required(name).then(|| own.id_for(operation, name, kind)).flatten(),
     });
     for (name, value) in asked.body.iter_mut().filter_map(Value::as_object_mut).flatten() {
         let foreign = matches!(slot, Slot::Field(slot) if slot == name);
         if name == "scope_type" {
             *value = json!(kind);
         } else if NAMES.contains(&name.as_str()) {
-            let id = if foreign { id.to_owned() } else { own.id(domain, name, kind).unwrap() };
+            let id = if foreign { id.to_owned() } else { own.id_for(operation, name, kind).unwrap() };
             *value = if value.is_array() { json!([id]) } else { json!(id) };
         }
     }
@@ -149,7 +202,7 @@ async fn the_ids_of_another_account_answer_as_missing_ones() {
             for slot in slots(&operation) {
                 for kind in ["account", "org", "team", "user"] {
                     let (Slot::Parameter(name) | Slot::Field(name)) = &slot;
-                    let theirs = other.id(operation.domain(), name, kind).unwrap();
+                    let theirs = other.id_for(&operation, name, kind).unwrap();
                     let foreign = operation.call(&admin, &ask(&operation, &own, &slot, kind, &theirs)).await;
                     let missing = operation.call(&admin, &ask(&operation, &own, &slot, kind, NOBODY)).await;
                     let ids = [theirs.as_str(), NOBODY];
@@ -177,7 +230,7 @@ async fn the_team_header_of_another_account_answers_as_a_missing_one() {
         let (own, other) = (Tenant::new(&gateway, "Own").await, Tenant::new(&gateway, "Other").await);
         let ada = gateway.as_end_user(&own.account, "Own-ada");
         let theirs = other.id("copilot", "team_id", "").unwrap();
-        for path in ["/v1/me/allocation", "/v1/me/models", "/v1/me/usage"] {
+        for path in ["/v1/me/agents", "/v1/me/allocation", "/v1/me/features", "/v1/me/models", "/v1/me/usage"] {
             let ask = |team: &str| ada.send(ada.request(http::Method::GET, path).header("x-alchemi-team-id", team));
             let (foreign, missing) = (ask(&theirs).await, ask(NOBODY).await);
             let ids = [theirs.as_str(), NOBODY];

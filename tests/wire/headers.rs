@@ -3,7 +3,8 @@
 use alchemi::clock::Timestamp;
 use alchemi::context::Domain;
 use alchemi::id::CountingIds;
-use alchemi::proxy::headers::{ContextHeaders, Decision, Leaks, RequestHeaders, answer, stamp};
+use alchemi::layer::headers::RequestHeaders;
+use alchemi::proxy::headers::{CallerFacts, CallerHeaders, ContextHeaders, Decision, Leaks, answer, stamp};
 use alchemi::proxy::ingress::RequestId;
 use alchemi::proxy::signed::ContextSigner;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -178,8 +179,8 @@ fn id() -> RequestId {
     RequestId::new(&CountingIds::default(), Timestamp::default())
 }
 
-fn context(id: &RequestId) -> ContextHeaders<'_> {
-    ContextHeaders {
+fn facts() -> CallerFacts<'static> {
+    CallerFacts {
         account_id: "acme",
         subject: "sub-1",
         roles: &[],
@@ -189,8 +190,15 @@ fn context(id: &RequestId) -> ContextHeaders<'_> {
         org_id: None,
         team_id: None,
         user_id: None,
+    }
+}
+
+fn context<'a>(id: &'a RequestId, facts: CallerFacts<'a>, written: &'a CallerHeaders) -> ContextHeaders<'a> {
+    ContextHeaders {
+        facts,
+        written,
         agent_id: None,
-        reservation_id: None,
+        reserved: false,
         signer: None,
         now: Timestamp::from_secs(1_700_000_000),
         request_id: id,
@@ -206,18 +214,22 @@ fn the_upstream_is_told_once_who_is_calling() {
     let domains = ["console".to_owned(), "copilot".to_owned()];
     let credential = HeaderValue::from_static("Bearer sk-ours");
     let signer = ContextSigner::try_from("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=".to_owned()).unwrap();
-    let context = ContextHeaders {
+    let facts = CallerFacts {
         subject: "a%b c\u{e9}\r\nx: y",
         roles: &roles,
         product_domains: &domains,
         org_id: Some("o"),
         team_id: Some("t"),
         user_id: Some("u"),
+        ..facts()
+    };
+    let written = facts.headers(true);
+    let context = ContextHeaders {
         agent_id: Some("g"),
-        reservation_id: Some("r"),
+        reserved: true,
         signer: Some(&signer),
         credential: Some(&credential),
-        ..context(&id)
+        ..context(&id, facts, &written)
     };
     let (caller, mut headers) = take(&[
         ("authorization", "Bearer theirs"),
@@ -247,7 +259,7 @@ fn the_upstream_is_told_once_who_is_calling() {
         ("x-alchemi-domain", "copilot"),
         ("x-alchemi-org-id", "o"),
         ("x-alchemi-product-domains", "console,copilot"),
-        ("x-alchemi-reservation-id", "r"),
+        ("x-alchemi-reservation-id", id.as_str()),
         ("x-alchemi-roles", "account_admin,odd%2C%20one,%C3%BCmlaut"),
         ("x-alchemi-scopes", ""),
         ("x-alchemi-subject", "a%25b%20c%C3%A9%0D%0Ax:%20y"),
@@ -274,7 +286,8 @@ fn the_upstream_is_told_once_who_is_calling() {
 fn without_our_own_credential_theirs_still_stays_here() {
     let id = id();
     let (caller, mut headers) = take(&[("authorization", "Bearer theirs"), ("x-api-key", "theirs")]).unwrap();
-    ContextHeaders { litellm: false, ..context(&id) }.set(&mut headers, &caller);
+    let written = facts().headers(false);
+    ContextHeaders { litellm: false, ..context(&id, facts(), &written) }.set(&mut headers, &caller);
     assert!(!headers.contains_key("authorization") && !headers.contains_key("x-api-key"));
     assert!(!headers.keys().any(|name| name.as_str().starts_with("x-litellm-")));
 }
@@ -294,7 +307,8 @@ fn a_valid_trace_is_continued() {
         let mut headers: Vec<_> = sent.iter().map(|value| ("traceparent", *value)).collect();
         headers.push(("tracestate", "a=b"));
         let (caller, mut headers) = take(&headers).unwrap();
-        context(&id).set(&mut headers, &caller);
+        let written = facts().headers(true);
+        context(&id, facts(), &written).set(&mut headers, &caller);
         assert_eq!(headers.get_all("traceparent").iter().count(), 1);
         (headers["traceparent"].to_str().unwrap().to_owned(), headers.contains_key("tracestate"))
     };
@@ -383,7 +397,9 @@ proptest! {
     fn values_survive(subject in ".{0,40}") {
         let id = id();
         let mut headers = HeaderMap::new();
-        ContextHeaders { subject: &subject, ..context(&id) }.set(&mut headers, &RequestHeaders::default());
+        let facts = CallerFacts { subject: &subject, ..facts() };
+        let written = facts.headers(true);
+        context(&id, facts, &written).set(&mut headers, &RequestHeaders::default());
         let sent = headers["x-alchemi-subject"].to_str().unwrap();
         prop_assert!(sent.bytes().all(|b| b.is_ascii_graphic()));
         prop_assert_eq!(percent_encoding::percent_decode_str(sent).decode_utf8().unwrap(), subject);

@@ -13,6 +13,7 @@ use crate::store::audit::Entry;
 use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, StatusOk, or_404};
 use crate::v1::call::{Call, CopilotAdmin, SuperAdmin};
 use crate::v1::input::{Body, PageParams, Paging, Query};
+use crate::v1::trial::{Trial, Tried};
 
 /// What an account may spend from now on.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -89,13 +90,17 @@ impl From<Option<AccountAllocation>> for Terms {
 ///
 /// Holds from now on, for requests that are admitted from now on. A plan that
 /// forbids over-commitment does not stand in the operator's way.
-#[utoipa::path(post, path = "/v1/budgets/account-allocation", tag = "budgets", request_body = NewAccountAllocation,
-    responses((status = 200, description = "Set", body = StatusOk), Refusals))]
-pub async fn set_account_allocation(call: Call<SuperAdmin>, Body(new): Body<NewAccountAllocation>) -> Outcome {
+#[utoipa::path(post, path = "/v1/budgets/account-allocation", tag = "budgets", params(Trial), request_body = NewAccountAllocation,
+    responses((status = 200, description = "Set", body = Tried<StatusOk>), Refusals))]
+pub async fn set_account_allocation(
+    call: Call<SuperAdmin>,
+    Query(trial): Query<Trial>,
+    Body(new): Body<NewAccountAllocation>,
+) -> Outcome {
     require(!new.monthly_credits.is_negative(), "/monthly_credits", "cannot be negative")?;
     require(!new.overflow_limit.is_negative(), "/overflow_limit", "cannot be negative")?;
     require(new.credit_factor.nanos() > 0, "/credit_factor", "must be above 0")?;
-    let mut tx = call.begin().await?.within(new.account_id.clone());
+    let mut tx = call.begin_or_try(&trial).await?.within(new.account_id.clone());
     or_404(tx.this_account().await?, "Account not found")?;
     let before = tx.account_allocation().await?;
     let allocation = AccountAllocation {

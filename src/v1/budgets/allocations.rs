@@ -17,6 +17,7 @@ use crate::store::Tx;
 use crate::v1::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals};
 use crate::v1::call::{Call, CopilotAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Query};
+use crate::v1::trial::{Trial, Tried};
 
 const TABLE: &str = "Alchemi_CopilotBudgetAllocationTable";
 
@@ -112,13 +113,17 @@ pub async fn list_budget_allocations(
 /// Give a scope its share of a plan
 ///
 /// Replaces the share that it had, with what had been rolled over to it.
-#[utoipa::path(post, path = "/v1/budgets/copilot/allocations/upsert", tag = "budgets", request_body = NewAllocation,
-    responses((status = 200, description = "The allocation", body = Item<Allocation>), Refusals))]
-pub async fn upsert_budget_allocation(call: Call<CopilotAdmin>, Body(new): Body<NewAllocation>) -> Outcome {
+#[utoipa::path(post, path = "/v1/budgets/copilot/allocations/upsert", tag = "budgets", params(Trial), request_body = NewAllocation,
+    responses((status = 200, description = "The allocation", body = Tried<Item<Allocation>>), Refusals))]
+pub async fn upsert_budget_allocation(
+    call: Call<CopilotAdmin>,
+    Query(trial): Query<Trial>,
+    Body(new): Body<NewAllocation>,
+) -> Outcome {
     let kind = ScopeType::parse_budgeted(&new.scope_type)?;
     require(!new.allocated_credits.is_negative(), "/allocated_credits", "cannot be negative")?;
     require_overflow(new.overflow_cap)?;
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
     let scope = held_scope(&mut tx, kind, new.scope_id.as_str()).await?;
     let source = new.source.as_ref().map_or("manual", Name::as_str);
@@ -129,13 +134,17 @@ pub async fn upsert_budget_allocation(call: Call<CopilotAdmin>, Body(new): Body<
 }
 
 /// Take a scope's share away
-#[utoipa::path(delete, path = "/v1/budgets/copilot/allocations", tag = "budgets", params(OfScope, IfMatch),
-    responses((status = 200, description = "Whether there was one", body = Deleted), Refusals))]
-pub async fn delete_budget_allocation(call: Call<CopilotAdmin>, Query(of): Query<OfScope>) -> Outcome {
+#[utoipa::path(delete, path = "/v1/budgets/copilot/allocations", tag = "budgets", params(OfScope, Trial, IfMatch),
+    responses((status = 200, description = "Whether there was one", body = Tried<Deleted>), Refusals))]
+pub async fn delete_budget_allocation(
+    call: Call<CopilotAdmin>,
+    Query(of): Query<OfScope>,
+    Query(trial): Query<Trial>,
+) -> Outcome {
     let kind = ScopeType::parse_budgeted(&of.scope_type)?;
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let Some(allocation) = tx.allocation(&of.plan_id, &Scope::new(kind, of.scope_id.as_str())).await? else {
-        return Ok(Answer::of(&Deleted { deleted: false }));
+        return call.done(tx, &Deleted { deleted: false }).await;
     };
     call.expects(allocation.version)?;
     let deleted = tx.delete_allocation(&allocation.id).await?;
@@ -148,9 +157,13 @@ pub async fn delete_budget_allocation(call: Call<CopilotAdmin>, Query(of): Query
 ///
 /// The shares add up to the total exactly: what does not divide goes to the first
 /// scopes, 0.000000001 each.
-#[utoipa::path(post, path = "/v1/budgets/copilot/distribute/equal", tag = "budgets", request_body = EqualDistribution,
-    responses((status = 200, description = "The shares", body = Distributed), Refusals))]
-pub async fn distribute_equally(call: Call<CopilotAdmin>, Body(new): Body<EqualDistribution>) -> Outcome {
+#[utoipa::path(post, path = "/v1/budgets/copilot/distribute/equal", tag = "budgets", params(Trial), request_body = EqualDistribution,
+    responses((status = 200, description = "The shares", body = Tried<Distributed>), Refusals))]
+pub async fn distribute_equally(
+    call: Call<CopilotAdmin>,
+    Query(trial): Query<Trial>,
+    Body(new): Body<EqualDistribution>,
+) -> Outcome {
     let kind = ScopeType::parse_budgeted(&new.scope_type)?;
     if new.scope_ids.is_empty() {
         return Err(Problem::bad_request("scope_ids_empty", "scope_ids cannot be empty").into());
@@ -159,7 +172,7 @@ pub async fn distribute_equally(call: Call<CopilotAdmin>, Body(new): Body<EqualD
     require(!new.total_credits.is_negative(), "/total_credits", "cannot be negative")?;
     require_overflow(new.overflow_cap)?;
     require_distinct(&new.scope_ids)?;
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
     for id in new.scope_ids.iter().collect::<BTreeSet<_>>() {
         // In their own order, so that two calls cannot wait for each other in a circle.

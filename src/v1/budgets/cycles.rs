@@ -26,7 +26,8 @@ use crate::store::page::Slice;
 use crate::store::usage::CostFilter;
 use crate::v1::answer::{Answer, Halt, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin};
-use crate::v1::input::{Body, PageParams, Paging};
+use crate::v1::input::{Body, PageParams, Paging, Query};
+use crate::v1::trial::{Trial, Tried};
 
 const ROLLED_OVER: &str = "cycle_rollover";
 
@@ -74,14 +75,18 @@ pub struct Renewed {
 /// gave out and nobody used or holds in the cycle's last window, up to
 /// `rollover_cap`, is added to the new plan's pool until the end of its window.
 /// A renewal that was done is answered again, not done again.
-#[utoipa::path(post, path = "/v1/budgets/copilot/cycles/renew", tag = "budgets", request_body = Renewal,
-    responses((status = 200, description = "The new plan", body = Renewed), Refusals))]
-pub async fn renew_budget_cycle(call: Call<CopilotAdmin>, Body(renewal): Body<Renewal>) -> Outcome {
+#[utoipa::path(post, path = "/v1/budgets/copilot/cycles/renew", tag = "budgets", params(Trial), request_body = Renewal,
+    responses((status = 200, description = "The new plan", body = Tried<Renewed>), Refusals))]
+pub async fn renew_budget_cycle(
+    call: Call<CopilotAdmin>,
+    Query(trial): Query<Trial>,
+    Body(renewal): Body<Renewal>,
+) -> Outcome {
     if renewal.cycle_end <= renewal.cycle_start {
         return Err(Problem::bad_request("invalid_cycle", "cycle_end must be after cycle_start").into());
     }
     require(!renewal.rollover_cap.unwrap_or_default().is_negative(), "/rollover_cap", "cannot be negative")?;
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let source = or_404(tx.active_plan().await?, "No active budget plan found")?;
     if let Some(done) = tx.renewal_into(&source.id).await? {
         if (done.cycle_start, done.cycle_end) == (renewal.cycle_start, renewal.cycle_end) {

@@ -115,7 +115,8 @@ pub async fn get_effective_allocation(call: Call<CopilotAdmin>, Query(of): Query
     if of.org_id.is_none() && of.team_id.is_none() && of.user_id.is_none() {
         return Ok(Answer::of(&whole_plan(&mut tx, rules).await?));
     }
-    let place = placement(&mut tx, of.org_id.as_ref(), of.team_id.as_ref(), of.user_id.as_ref()).await?;
+    let place =
+        placement(&mut tx, Domain::Copilot, of.org_id.as_ref(), of.team_id.as_ref(), of.user_id.as_ref()).await?;
     if let Some(plan) = &rules.plan {
         rules.allocations = tx.effective_allocations(&plan.id, Some(&place)).await?;
     }
@@ -225,23 +226,24 @@ impl Counted {
 /// team brings its org, a user without a team the team that they joined first.
 pub(in crate::v1) async fn placement(
     tx: &mut Tx<Tenant>,
+    domain: Domain,
     org: Option<&Id<Org>>,
     team: Option<&Id<Team>>,
     user: Option<&Id<User>>,
 ) -> Result<Placement, Halt> {
     let mut place = Placement { team: team.cloned(), org: org.cloned(), ..Placement::default() };
     if let Some(id) = org {
-        check_scope(tx, Domain::Copilot, &Scope::new(ScopeType::Org, id.as_str())).await?;
+        check_scope(tx, domain, &Scope::new(ScopeType::Org, id.as_str())).await?;
     }
     if let Some(id) = team {
-        let team = tx.team(Domain::Copilot, id).await?.ok_or_else(|| not_found(Domain::Copilot, ScopeType::Team))?;
+        let team = tx.team(domain, id).await?.ok_or_else(|| not_found(domain, ScopeType::Team))?;
         require(org.is_none_or(|org| *org == team.org_id), "/org_id", "is not the team's org")?;
         place.org = Some(team.org_id);
     }
     if let Some(id) = user {
-        let user = tx.user(Domain::Copilot, id).await?.ok_or_else(|| not_found(Domain::Copilot, ScopeType::User))?;
+        let user = tx.user(domain, id).await?.ok_or_else(|| not_found(domain, ScopeType::User))?;
         if team.is_none() && org.is_none() {
-            let first = tx.first_team(Domain::Copilot, &user.id).await?;
+            let first = tx.first_team(domain, &user.id).await?;
             place.team = first.as_ref().map(|t| t.id.clone());
             place.org = first.map(|t| t.org_id);
         }

@@ -13,6 +13,7 @@ use crate::model::text::Description;
 use crate::v1::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404};
 use crate::v1::call::{Call, CopilotAdmin};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query};
+use crate::v1::trial::{Trial, Tried};
 
 const TABLE: &str = "Alchemi_CopilotBudgetOverrideTable";
 
@@ -70,12 +71,16 @@ pub async fn list_budget_overrides(
 /// Override a scope's share
 ///
 /// It stands over the scope's allocation: a scope without one has nothing to override yet.
-#[utoipa::path(post, path = "/v1/budgets/copilot/overrides", tag = "budgets", request_body = NewOverride,
-    responses((status = 200, description = "The override", body = Item<Override>), Refusals))]
-pub async fn create_budget_override(call: Call<CopilotAdmin>, Body(new): Body<NewOverride>) -> Outcome {
+#[utoipa::path(post, path = "/v1/budgets/copilot/overrides", tag = "budgets", params(Trial), request_body = NewOverride,
+    responses((status = 200, description = "The override", body = Tried<Item<Override>>), Refusals))]
+pub async fn create_budget_override(
+    call: Call<CopilotAdmin>,
+    Query(trial): Query<Trial>,
+    Body(new): Body<NewOverride>,
+) -> Outcome {
     let kind = ScopeType::parse_budgeted(&new.scope_type)?;
     require(!new.override_credits.is_negative(), "/override_credits", "cannot be negative")?;
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     require(new.expires_at.is_none_or(|at| at > tx.now()), "/expires_at", "must lie ahead")?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
     let scope = held_scope(&mut tx, kind, new.scope_id.as_str()).await?;
@@ -98,13 +103,14 @@ pub async fn create_budget_override(call: Call<CopilotAdmin>, Body(new): Body<Ne
 }
 
 /// Take an override back
-#[utoipa::path(delete, path = "/v1/budgets/copilot/overrides/{override_id}", tag = "budgets", params(AtOverride),
-    responses((status = 200, description = "Taken back", body = Deleted), Refusals))]
+#[utoipa::path(delete, path = "/v1/budgets/copilot/overrides/{override_id}", tag = "budgets", params(AtOverride, Trial),
+    responses((status = 200, description = "Taken back", body = Tried<Deleted>), Refusals))]
 pub async fn delete_budget_override(
     call: Call<CopilotAdmin>,
     Path(AtOverride { override_id }): Path<AtOverride>,
+    Query(trial): Query<Trial>,
 ) -> Outcome {
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let gone = or_404(tx.budget_override(&override_id).await?, "Budget override not found")?;
     let dividing = Dividing::begin(&mut tx, &gone.plan_id).await?;
     let deleted = tx.delete_override(&override_id).await?;

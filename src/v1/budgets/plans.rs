@@ -11,7 +11,8 @@ use crate::model::text::Name;
 use crate::problem::Problem;
 use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin, IfMatch};
-use crate::v1::input::{Body, PageParams, Paging, Path};
+use crate::v1::input::{Body, PageParams, Paging, Path, Query};
+use crate::v1::trial::{Trial, Tried};
 
 const TABLE: &str = "Alchemi_CopilotBudgetPlanTable";
 pub(super) const OVERTAKEN: &str = "Another plan was put in force at the same moment: look at it, then repeat";
@@ -65,10 +66,14 @@ pub async fn list_budget_plans(call: Call<CopilotAdmin>, Paging(slice): Paging<1
 /// Make a plan and put it in force
 ///
 /// The plan that was in force is kept, without effect.
-#[utoipa::path(post, path = "/v1/budgets/copilot/plans", tag = "budgets", request_body = NewPlan,
-    responses((status = 200, description = "The new plan", body = Item<Plan>), Refusals))]
-pub async fn create_budget_plan(call: Call<CopilotAdmin>, Body(new): Body<NewPlan>) -> Outcome {
-    let mut tx = call.begin().await?;
+#[utoipa::path(post, path = "/v1/budgets/copilot/plans", tag = "budgets", params(Trial), request_body = NewPlan,
+    responses((status = 200, description = "The new plan", body = Tried<Item<Plan>>), Refusals))]
+pub async fn create_budget_plan(
+    call: Call<CopilotAdmin>,
+    Query(trial): Query<Trial>,
+    Body(new): Body<NewPlan>,
+) -> Outcome {
+    let mut tx = call.begin_or_try(&trial).await?;
     let former = tx.deactivate_plan().await?;
     let plan = Plan {
         id: tx.new_id(),
@@ -107,15 +112,16 @@ pub async fn get_budget_plan(call: Call<CopilotAdmin>, Path(AtPlan { plan_id }):
 /// Change a plan
 ///
 /// A plan whose allocations add up to more than there is cannot begin to forbid that.
-#[utoipa::path(patch, path = "/v1/budgets/copilot/plans/{plan_id}", tag = "budgets", params(AtPlan, IfMatch),
+#[utoipa::path(patch, path = "/v1/budgets/copilot/plans/{plan_id}", tag = "budgets", params(AtPlan, Trial, IfMatch),
     request_body = PlanChange,
-    responses((status = 200, description = "The changed plan", body = Item<Plan>), Refusals))]
+    responses((status = 200, description = "The changed plan", body = Tried<Item<Plan>>), Refusals))]
 pub async fn update_budget_plan(
     call: Call<CopilotAdmin>,
     Path(AtPlan { plan_id }): Path<AtPlan>,
+    Query(trial): Query<Trial>,
     Body(change): Body<PlanChange>,
 ) -> Outcome {
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let before = Dividing::begin(&mut tx, &plan_id).await?.plan;
     call.expects(before.version)?;
     let mut plan = before.clone();
@@ -142,18 +148,26 @@ fn renamed(name: Field<String>, old: String) -> Result<String, Problem> {
 /// Put a plan in force
 ///
 /// The plan that was in force is kept, without effect.
-#[utoipa::path(post, path = "/v1/budgets/copilot/plans/{plan_id}/activate", tag = "budgets", params(AtPlan, IfMatch),
-    responses((status = 200, description = "The plan, in force", body = Item<Plan>), Refusals))]
-pub async fn activate_budget_plan(call: Call<CopilotAdmin>, Path(AtPlan { plan_id }): Path<AtPlan>) -> Outcome {
-    let mut tx = call.begin().await?;
+#[utoipa::path(post, path = "/v1/budgets/copilot/plans/{plan_id}/activate", tag = "budgets", params(AtPlan, Trial, IfMatch),
+    responses((status = 200, description = "The plan, in force", body = Tried<Item<Plan>>), Refusals))]
+pub async fn activate_budget_plan(
+    call: Call<CopilotAdmin>,
+    Path(AtPlan { plan_id }): Path<AtPlan>,
+    Query(trial): Query<Trial>,
+) -> Outcome {
+    let mut tx = call.begin_or_try(&trial).await?;
     let before = or_404(tx.locked_plan(&plan_id).await?, PLAN_NOT_FOUND)?;
     call.expects(before.version)?;
     if before.status == PlanStatus::Active {
         return call.done_tagged(tx, &Item { item: &before }, before.version).await;
     }
-    tx.deactivate_plan().await?;
+    let former = tx.deactivate_plan().await?;
     let plan = Plan { status: PlanStatus::Active, ..before.clone() };
     let plan = tx.update_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
+    if let Some(former) = former {
+        let was = serde_json::json!({"status": PlanStatus::Active});
+        tx.audit(entry(Action::Update, TABLE, former.id.as_str()), Some(&was), &former).await?;
+    }
     tx.audit(entry(Action::Update, TABLE, plan.id.as_str()), Some(&before), &plan).await?;
     call.done_tagged(tx, &Item { item: &plan }, plan.version).await
 }

@@ -1,0 +1,564 @@
+//! Guardrails: presets, their patterns, and the scopes that they are assigned to.
+//!
+//! A preset's version counts the changes of its patterns too, so that whoever keeps
+//! what was compiled from them can tell by it.
+
+use super::changes::ChangeKind;
+use super::page::{Page, Slice};
+use super::{Result, Tx, dialect, from_columns, on, run};
+use crate::clock::Timestamp;
+use crate::context::Tenant;
+use crate::id::Id;
+use crate::model::accounts::JsonText;
+use crate::model::agents::Agent;
+use crate::model::guardrails::{
+    AssignedPreset, GuardType, GuardrailAssignment, GuardrailPattern, GuardrailPreset, MatchAction, PatternType,
+    builtin,
+};
+use crate::model::scope::{Scope, ScopeType};
+
+dialect::stored_as_name!(GuardType, PatternType, MatchAction);
+
+from_columns! {
+    GuardrailPreset { id, account_id, code, name, preset_json, is_system, created_by, created_at, updated_at, version }
+    GuardrailPattern {
+        id, account_id, preset_id, guard_type, pattern_name, pattern_regex, pattern_type, action, enabled, is_system,
+        created_by, created_at, updated_at, version,
+    }
+    GuardrailAssignment { id, account_id, preset_id, scope_type, scope_id, created_by, created_at }
+}
+
+/// Which patterns are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct PatternFilter {
+    /// Only of this type.
+    pub guard_type: Option<GuardType>,
+    /// Only those that are, or are not, in use.
+    pub enabled: Option<bool>,
+    /// Only of this preset.
+    pub preset: Option<Id<GuardrailPreset>>,
+}
+
+/// Begins a select of patterns that a filter lets through; `$prefix` names what is selected.
+macro_rules! select_patterns {
+    ($q:ident, $prefix:literal, $account:expr, $filter:expr) => {
+        let mut $q = sqlx::QueryBuilder::new(concat!(
+            $prefix,
+            r#" FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = "#
+        ));
+        $q.push_bind($account);
+        if let Some(guard_type) = $filter.guard_type {
+            $q.push(" AND guard_type = ").push_bind(guard_type);
+        }
+        if let Some(enabled) = $filter.enabled {
+            $q.push(" AND enabled = ").push_bind(enabled);
+        }
+        if let Some(preset) = &$filter.preset {
+            $q.push(" AND preset_id = ").push_bind(preset);
+        }
+    };
+}
+
+impl Tx<Tenant> {
+    /// Presets, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn guardrail_presets(&mut self, slice: &Slice) -> Result<Page<GuardrailPreset>> {
+        let account = self.account.clone();
+        let (at, id) = slice.before();
+        let rows: Vec<GuardrailPreset> = on!(self, |c| {
+            sqlx::query_as(
+                r#"SELECT * FROM "Alchemi_CopilotGuardrailPresetTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
+                   ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"#,
+            )
+            .bind(&account)
+            .bind(at)
+            .bind(&id)
+            .bind(slice.fetch())
+            .bind(slice.skip())
+            .fetch_all(c)
+            .await
+        })?;
+        Ok(slice.page(rows, |p| (p.created_at, p.id.as_str())))
+    }
+
+    /// One preset.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn guardrail_preset(&mut self, id: &Id<GuardrailPreset>) -> Result<Option<GuardrailPreset>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_CopilotGuardrailPresetTable" WHERE account_id = $1 AND id = $2"#
+        )
+        .bind(&account)
+        .bind(id)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// A preset that is about to be changed, or that something is hung on, kept from
+    /// everybody else until the end of the transaction.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn hold_guardrail_preset(&mut self, id: &Id<GuardrailPreset>) -> Result<Option<GuardrailPreset>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"UPDATE "Alchemi_CopilotGuardrailPresetTable" SET version = version
+               WHERE account_id = $1 AND id = $2 RETURNING *"#
+        )
+        .bind(&account)
+        .bind(id)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// As [`Tx::hold_guardrail_preset`], by its code.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn hold_guardrail_preset_of(&mut self, code: &str) -> Result<Option<GuardrailPreset>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"UPDATE "Alchemi_CopilotGuardrailPresetTable" SET version = version
+               WHERE account_id = $1 AND code = $2 RETURNING *"#
+        )
+        .bind(&account)
+        .bind(code)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// Makes a preset, or changes name and settings of the one with the same code.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn upsert_guardrail_preset(&mut self, preset: &GuardrailPreset) -> Result<GuardrailPreset> {
+        let (account, now) = (self.account.clone(), self.now);
+        self.changed(ChangeKind::Guardrails);
+        on!(self, |c| {
+            sqlx::query_as(
+                r#"INSERT INTO "Alchemi_CopilotGuardrailPresetTable" (account_id, id, code, name, preset_json, is_system,
+                   created_by, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
+                   ON CONFLICT (account_id, code) DO UPDATE SET name = excluded.name, preset_json = excluded.preset_json,
+                   updated_at = excluded.updated_at, version = "Alchemi_CopilotGuardrailPresetTable".version + 1
+                   RETURNING *"#,
+            )
+            .bind(&account)
+            .bind(&preset.id)
+            .bind(&preset.code)
+            .bind(&preset.name)
+            .bind(&preset.preset_json)
+            .bind(preset.is_system)
+            .bind(&preset.created_by)
+            .bind(now)
+            .fetch_one(c)
+            .await
+        })
+    }
+
+    /// Removes a preset with its patterns and assignments.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn delete_guardrail_preset(&mut self, id: &Id<GuardrailPreset>) -> Result<bool> {
+        let account = self.account.clone();
+        let gone = run!(
+            self,
+            r#"DELETE FROM "Alchemi_CopilotGuardrailPresetTable" WHERE account_id = $1 AND id = $2"#,
+            &account,
+            id
+        )?;
+        self.changed(ChangeKind::Guardrails);
+        Ok(gone > 0)
+    }
+
+    /// The presets that every account has, with their patterns.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn insert_system_presets(&mut self) -> Result<Vec<GuardrailPreset>> {
+        let mut made = Vec::new();
+        for guard_type in GuardType::ALL {
+            let preset = GuardrailPreset {
+                id: self.new_id(),
+                account_id: self.account.clone(),
+                code: guard_type.as_str().to_owned(),
+                name: builtin::preset_name(guard_type).to_owned(),
+                preset_json: JsonText::empty_object(),
+                is_system: true,
+                created_by: Some(self.by.actor.subject.to_string()),
+                created_at: self.now,
+                updated_at: self.now,
+                version: 1,
+            };
+            let preset = self.upsert_guardrail_preset(&preset).await?;
+            let patterns: Vec<_> =
+                builtin::ALL.iter().filter(|b| b.guard_type == guard_type).map(|b| self.builtin(b, &preset)).collect();
+            self.insert_guardrail_patterns(&patterns).await?;
+            made.push(preset);
+        }
+        Ok(made)
+    }
+
+    fn builtin(&self, builtin: &builtin::Builtin, preset: &GuardrailPreset) -> GuardrailPattern {
+        GuardrailPattern {
+            id: self.new_id(),
+            account_id: self.account.clone(),
+            preset_id: preset.id.clone(),
+            guard_type: builtin.guard_type,
+            pattern_name: builtin.name.to_owned(),
+            pattern_regex: builtin.regex.to_owned(),
+            pattern_type: builtin.pattern_type,
+            action: builtin.action,
+            enabled: true,
+            is_system: true,
+            created_by: preset.created_by.clone(),
+            created_at: self.now,
+            updated_at: self.now,
+            version: 1,
+        }
+    }
+
+    /// Patterns, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn guardrail_patterns(
+        &mut self,
+        filter: &PatternFilter,
+        slice: &Slice,
+    ) -> Result<Page<GuardrailPattern>> {
+        let account = self.account.clone();
+        let (at, id) = slice.before();
+        let rows: Vec<GuardrailPattern> = on!(self, |c| {
+            select_patterns!(q, "SELECT *", &account, filter);
+            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
+            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
+            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
+        })?;
+        Ok(slice.page(rows, |p| (p.created_at, p.id.as_str())))
+    }
+
+    /// How many patterns there are.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn count_guardrail_patterns(&mut self, filter: &PatternFilter) -> Result<i64> {
+        let account = self.account.clone();
+        on!(self, |c| {
+            select_patterns!(q, "SELECT CAST(COUNT(*) AS BIGINT)", &account, filter);
+            q.build_query_scalar().fetch_one(c).await
+        })
+    }
+
+    /// Every pattern of several presets, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn patterns_of_presets(&mut self, presets: &[Id<GuardrailPreset>]) -> Result<Vec<GuardrailPattern>> {
+        if presets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let account = self.account.clone();
+        on!(self, |c| {
+            let mut q =
+                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = "#);
+            q.push_bind(&account).push(" AND preset_id IN (");
+            let mut ids = q.separated(", ");
+            for id in presets {
+                ids.push_bind(id);
+            }
+            q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await
+        })
+    }
+
+    /// One pattern.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn guardrail_pattern(&mut self, id: &Id<GuardrailPattern>) -> Result<Option<GuardrailPattern>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = $1 AND id = $2"#
+        )
+        .bind(&account)
+        .bind(id)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// A pattern that is about to be changed, kept from everybody else until the end of
+    /// the transaction, as its preset is.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn hold_guardrail_pattern(&mut self, id: &Id<GuardrailPattern>) -> Result<Option<GuardrailPattern>> {
+        // The preset first: whoever changes it or another of its patterns holds it too.
+        let Some(pattern) = self.guardrail_pattern(id).await? else { return Ok(None) };
+        self.hold_guardrail_preset(&pattern.preset_id).await?;
+        self.guardrail_pattern(id).await
+    }
+
+    /// Makes a pattern.
+    ///
+    /// # Errors
+    /// [`StoreError::Unique`](super::StoreError::Unique) on `pattern_name`.
+    pub async fn insert_guardrail_pattern(&mut self, pattern: &GuardrailPattern) -> Result<()> {
+        self.insert_guardrail_patterns(std::slice::from_ref(pattern)).await?;
+        self.patterns_changed(&pattern.preset_id).await
+    }
+
+    async fn insert_guardrail_patterns(&mut self, patterns: &[GuardrailPattern]) -> Result<()> {
+        if patterns.is_empty() {
+            return Ok(());
+        }
+        let account = self.account.clone();
+        on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(
+                r#"INSERT INTO "Alchemi_CopilotGuardrailPatternTable" (account_id, id, preset_id, guard_type, pattern_name,
+                   pattern_regex, pattern_type, action, enabled, is_system, created_by, created_at, updated_at) "#,
+            );
+            q.push_values(patterns, |mut row, p| {
+                row.push_bind(&account).push_bind(&p.id).push_bind(&p.preset_id).push_bind(p.guard_type);
+                row.push_bind(&p.pattern_name).push_bind(&p.pattern_regex).push_bind(p.pattern_type);
+                row.push_bind(p.action).push_bind(p.enabled).push_bind(p.is_system).push_bind(&p.created_by);
+                row.push_bind(p.created_at).push_bind(p.updated_at);
+            });
+            q.build().execute(c).await.map(drop)
+        })?;
+        self.changed(ChangeKind::Guardrails);
+        Ok(())
+    }
+
+    /// Changes every changeable column of a pattern; gives the new row.
+    ///
+    /// # Errors
+    /// [`StoreError::Unique`](super::StoreError::Unique) on `pattern_name`.
+    pub async fn update_guardrail_pattern(&mut self, pattern: &GuardrailPattern) -> Result<GuardrailPattern> {
+        let (account, now) = (self.account.clone(), self.now);
+        let changed = on!(self, |c| {
+            sqlx::query_as(
+            r#"UPDATE "Alchemi_CopilotGuardrailPatternTable" SET pattern_name = $3, pattern_regex = $4, pattern_type = $5,
+               action = $6, enabled = $7, updated_at = $8, version = version + 1
+               WHERE account_id = $1 AND id = $2 RETURNING *"#
+        )
+        .bind(&account)
+        .bind(&pattern.id)
+        .bind(&pattern.pattern_name)
+        .bind(&pattern.pattern_regex)
+        .bind(pattern.pattern_type)
+        .bind(pattern.action)
+        .bind(pattern.enabled)
+        .bind(now)
+        .fetch_one(c)
+        .await
+        })?;
+        self.patterns_changed(&pattern.preset_id).await?;
+        Ok(changed)
+    }
+
+    /// Removes a pattern.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn delete_guardrail_pattern(&mut self, pattern: &GuardrailPattern) -> Result<bool> {
+        let account = self.account.clone();
+        let gone = run!(
+            self,
+            r#"DELETE FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = $1 AND id = $2"#,
+            &account,
+            &pattern.id
+        )?;
+        self.patterns_changed(&pattern.preset_id).await?;
+        Ok(gone > 0)
+    }
+
+    async fn patterns_changed(&mut self, preset: &Id<GuardrailPreset>) -> Result<()> {
+        let (account, now): (_, Timestamp) = (self.account.clone(), self.now);
+        run!(
+            self,
+            r#"UPDATE "Alchemi_CopilotGuardrailPresetTable" SET version = version + 1, updated_at = $3
+               WHERE account_id = $1 AND id = $2"#,
+            &account,
+            preset,
+            now
+        )?;
+        self.changed(ChangeKind::Guardrails);
+        Ok(())
+    }
+}
+
+/// Assignments.
+impl Tx<Tenant> {
+    /// Assignments, or those to exactly `scope`, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn guardrail_assignments(
+        &mut self,
+        scope: Option<&Scope>,
+        slice: &Slice,
+    ) -> Result<Page<GuardrailAssignment>> {
+        let account = self.account.clone();
+        let (at, id) = slice.before();
+        let rows: Vec<GuardrailAssignment> = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#,
+            );
+            q.push_bind(&account).push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
+            if let Some(scope) = scope {
+                q.push(" AND scope_type = ").push_bind(scope.scope_type);
+                q.push(" AND scope_id = ").push_bind(&scope.scope_id);
+            }
+            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
+            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
+        })?;
+        Ok(slice.page(rows, |a| (a.created_at, a.id.as_str())))
+    }
+
+    /// One assignment.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn guardrail_assignment(&mut self, id: &Id<GuardrailAssignment>) -> Result<Option<GuardrailAssignment>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = $1 AND id = $2"#
+        )
+        .bind(&account)
+        .bind(id)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// Assigns a preset to a scope; whether that is new, and the row that is there now.
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignKey`](super::StoreError::ForeignKey) when the preset is gone.
+    pub async fn assign_guardrail_preset(
+        &mut self,
+        preset: &Id<GuardrailPreset>,
+        scope: &Scope,
+    ) -> Result<(bool, GuardrailAssignment)> {
+        let (account, now, id) = (self.account.clone(), self.now, self.new_id::<GuardrailAssignment>());
+        let by = self.by.actor.subject.to_string();
+        self.changed(ChangeKind::Guardrails);
+        let row: GuardrailAssignment = on!(self, |c| {
+            sqlx::query_as(
+                r#"INSERT INTO "Alchemi_CopilotGuardrailAssignmentTable" (account_id, id, preset_id, scope_type, scope_id,
+                   created_by, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
+                   ON CONFLICT (account_id, preset_id, scope_type, scope_id) DO UPDATE SET scope_id = excluded.scope_id
+                   RETURNING *"#,
+            )
+            .bind(&account)
+            .bind(&id)
+            .bind(preset)
+            .bind(scope.scope_type)
+            .bind(&scope.scope_id)
+            .bind(&by)
+            .bind(now)
+            .fetch_one(c)
+            .await
+        })?;
+        Ok((row.id == id, row))
+    }
+
+    /// Removes an assignment.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn delete_guardrail_assignment(&mut self, id: &Id<GuardrailAssignment>) -> Result<bool> {
+        let account = self.account.clone();
+        let gone = run!(
+            self,
+            r#"DELETE FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = $1 AND id = $2"#,
+            &account,
+            id
+        )?;
+        self.changed(ChangeKind::Guardrails);
+        Ok(gone > 0)
+    }
+
+    /// Replaces the presets that an agent must have. What is assigned already stays as it is.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn replace_agent_presets(&mut self, agent: &Id<Agent>, presets: &[Id<GuardrailPreset>]) -> Result<()> {
+        let scope = Scope::new(ScopeType::Agent, agent.as_str());
+        let held = self.guardrail_assignments(Some(&scope), &Slice::first(u32::MAX)).await?.items;
+        for assignment in held.iter().filter(|a| !presets.contains(&a.preset_id)) {
+            self.delete_guardrail_assignment(&assignment.id).await?;
+        }
+        for preset in presets.iter().filter(|p| !held.iter().any(|a| a.preset_id == **p)) {
+            self.assign_guardrail_preset(preset, &scope).await?;
+        }
+        Ok(())
+    }
+
+    /// Agents that have no other preset than this one.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn agents_guarded_only_by(&mut self, preset: &Id<GuardrailPreset>) -> Result<Vec<Id<Agent>>> {
+        let account = self.account.clone();
+        on!(self, |c| {
+            sqlx::query_scalar(
+            r#"SELECT a.scope_id FROM "Alchemi_CopilotGuardrailAssignmentTable" a
+               WHERE a.account_id = $1 AND a.preset_id = $2 AND a.scope_type = 'agent'
+               AND NOT EXISTS (SELECT 1 FROM "Alchemi_CopilotGuardrailAssignmentTable" b WHERE b.account_id = a.account_id
+                 AND b.scope_type = a.scope_type AND b.scope_id = a.scope_id AND b.preset_id <> a.preset_id)
+               ORDER BY a.created_at, a.id"#
+        )
+        .bind(&account)
+        .bind(preset)
+        .fetch_all(c)
+        .await
+        })
+    }
+
+    /// What is assigned to each of `scopes`, in their order, and in each by the age of
+    /// the assignment.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn assigned_presets(&mut self, scopes: &[Scope]) -> Result<Vec<AssignedPreset>> {
+        let account = self.account.clone();
+        let assignments: Vec<GuardrailAssignment> = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#,
+            );
+            q.push_bind(&account).push(" AND (1 = 0");
+            for scope in scopes {
+                q.push(" OR (scope_type = ").push_bind(scope.scope_type);
+                q.push(" AND scope_id = ").push_bind(&scope.scope_id).push(")");
+            }
+            q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await
+        })?;
+        if assignments.is_empty() {
+            return Ok(Vec::new());
+        }
+        let presets: Vec<GuardrailPreset> = on!(self, |c| {
+            let mut q =
+                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotGuardrailPresetTable" WHERE account_id = "#);
+            q.push_bind(&account).push(" AND id IN (");
+            let mut ids = q.separated(", ");
+            for assignment in &assignments {
+                ids.push_bind(&assignment.preset_id);
+            }
+            q.push(")").build_query_as().fetch_all(c).await
+        })?;
+        let of = |scope: &Scope| {
+            let (kind, id) = (scope.scope_type, scope.scope_id.clone());
+            let here = assignments.iter().filter(move |a| a.scope_type == kind && a.scope_id == id);
+            here.filter_map(|a| {
+                let preset = presets.iter().find(|p| p.id == a.preset_id)?.clone();
+                Some(AssignedPreset { scope_type: a.scope_type, scope_id: a.scope_id.clone(), preset })
+            })
+            .collect::<Vec<_>>()
+        };
+        Ok(scopes.iter().flat_map(of).collect())
+    }
+}

@@ -1,0 +1,136 @@
+//! Agents: what they are, whom they are granted to, and the guardrails that they must have.
+
+use serde_json::{Value, json};
+
+use crate::gateway::{Client, gateways};
+
+const AGENTS: &str = "/copilot/agents";
+
+/// The id of a system preset.
+pub(crate) async fn preset(client: &Client, code: &str) -> String {
+    let presets = client.get("/copilot/guardrails/presets").await.ok();
+    let mut items = presets["items"].as_array().unwrap().iter();
+    items.find(|p| p["code"] == code).unwrap()["id"].as_str().unwrap().to_owned()
+}
+
+async fn agent(client: &Client, name: &str, grants: Value) -> String {
+    let body = json!({"name": name, "guardrail_preset_ids": [preset(client, "pii").await], "grants": grants});
+    client.made(AGENTS, body).await
+}
+
+#[tokio::test]
+async fn an_agent_is_made_changed_and_removed_with_what_belongs_to_it() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_admin_of(&account).await;
+        let org = admin.made("/copilot/orgs", json!({"name": "Research"})).await;
+        let (pii, toxic) = (preset(&admin, "pii").await, preset(&admin, "toxic").await);
+        let scope = json!({"scope_type": "org", "scope_id": org});
+        let body = json!({"name": " Desk ", "definition_json": {"model": "m"},
+            "guardrail_preset_ids": [format!(" {pii} "), "", &pii, &toxic], "grants": [scope, scope]});
+        let made = admin.post(AGENTS, body).await;
+        assert_eq!(made.headers["etag"], "\"1\"");
+        let made = made.ok()["item"].clone();
+        assert_eq!((&made["name"], &made["description"]), (&json!("Desk"), &Value::Null));
+        assert_eq!(made["mandatory_guardrail_preset_ids"].as_array().unwrap().len(), 2);
+        assert_eq!((&made["grants"], &made["visibility"]), (&json!([scope]), &json!("granted")));
+
+        let one = format!("{AGENTS}/{}", made["id"].as_str().unwrap());
+        assert_eq!(admin.get(&one).await.ok()["item"], made);
+        let listed = admin.get(&format!("{AGENTS}?include_grants=true")).await.ok()["items"][0].clone();
+        assert_eq!(listed, made);
+        assert!(admin.get(AGENTS).await.ok()["items"][0]["grants"].is_null());
+
+        admin.with("if-match", "\"9\"").put(&one, json!({"name": "x"})).await.refused(412);
+        let change = json!({"description": "Answers", "guardrail_preset_ids": [toxic], "grants": []});
+        let changed = admin.put(&one, change).await.ok()["item"].clone();
+        assert_eq!((&changed["name"], &changed["description"]), (&json!("Desk"), &json!("Answers")));
+        assert_eq!(changed["definition_json"], json!({"model": "m"}));
+        assert_eq!(changed["mandatory_guardrail_preset_ids"], json!([toxic]));
+        assert_eq!((&changed["grants"], &changed["visibility"]), (&json!([]), &json!("account")));
+
+        assert_eq!(admin.delete(&one).await.ok(), json!({"deleted": true}));
+        assert_eq!(admin.delete(&one).await.refused(404), "Agent not found");
+        let left = admin.get("/copilot/guardrails/assignments").await.ok();
+        assert_eq!(left["items"], json!([]), "its guardrails' assignments went with it");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_is_refused_leaves_nothing_behind() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_admin_of(&account).await;
+        let pii = preset(&admin, "pii").await;
+        let kept = agent(&admin, "Kept", json!([])).await;
+        let before = admin.get(&format!("{AGENTS}/{kept}")).await.ok();
+        let needed = "At least one guardrail preset is required for agent creation/update";
+        let of = |presets: Value, scope: (&str, &str)| {
+            let grants = json!([{"scope_type": scope.0, "scope_id": scope.1}]);
+            json!({"name": "New", "guardrail_preset_ids": presets, "grants": grants})
+        };
+        for (body, status, detail) in [
+            (json!({"name": "New"}), 400, needed),
+            (json!({"name": "New", "guardrail_preset_ids": [" "]}), 400, needed),
+            (json!({"name": "New", "guardrail_preset_ids": [pii, "a", "b"]}), 404, "Guardrail preset not found: a,b"),
+            (of(json!([pii]), ("account", "x")), 400, "scope_type must be one of: org,team,user"),
+            (of(json!([pii]), ("org", " ")), 400, "scope_id is required for agent grants"),
+            (of(json!([pii]), ("user", "gone")), 404, "copilot user not found"),
+            (json!({"name": " "}), 422, "/name: is required and cannot be blank"),
+        ] {
+            assert_eq!(admin.post(AGENTS, body.clone()).await.refused(status), detail, "{body}");
+            if body.as_object().unwrap().len() > 1 {
+                assert_eq!(admin.put(&format!("{AGENTS}/{kept}"), body).await.refused(status), detail);
+            }
+        }
+        assert_eq!(admin.get(AGENTS).await.column("id"), [kept.clone()]);
+        assert_eq!(admin.get(&format!("{AGENTS}/{kept}")).await.ok(), before);
+    }
+}
+
+#[tokio::test]
+async fn grants_come_and_go_and_the_last_one_opens_nothing() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_admin_of(&account).await;
+        let org = admin.made("/copilot/orgs", json!({"name": "Research"})).await;
+        let team = admin.made("/copilot/teams", json!({"org_id": org, "name": "Language"})).await;
+        admin.made("/copilot/users", json!({"email": "ada@acme.com", "team_ids": [team]})).await;
+        let id = agent(&admin, "Desk", json!([])).await;
+        let (one, grants) = (format!("{AGENTS}/{id}"), format!("{AGENTS}/{id}/grants"));
+        let ada = gateway.as_member_of(&account, "sub-ada", Some("ada@acme.com")).await;
+        let bob = gateway.as_member_of(&account, "sub-bob", None).await;
+        let sees = async |who: &Client| !who.get("/me/agents").await.column("id").is_empty();
+        assert!(sees(&ada).await && sees(&bob).await, "without grants it is everybody's");
+
+        let to_team = json!({"scope_type": "team", "scope_id": team});
+        let trial = admin.post(&format!("{grants}?dry_run=true"), to_team.clone()).await.ok();
+        assert_eq!((&trial["change_count"], &trial["users"]), (&json!(1), &json!(1)));
+        assert!(sees(&bob).await);
+        let grant = admin.post(&grants, to_team.clone()).await.ok()["item"].clone();
+        assert_eq!(admin.post(&grants, to_team.clone()).await.ok()["item"], grant, "granted again");
+        assert_eq!(admin.get(&grants).await.column("scope_id"), [team.clone()]);
+        assert_eq!(admin.get(&one).await.ok()["item"]["grants"], json!([to_team]));
+        assert!(sees(&ada).await && !sees(&bob).await);
+
+        let of_team = format!("{grants}?scope_type=team&scope_id={team}");
+        admin.delete(&format!("{of_team}&dry_run=true")).await.ok();
+        assert!(sees(&ada).await);
+        assert_eq!(admin.delete(&of_team).await.ok(), json!({"deleted": true}));
+        assert_eq!(admin.delete(&of_team).await.ok(), json!({"deleted": false}));
+        assert!(!sees(&ada).await && !sees(&bob).await, "nobody's, until it is opened");
+        admin.put(&one, json!({"grants": []})).await.ok();
+        assert!(sees(&ada).await && sees(&bob).await);
+
+        // So too when the scope itself goes.
+        admin.post(&grants, to_team.clone()).await.ok();
+        admin.delete(&format!("/copilot/orgs/{org}?cascade=true")).await.ok();
+        assert_eq!(admin.get(&grants).await.column("id"), [""; 0]);
+        assert!(!sees(&bob).await);
+
+        assert_eq!(admin.post(&grants, to_team).await.refused(404), "copilot team not found");
+        assert_eq!(admin.get(&format!("{AGENTS}/gone/grants")).await.refused(404), "Copilot agent not found");
+        let odd = format!("{grants}?scope_type=account&scope_id=x");
+        assert_eq!(admin.delete(&odd).await.refused(400), "scope_type must be one of: org,team,user");
+    }
+}

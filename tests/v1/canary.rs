@@ -1,0 +1,307 @@
+//! Secrets go in by every door that takes one, and by doors that do not, through the real process with everything
+//! logged; then nothing that comes out, and nothing that stays, holds one.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use http::{Method, header};
+use serde_json::{Value, json};
+
+use crate::common::database::Database;
+use crate::common::gateway::{MASTER_KEY, PATIENCE, SECRET_KEY};
+use crate::common::{Backend, Client, Reply, backends};
+
+/// What every secret of this test begins with.
+const CANARY: &str = "canary-5c1e7a";
+
+/// A secret that is a number.
+const NUMBER: u64 = 5_170_774_910_338_107;
+
+/// What is no secret: where it is not found, the search would find nothing either.
+const SPARROW: &str = "sparrow-5c1e7a";
+
+/// The process, and all that it writes.
+pub(crate) struct Process {
+    child: Child,
+    written: Arc<Mutex<String>>,
+    pub(crate) url: String,
+}
+
+impl Process {
+    pub(crate) fn start(folder: &Path, database: &str, keys: &str) -> Self {
+        let mut child =
+            command(folder, database, keys).arg("serve").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let written = Arc::new(Mutex::new(String::new()));
+        let outputs: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for output in outputs {
+            let written = Arc::clone(&written);
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    *written.lock().unwrap() += &(line + "\n");
+                }
+            });
+        }
+        let began = Instant::now();
+        let address = loop {
+            let text = written.lock().unwrap().clone();
+            let found = text.split(r#""address":""#).nth(1).and_then(|rest| rest.split('"').next().map(str::to_owned));
+            if let Some(address) = found {
+                break address;
+            }
+            assert!(began.elapsed() < PATIENCE, "it does not start: {text}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        Self { child, written, url: format!("http://{address}") }
+    }
+
+    pub(crate) fn stop(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        self.written.lock().unwrap().clone()
+    }
+}
+
+/// The binary with its environment, all logged.
+pub(crate) fn command(folder: &Path, database: &str, keys: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_alchemi"));
+    command
+        .env_clear()
+        .env("ALCHEMI_LISTEN", "127.0.0.1:0")
+        .env("ALCHEMI_DATA_DIR", folder)
+        .env("DATABASE_URL", database)
+        .env("ALCHEMI_MASTER_KEY", MASTER_KEY)
+        .env("ALCHEMI_SECRET_KEY", keys)
+        .env("ALCHEMI_UPSTREAM_API_KEY", format!("{CANARY}-of-the-upstream"))
+        .env("ALCHEMI_LOG_FORMAT", "json")
+        .env("RUST_LOG", "trace");
+    command
+}
+
+/// What came out, each with where.
+#[derive(Default)]
+struct Found(Vec<(String, String)>);
+
+impl Found {
+    fn keep(&mut self, place: impl Into<String>, text: impl Into<String>) {
+        self.0.push((place.into(), text.into()));
+    }
+
+    fn answer(&mut self, place: &str, reply: &Reply) -> u16 {
+        self.keep(format!("answer of {place}"), format!("{:?}\n{}", reply.headers, reply.text()));
+        reply.status.as_u16()
+    }
+
+    #[track_caller]
+    fn hold(&self, words: &[&str]) {
+        for (place, text) in &self.0 {
+            for word in words {
+                let hit = text.find(word).map(|at| text.get(at.saturating_sub(200)..at + 60).unwrap_or(word));
+                assert!(hit.is_none(), "{place}: …{hit:?}");
+            }
+        }
+    }
+
+    fn has(&self, place: &str) -> bool {
+        self.0.iter().any(|(at, text)| at.starts_with(place) && text.contains(SPARROW))
+    }
+}
+
+/// Sends secrets by every door; gives the connection that was made.
+async fn send_secrets(operator: &Client, account: &str, found: &mut Found) -> String {
+    let mut number = 0;
+    let mut canary = || {
+        number += 1;
+        format!("{CANARY}-{number}")
+    };
+    let connections = "/v1/copilot/connections";
+    let body = json!({"name": SPARROW, "secret_json": {"api_key": canary(), "deep": {"list": [canary()]}}});
+    let request = operator.request(Method::POST, &format!("{connections}/mcp")).header("idempotency-key", "once");
+    let made = operator.send(request.json(&body)).await;
+    assert_eq!(found.answer("create", &made), 200);
+    let id = made.json()["item"]["id"].as_str().unwrap().to_owned();
+    let (one, sso, admins) = (
+        format!("{connections}/{id}"),
+        format!("/v1/accounts/{account}/sso"),
+        format!("/v1/accounts/{account}/admins"),
+    );
+    let settings = |name: &str, secret: Value| json!({"sso_provider": SPARROW, "sso_settings": {name: secret}});
+    let composio = json!({"name": "c", "config_json": {"auth_mode": "oauth"}, "secret_json": {"api_key": [canary()]}});
+    let cases: Vec<(Method, &str, Value, u16)> = vec![
+        (
+            Method::POST,
+            "/v1/copilot/connections/openapi",
+            json!({"name": "a", "secret_json": {"token": canary()}}),
+            200,
+        ),
+        (Method::POST, "/v1/copilot/connections/composio", composio, 422),
+        (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "secret_json": canary()}), 422),
+        (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "secret_json": [canary()]}), 422),
+        (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "config_json": canary()}), 422),
+        (
+            Method::POST,
+            "/v1/copilot/connections/mcp",
+            json!({"name": "a", "config_json": {"a": {"api_key": canary()}}}),
+            422,
+        ),
+        (
+            Method::POST,
+            "/v1/copilot/connections/mcp",
+            json!({"name": "a", "config_json": {"url": format!("https://u:{}@a.example.com", canary())}}),
+            422,
+        ),
+        (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "api_key": canary()}), 422),
+        (Method::POST, "/v1/copilot/connections/ftp", json!({"name": "a", "secret_json": {"api_key": canary()}}), 400),
+        (Method::PATCH, &one, json!({"secret_json": {"api_key": canary(), "deep": {"more": canary()}}}), 200),
+        (Method::PATCH, &one, json!({"name": null, "secret_json": {"api_key": canary()}}), 422),
+        (Method::PATCH, &one, json!({"secret_json": {"a": {"b": {"masked": true}}, "c": canary()}}), 422),
+        (Method::PATCH, "/v1/copilot/connections/gone", json!({"secret_json": {"api_key": canary()}}), 404),
+        (Method::POST, &sso, settings("google_client_secret", json!(canary())), 200),
+        (Method::POST, &sso, settings("generic_client_secret", json!({"a": canary()})), 200),
+        (Method::POST, &sso, settings("secret", json!([canary()])), 422),
+        (Method::POST, &sso, json!({"sso_settings": canary()}), 422),
+        (Method::POST, &sso, json!({"client_secret": canary()}), 422),
+        (
+            Method::POST,
+            "/v1/accounts",
+            json!({"account_name": "b", "admin_email": "a@b.example", "admin_password": canary()}),
+            422,
+        ),
+        (Method::POST, &admins, json!({"user_email": "a@b.example", "password": canary()}), 422),
+        (Method::POST, &admins, json!({"user_email": "a@b.example", "password": {"is": canary()}}), 422),
+        (Method::POST, &admins, json!({"user_email": "a@b.example", "password": NUMBER}), 422),
+        (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "secret_json": NUMBER}), 422),
+    ];
+    for (method, path, body, status) in cases {
+        let reply = operator.send(operator.request(method.clone(), path).json(&body)).await;
+        let place = format!("{method} {path} {body}").replace(CANARY, "");
+        assert_eq!(found.answer(&place, &reply), status, "{place}: {}", reply.text());
+    }
+    // Nothing that is read as it should be.
+    let whole = json!({"name": "a", "secret_json": {"api_key": canary()}}).to_string();
+    let long = json!({"name": "a", "secret_json": {"api_key": canary().repeat(100_000)}}).to_string();
+    for (kind, text) in [
+        ("application/json", &whole[..whole.len() - 2]),
+        ("text/plain", &whole),
+        ("application/json", &long),
+        ("application/json", &whole.replace("name", canary().as_str())),
+    ] {
+        let request = operator.request(Method::POST, &format!("{connections}/mcp")).header(header::CONTENT_TYPE, kind);
+        let reply = operator.send(request.body(text.to_owned())).await;
+        let status = reply.status.as_u16();
+        if text.contains("name") {
+            found.answer("a broken body", &reply);
+        }
+        assert!((400..500).contains(&status), "{status}");
+    }
+    let stranger = operator.with_token(&canary()).get(connections).await;
+    assert_eq!(found.answer("a bad token", &stranger), 401);
+    for status in [200, 422] {
+        let again = json!({"name": SPARROW, "secret_json": {"api_key": canary()}});
+        let sent = if status == 200 { &body } else { &again };
+        let request = operator.request(Method::POST, &format!("{connections}/mcp")).header("idempotency-key", "once");
+        assert_eq!(found.answer("a replay", &operator.send(request.json(sent)).await), status);
+    }
+    let request = operator.request(Method::PATCH, &one).header(header::IF_MATCH, "\"99\"");
+    let late = operator.send(request.json(&json!({"secret_json": {"api_key": canary()}}))).await;
+    assert_eq!(found.answer("a late change", &late), 412);
+    one
+}
+
+/// Reads what shows anything of it.
+async fn read_all(operator: &Client, account: &str, one: &str, found: &mut Found) {
+    for path in [
+        "/v1/copilot/connections",
+        one,
+        &format!("/v1/accounts/{account}"),
+        &format!("/v1/accounts/{account}/sso"),
+        "/v1/accounts",
+        "/v1/audit?limit=1000",
+        "/v1/audit/export",
+        "/openapi.json",
+        "/metrics",
+        "/readyz",
+    ] {
+        let reply = operator.get(path).await;
+        assert_eq!(found.answer(path, &reply), 200, "{path}: {}", reply.text());
+    }
+}
+
+/// Every row of every table, and on SQLite the bytes of the files.
+async fn read_database(url: &str, folder: &Path, found: &mut Found) {
+    let database = Database::at(url);
+    let tables = match &database {
+        Database::Sqlite(_) => "SELECT name FROM sqlite_master WHERE type = 'table'",
+        Database::Postgres(_) => "SELECT tablename::TEXT AS name FROM pg_tables WHERE schemaname = 'public'",
+    };
+    let mut dump = String::new();
+    for table in database.rows(tables, &[]).await {
+        let rows = database.rows(&format!("SELECT * FROM \"{}\"", table["name"].as_str().unwrap()), &[]).await;
+        dump += &serde_json::to_string(&rows).unwrap();
+    }
+    found.keep("the database", dump);
+    for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        let bytes = std::fs::read(&file).unwrap();
+        found.keep(format!("the file {}", file.display()), String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[tokio::test]
+async fn no_secret_comes_out_anywhere() {
+    for backend in backends().await {
+        let folder = tempfile::tempdir().unwrap();
+        let url = backend.url(folder.path());
+        let mut found = Found::default();
+        let process = Process::start(folder.path(), &url, SECRET_KEY);
+        let anybody = Client::new(&process.url);
+        let operator = anybody.with_token(MASTER_KEY);
+        let made = operator.post("/v1/accounts", json!({"account_name": "Acme"})).await.ok();
+        let account = made["account_id"].as_str().unwrap().to_owned();
+        let operator = operator.within(&account);
+        let one = send_secrets(&operator, &account, &mut found).await;
+        read_all(&operator, &account, &one, &mut found).await;
+
+        // The table is not there, and then an envelope does not open.
+        let database = Database::at(&url);
+        let table = r#""Alchemi_CopilotConnectionTable""#;
+        let secret = json!({"name": "a", "secret_json": {"api_key": format!("{CANARY}-last")}});
+        database.rows(&format!(r#"ALTER TABLE {table} RENAME TO "elsewhere""#), &[]).await;
+        let failed = operator.post("/v1/copilot/connections/mcp", secret.clone()).await;
+        assert_eq!(found.answer("a failing write", &failed), 500);
+        database.rows(&format!(r#"ALTER TABLE "elsewhere" RENAME TO {table}"#), &[]).await;
+        database.rows(&format!("UPDATE {table} SET secret_json = secret_json || 'A'"), &[]).await;
+        let failed = operator.patch(&one, secret.clone()).await;
+        assert_eq!(found.answer("a broken envelope", &failed), 500);
+        drop(database);
+        found.keep("the log", process.stop());
+
+        // Another key, and none.
+        let (_, text) = SECRET_KEY.split_once(':').unwrap();
+        for keys in [&*format!("other:{text}"), ""] {
+            let process = Process::start(folder.path(), &url, keys);
+            let refused = operator.at(&process.url).patch(&one, secret.clone()).await;
+            assert_eq!(found.answer("a change without the key", &refused), 503);
+            found.answer("/readyz", &operator.at(&process.url).get("/readyz").await);
+            found.keep("the log without the key", process.stop());
+        }
+        for arguments in [&["secrets", "status"][..], &["secrets", "rotate"], &["check-config"], &["audit", "verify"]] {
+            let output = command(folder.path(), &url, SECRET_KEY).args(arguments).output().unwrap();
+            let text = [output.stdout, output.stderr].concat();
+            found.keep(format!("alchemi {}", arguments.join(" ")), String::from_utf8_lossy(&text));
+        }
+        read_database(&url, folder.path(), &mut found).await;
+
+        for place in ["answer of create", "answer of /v1/audit", "the database"] {
+            assert!(found.has(place), "the search finds nothing in {place}");
+        }
+        assert_eq!(found.has("the file"), matches!(backend, Backend::Sqlite));
+        let log = &found.0.iter().find(|(place, _)| place == "the log").unwrap().1;
+        assert!(log.len() > 10_000 && log.contains("TRACE"), "everything was logged");
+        let (_, key) = SECRET_KEY.split_once(':').unwrap();
+        found.hold(&[CANARY, &NUMBER.to_string(), MASTER_KEY, key]);
+    }
+}
