@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
@@ -25,10 +26,11 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::context::{Context, RequestInfo};
 use crate::id::{IdSource, RandomIds};
-use crate::identity::{Identity, MasterKey, Revocation};
+use crate::identity::{Identity, MasterKey, Revocation, logout_refused};
 use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{AuthenticateLayer, Authenticator};
 use crate::metering::settler::{Settler, SettlerCounts};
+use crate::model::revocations::Logout;
 use crate::plugin::Guardrail;
 use crate::problem::Problem;
 use crate::proxy::balance::Balancer;
@@ -42,6 +44,7 @@ use crate::telemetry::Metrics;
 use crate::v1;
 
 mod background;
+pub mod identities;
 mod listener;
 mod operations;
 mod tls;
@@ -305,6 +308,7 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
             let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
             identity.revocations().insert(&Revocation { issuer, subject, issued_before });
         }))
+        .with_sign_out(authenticator.identity().clone())
         .with_secrets(config.secrets.keys.clone())
         .with_outbound(config.outbound.clone())
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
@@ -329,6 +333,16 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
         ])
         .expose_headers([header::ETAG, ingress::REQUEST_ID]);
     v1::router(app).layer(AuthenticateLayer::new(authenticator.clone())).layer(cors)
+}
+
+impl v1::logout::SignOut for Identity {
+    fn verify(&self, token: String) -> BoxFuture<'_, Result<Logout, Problem>> {
+        Box::pin(async move { self.verify_logout(&token).await.map_err(logout_refused) })
+    }
+
+    fn cut_off(&self, logout: &Logout) {
+        self.revocations().insert_logout(logout);
+    }
 }
 
 fn documentation() -> Router {

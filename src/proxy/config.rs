@@ -44,6 +44,8 @@ pub struct GatewayConfig {
     pub litellm: bool,
     /// Response headers that clients do not get to see.
     pub leaks: Leaks,
+    /// Whether a caller whom the directory does not know is given a row.
+    pub jit: bool,
     /// How many callers are kept ready.
     pub callers_capacity: u64,
     /// For how long, without a word from the change feed.

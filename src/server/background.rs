@@ -24,14 +24,19 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Reads the deny-list.
 pub(super) async fn load_revocations(store: &Store, identity: &Identity) -> Result<(), StoreError> {
-    let rows = store.read(&Granted::system()).await?.revocations().await?;
-    let list = rows.into_iter().map(|row| Revocation {
-        issuer: row.issuer,
-        subject: row.subject,
-        issued_before: row.issued_before,
-    });
-    identity.revocations().replace(list.collect());
-    Ok(())
+    loop {
+        let seen = identity.revocations().seen();
+        let mut tx = store.read(&Granted::system()).await?;
+        let (rows, logouts) = (tx.revocations().await?, tx.logouts().await?);
+        let list = rows.into_iter().map(|row| Revocation {
+            issuer: row.issuer,
+            subject: row.subject,
+            issued_before: row.issued_before,
+        });
+        if identity.revocations().replace(&seen, list.collect(), logouts) {
+            return Ok(());
+        }
+    }
 }
 
 /// Says which keys the database's secrets need and the configuration does not have.

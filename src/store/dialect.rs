@@ -350,6 +350,7 @@ stored_as_name!(
     crate::model::usage::CostSource,
     crate::model::scope::ScopeType,
     crate::model::accounts::AccountStatus,
+    crate::model::directory::LookupState,
     crate::model::directory::UserStatus,
 );
 
