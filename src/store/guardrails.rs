@@ -42,8 +42,10 @@ pub struct PatternFilter {
 /// Begins a select of patterns that a filter lets through; `$prefix` names what is selected.
 macro_rules! select_patterns {
     ($q:ident, $prefix:literal, $account:expr, $filter:expr) => {
-        let mut $q =
-            sqlx::QueryBuilder::new(concat!($prefix, r#" FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = "#));
+        let mut $q = sqlx::QueryBuilder::new(concat!(
+            $prefix,
+            r#" FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = "#
+        ));
         $q.push_bind($account);
         if let Some(guard_type) = $filter.guard_type {
             $q.push(" AND guard_type = ").push_bind(guard_type);
@@ -173,12 +175,11 @@ impl Tx<Tenant> {
         Ok(gone > 0)
     }
 
-    /// The presets that every account has, with their patterns.
+    /// Makes the presets that every account has, with their patterns.
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).
-    pub async fn insert_system_presets(&mut self) -> Result<Vec<GuardrailPreset>> {
-        let mut made = Vec::new();
+    pub async fn insert_system_presets(&mut self) -> Result<()> {
         for guard_type in GuardType::ALL {
             let preset = GuardrailPreset {
                 id: self.new_id(),
@@ -196,9 +197,8 @@ impl Tx<Tenant> {
             let patterns: Vec<_> =
                 builtin::ALL.iter().filter(|b| b.guard_type == guard_type).map(|b| self.builtin(b, &preset)).collect();
             self.insert_guardrail_patterns(&patterns).await?;
-            made.push(preset);
         }
-        Ok(made)
+        Ok(())
     }
 
     fn builtin(&self, builtin: &builtin::Builtin, preset: &GuardrailPreset) -> GuardrailPattern {
@@ -337,7 +337,8 @@ impl Tx<Tenant> {
     /// [`StoreError::Unique`](super::StoreError::Unique) on `pattern_name`.
     pub async fn update_guardrail_pattern(&mut self, pattern: &GuardrailPattern) -> Result<GuardrailPattern> {
         let (account, now) = (self.account.clone(), self.now);
-        let changed = on!(self, |c| sqlx::query_as(
+        let changed = on!(self, |c| {
+            sqlx::query_as(
             r#"UPDATE "Alchemi_CopilotGuardrailPatternTable" SET pattern_name = $3, pattern_regex = $4, pattern_type = $5,
                action = $6, enabled = $7, updated_at = $8, version = version + 1
                WHERE account_id = $1 AND id = $2 RETURNING *"#
@@ -351,7 +352,8 @@ impl Tx<Tenant> {
         .bind(pattern.enabled)
         .bind(now)
         .fetch_one(c)
-        .await)?;
+        .await
+        })?;
         self.patterns_changed(&pattern.preset_id).await?;
         Ok(changed)
     }
@@ -401,8 +403,9 @@ impl Tx<Tenant> {
         let account = self.account.clone();
         let (at, id) = slice.before();
         let rows: Vec<GuardrailAssignment> = on!(self, |c| {
-            let mut q =
-                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#);
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#,
+            );
             q.push_bind(&account).push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
             if let Some(scope) = scope {
                 q.push(" AND scope_type = ").push_bind(scope.scope_type);
@@ -499,7 +502,8 @@ impl Tx<Tenant> {
     /// [`StoreError`](super::StoreError).
     pub async fn agents_guarded_only_by(&mut self, preset: &Id<GuardrailPreset>) -> Result<Vec<Id<Agent>>> {
         let account = self.account.clone();
-        on!(self, |c| sqlx::query_scalar(
+        on!(self, |c| {
+            sqlx::query_scalar(
             r#"SELECT a.scope_id FROM "Alchemi_CopilotGuardrailAssignmentTable" a
                WHERE a.account_id = $1 AND a.preset_id = $2 AND a.scope_type = 'agent'
                AND NOT EXISTS (SELECT 1 FROM "Alchemi_CopilotGuardrailAssignmentTable" b WHERE b.account_id = a.account_id
@@ -509,7 +513,8 @@ impl Tx<Tenant> {
         .bind(&account)
         .bind(preset)
         .fetch_all(c)
-        .await)
+        .await
+        })
     }
 
     /// What is assigned to each of `scopes`, in their order, and in each by the age of
@@ -520,8 +525,9 @@ impl Tx<Tenant> {
     pub async fn assigned_presets(&mut self, scopes: &[Scope]) -> Result<Vec<AssignedPreset>> {
         let account = self.account.clone();
         let assignments: Vec<GuardrailAssignment> = on!(self, |c| {
-            let mut q =
-                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#);
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#,
+            );
             q.push_bind(&account).push(" AND (1 = 0");
             for scope in scopes {
                 q.push(" OR (scope_type = ").push_bind(scope.scope_type);
@@ -552,5 +558,57 @@ impl Tx<Tenant> {
             .collect::<Vec<_>>()
         };
         Ok(scopes.iter().flat_map(of).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::Granted;
+    use crate::model::accounts::Account;
+    use crate::store::testing::{Fresh, databases};
+    use crate::store::{Store, migrate};
+
+    async fn tx(store: &Store, account: &Id<Account>) -> Tx<Tenant> {
+        store.begin(&Granted::system().over(account.clone())).await.unwrap()
+    }
+
+    /// What the patterns of an account say, with the code and name of their presets.
+    async fn said(fresh: &Fresh, account: &Id<Account>) -> Vec<String> {
+        let mut tx = tx(&fresh.store, account).await;
+        let presets = tx.guardrail_presets(&Slice::first(9)).await.unwrap().items;
+        let ids: Vec<_> = presets.iter().map(|p| p.id.clone()).collect();
+        let patterns = tx.patterns_of_presets(&ids).await.unwrap();
+        let one = |p: &GuardrailPattern| {
+            let preset = presets.iter().find(|preset| preset.id == p.preset_id).unwrap();
+            let of = (&preset.code, &preset.name, preset.preset_json.get(), preset.is_system);
+            format!(
+                "{of:?} {:?} {} {} {:?} {:?} {} {}",
+                p.guard_type, p.pattern_name, p.pattern_regex, p.pattern_type, p.action, p.enabled, p.is_system
+            )
+        };
+        let mut all: Vec<_> = patterns.iter().map(one).collect();
+        all.sort_unstable();
+        all
+    }
+
+    #[tokio::test]
+    async fn accounts_of_before_have_what_later_ones_get() {
+        for fresh in databases().await {
+            let (before, later) = (fresh.account("Before").await, fresh.account("Later").await);
+            let mut own = tx(&fresh.store, &later).await;
+            own.insert_system_presets().await.unwrap();
+            own.commit().await.unwrap();
+            let all = migrate::migrations(fresh.store.backend()).unwrap();
+            let sql = all.iter().find(|m| m.name == "guardrails").unwrap().sql;
+            for _ in 0..2 {
+                let mut own = tx(&fresh.store, &before).await;
+                on!(own, |c| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(c).await.map(drop)).unwrap();
+                own.commit().await.unwrap();
+            }
+            let found = said(&fresh, &before).await;
+            assert_eq!(found, said(&fresh, &later).await);
+            assert_eq!(found.len(), builtin::ALL.len());
+        }
     }
 }

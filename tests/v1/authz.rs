@@ -34,7 +34,10 @@ use Guard::{Account, Anybody, Console, Copilot, Either, Member, Super, Unsuspend
 const GUARDS: &[(Guard, &[&str])] = &[
     (Anybody, &["GET /v1/me/context"]),
     (Unsuspended, &["GET /v1/auth/zitadel/status"]),
-    (Member, &["GET /v1/me/agents", "GET /v1/me/allocation", "GET /v1/me/features", "GET /v1/me/models", "GET /v1/me/usage"]),
+    (
+        Member,
+        &["GET /v1/me/agents", "GET /v1/me/allocation", "GET /v1/me/features", "GET /v1/me/models", "GET /v1/me/usage"],
+    ),
     (
         Super,
         &[
