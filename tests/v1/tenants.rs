@@ -147,7 +147,7 @@ fn slots(operation: &Operation) -> Vec<Slot> {
     let fields =
         body.as_object().into_iter().flatten().map(|(name, _)| name.clone()).filter(|n| NAMES.contains(&n.as_str()));
     // Of a recorded use it is only a label.
-    let fields = fields.filter(|name| name != "connection_id");
+    let fields = fields.filter(|name| !matches!(name.as_str(), "agent_id" | "connection_id"));
     parameters.map(Slot::Parameter).chain(fields.map(Slot::Field)).collect()
 }
 
