@@ -189,9 +189,12 @@ async fn guardrails_of_every_scope_hold_together_in_both_domains() {
     let org = gateway.org(account, "copilot", "Research").await;
     let team = gateway.team(account, "copilot", &org, "Physics").await;
     let user = gateway.user(account, "copilot", "ada", &[&team]).await;
-    for (word, scope) in
-        [("apple", ("account", account)), ("pear", ("org", &org)), ("plum", ("team", &team)), ("fig", ("user", &user))]
-    {
+    for (word, scope) in [
+        ("apple", ("account", account.as_str())),
+        ("pear", ("org", org.as_str())),
+        ("plum", ("team", team.as_str())),
+        ("fig", ("user", user.as_str())),
+    ] {
         let preset = stage.own_preset(word, word, "block").await;
         stage.assign(&preset, scope).await;
         let reply = stage.say(&format!("a {word}, please")).await;
