@@ -28,6 +28,7 @@ mod features;
 mod gateway;
 mod guardrails;
 mod idempotency;
+mod logout;
 mod models;
 mod operations;
 mod pages;
