@@ -11,6 +11,7 @@ use super::call::{Call, CopilotAdmin, IfMatch, Member};
 use super::directory::{Standpoint, StandpointHeaders, StandpointQuery, hold_scope};
 use super::input::{Body, PageParams, Paging, Path, Query};
 use super::trial::{Trial, Tried};
+use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::accounts::JsonText;
@@ -98,6 +99,25 @@ pub struct AgentItem {
     /// Who may use it, oldest first; in lists only when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     grants: Option<Vec<Scope>>,
+}
+
+/// An agent as those see it who may use it; its definition is for admins.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct MyAgent {
+    /// What `x-alchemi-agent-id` names.
+    id: Id<Agent>,
+    #[schema(example = "Support desk")]
+    name: String,
+    description: Option<String>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+impl From<Agent> for MyAgent {
+    fn from(agent: Agent) -> Self {
+        let Agent { id, name, description, created_at, updated_at, .. } = agent;
+        Self { id, name, description, created_at, updated_at }
+    }
 }
 
 /// The agent of the path.
@@ -400,11 +420,10 @@ pub async fn delete_agent_grant(
 /// in `x-alchemi-agent-id` to make a request through it.
 #[utoipa::path(get, path = "/v1/me/agents", tag = "self-service",
     params(StandpointQuery, StandpointHeaders, PageParams),
-    responses((status = 200, description = "A page of agents", body = Items<AgentItem>), Refusals))]
+    responses((status = 200, description = "A page of agents", body = Items<MyAgent>), Refusals))]
 pub async fn list_my_agents(call: Call<Member>, standpoint: Standpoint, Paging(slice): Paging<1000>) -> Outcome {
     let mut tx = call.read().await?;
     let chain = standpoint.place(&mut tx, &call.context).await?.scopes(tx.account());
-    let page = tx.agents_for(&chain, &slice).await?;
-    let next_cursor = page.next.map(|c| c.encode());
-    Ok(Answer::of(&Items { items: items(&mut tx, page.items, false).await?, next_cursor }))
+    let agents = tx.agents_for(&chain, &slice).await?;
+    Ok(Answer::of(&Items::from(agents.map(MyAgent::from))))
 }

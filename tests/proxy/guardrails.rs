@@ -190,10 +190,10 @@ async fn guardrails_of_every_scope_hold_together_in_both_domains() {
     let team = gateway.team(account, "copilot", &org, "Physics").await;
     let user = gateway.user(account, "copilot", "ada", &[&team]).await;
     for (word, scope) in [
-        ("apple", ("account", &**account)),
-        ("pear", ("org", &*org)),
-        ("plum", ("team", &*team)),
-        ("fig", ("user", &*user)),
+        ("apple", ("account", account.as_str())),
+        ("pear", ("org", org.as_str())),
+        ("plum", ("team", team.as_str())),
+        ("fig", ("user", user.as_str())),
     ] {
         let preset = stage.own_preset(word, word, "block").await;
         stage.assign(&preset, scope).await;
@@ -284,12 +284,8 @@ async fn an_agent_is_used_by_those_it_is_granted_to_and_brings_its_guardrails() 
         assert_eq!(header.unwrap().1.trim(), agent);
         assert_eq!(through(&agent, "a forbidden word").await.code(), "guardrail_blocked");
         assert_eq!(stage.say("a forbidden word").await.status, 200, "the guardrail is the agent's");
-        for missing in ["gone", "two words", ""] {
-            let refused = through(missing, "hello").await;
-            let code = if missing.is_empty() { refused.code() } else { "agent_denied".to_owned() };
-            assert_eq!(refused.code(), code, "{missing:?}: {}", refused.text());
-            assert!(refused.status.is_client_error(), "{missing:?}: {}", refused.text());
-        }
+        assert_eq!(through("gone", "hello").await.code(), "agent_denied");
+        assert_eq!(through("two words", "hello").await.code(), "invalid_header");
 
         let org = gateway.org(account, "copilot", "Research").await;
         let team = gateway.team(account, "copilot", &org, "Physics").await;

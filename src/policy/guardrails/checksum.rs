@@ -50,7 +50,7 @@ fn luhn(digits: &[u32]) -> bool {
         (_, twice) => twice,
     };
     let sum: u32 = digits.iter().rev().enumerate().map(doubled).sum();
-    sum % 10 == 0 && digits.iter().any(|digit| *digit != digits.first().copied().unwrap_or_default())
+    sum.is_multiple_of(10) && digits.iter().any(|digit| *digit != digits.first().copied().unwrap_or_default())
 }
 
 /// Lengths by country: the IBAN registry.

@@ -113,7 +113,7 @@ fn system_patterns_find_what_they_are_for() {
         ("call +49 (30) 1234-5678 now", "call [phone] now"),
         ("call (415) 555-2671", "call [phone]"),
         ("pay with 4111 1111 1111 1111 12/26", "pay with [payment_card] 12/26"),
-        ("26 4111111111111111", "26 [payment_card]"),
+        ("27 4111111111111111", "27 [payment_card]"),
         ("to DE89 3704 0044 0532 0130 00, please", "to [iban], please"),
         ("ssn 078-05-1120", "ssn [us_ssn]"),
         ("nino AB123456C", "nino [uk_nino]"),

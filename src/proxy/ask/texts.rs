@@ -128,16 +128,16 @@ impl<'t> Texts<'t> {
             let place = self.places.get(first.passage).and_then(|places| places.get(first.part));
             let text = self.passages.get(first.passage).and_then(|passage| passage.parts.get(first.part));
             if let (Some(place), Some(text)) = (place, text) {
-                replace(place, text, masks, &mut splices);
+                replace(place, text, matches!(text, Cow::Borrowed(_)), masks, &mut splices);
             }
         }
         splice(body, splices)
     }
 }
 
-fn replace(place: &Place, text: &Cow<'_, str>, masks: &[Mask], splices: &mut Vec<Splice>) {
-    let direct = matches!(text, Cow::Borrowed(_)) && place.written != Written::Number;
-    if direct {
+/// `as_written`: the text stands in the body byte for byte.
+fn replace(place: &Place, text: &str, as_written: bool, masks: &[Mask], splices: &mut Vec<Splice>) {
+    if as_written && place.written != Written::Number {
         splices.extend(masks.iter().map(|mask| {
             let text = if place.written == Written::Plain { mask.text.clone() } else { escaped(&mask.text) };
             Splice { at: place.at.start + mask.at.start..place.at.start + mask.at.end, text: text.into() }
@@ -145,7 +145,7 @@ fn replace(place: &Place, text: &Cow<'_, str>, masks: &[Mask], splices: &mut Vec
         return;
     }
     // With escapes in it, or a number, it is written anew.
-    let mut changed = text.clone().into_owned();
+    let mut changed = text.to_owned();
     for mask in masks.iter().rev() {
         if changed.get(mask.at.clone()).is_some() {
             changed.replace_range(mask.at.clone(), &mask.text);
@@ -259,7 +259,8 @@ impl<'t> Scan<'t> {
         if self.skips() || text.is_empty() || is_encoded(self.nearest(), &text) {
             return;
         }
-        if !READ_ON.contains(&self.nearest()) && !(self.frames.len() == 2 && self.outer() == "system") {
+        let read_on = READ_ON.contains(&self.nearest()) || (self.frames.len() == 2 && self.outer() == "system");
+        if !read_on {
             self.texts.alone(text, place);
             return;
         }
@@ -398,7 +399,7 @@ mod tests {
         );
         serde_json::from_slice::<serde_json::Value>(&masked).unwrap();
         let form = b"a@b and more";
-        let texts = Texts::of_fields(form, &[0..3]);
+        let texts = Texts::of_fields(form, &[0..3, 4..7]);
         let masks = [Mask { passage: 0, part: 0, at: 0..3, text: "[m]".to_owned() }];
         assert_eq!(texts.masked(&Bytes::from_static(form), &masks), "[m] and more");
     }
