@@ -1,0 +1,13 @@
+//! The binary: its commands, what it says of wrong settings, and its exit status.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod commands;
+mod process;
+mod running;
+mod settings;
