@@ -15,6 +15,7 @@ mod books;
 mod broken;
 mod concurrency;
 mod context;
+mod embedding;
 mod listener;
 mod opaque;
 mod outage;

@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::common::gateway::PATIENCE;
 use crate::common::database::Database;
+use crate::common::gateway::PATIENCE;
 use crate::common::{Backend, Client, Reply, backends};
 use crate::{Stage, chat, open, streamed};
 
@@ -140,7 +140,7 @@ async fn requests_are_refused_while_postgres_is_away_and_served_when_it_is_back(
         assert!(rows.iter().all(|row| row["marks"] == "" && row["raw_cost"].as_i64() > Some(0)), "{rows:?}");
         assert_eq!(stage.counter().await.1, 0);
         assert_eq!(stage.gateway.verify_books().await.differences, []);
-        // Changes still reach it: the feed is connected anew.
+        // Changes still reach it.
         stage.gateway.allocate(&stage.account, "0").await;
         assert_eq!(ask(&stage.ada).await.status, 402);
     }
