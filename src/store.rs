@@ -493,4 +493,25 @@ mod tests {
         let mut tx = fresh.store.read(&Granted::system()).await.unwrap();
         assert!(tx.account_by_id_or_organization(account.account_id.as_str()).await.unwrap().is_some());
     }
+
+    #[tokio::test]
+    async fn a_refused_write_is_remembered_until_one_succeeds() {
+        let testing::Fresh { store, .. } = &testing::sqlite().await;
+        let query_only = async |sql: &'static str| {
+            let Pools::Sqlite { writer, .. } = &store.0.pools else { unreachable!("it is SQLite") };
+            sqlx::query(sql).execute(writer).await.unwrap();
+        };
+        // As on a disk that is full or mounted for reading.
+        query_only("PRAGMA query_only = 1").await;
+        store.ping().await.unwrap();
+        let refused = store.begin(&Granted::system()).await.map(drop);
+        assert!(matches!(refused, Err(StoreError::ReadOnly(_))), "{refused:?}");
+        for _ in 0..2 {
+            let ready = store.ping().await;
+            assert!(matches!(ready, Err(StoreError::ReadOnly(_))), "{ready:?}");
+        }
+        query_only("PRAGMA query_only = 0").await;
+        store.ping().await.unwrap();
+        assert!(!store.0.refuses_writes.load(Ordering::Relaxed));
+    }
 }
