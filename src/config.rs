@@ -320,7 +320,6 @@ fn switch<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::
 
 #[cfg(test)]
 mod tests {
-    use super::shown::without_credentials;
     use super::*;
 
     fn from_environment(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
