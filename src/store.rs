@@ -23,7 +23,7 @@ use crate::id::{Id, IdSource};
 use crate::model::accounts::Account;
 
 mod dialect;
-use dialect::{from_columns, of_accounts, on, run};
+use dialect::{find, from_columns, list, of_accounts, on, remove, run};
 
 pub mod accounts;
 pub mod audit;

@@ -6,6 +6,9 @@ use crate::process::{Ended, Place};
 
 const MASTER_KEY: &str = "operator-key-of-the-tests-0123456789";
 
+/// Variables, and words of the sentence.
+type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+
 /// Checks that a command ended with one sentence, which holds `words`.
 #[track_caller]
 fn one_sentence(ended: &Ended, status: i32, words: &[&str]) {
@@ -20,7 +23,7 @@ fn one_sentence(ended: &Ended, status: i32, words: &[&str]) {
 
 #[test]
 fn each_wrong_setting_is_named_with_its_remedy() {
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    let cases: &[Case] = &[
         (&[], &["ZITADEL_ISSUER", "ALCHEMI_MASTER_KEY", "alchemi dev"]),
         (&[("ALCHEMI_MASTER_KEY", "short")], &["ALCHEMI_MASTER_KEY", "32"]),
         (&[("ZITADEL_ISSUER", "https://id.example.com")], &["ZITADEL_PROJECT_ID", "ZITADEL_AUDIENCE"]),
