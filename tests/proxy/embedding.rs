@@ -9,10 +9,10 @@ use tower::ServiceExt as _;
 
 use crate::common::{Backend, Client, Gateway, MASTER_KEY, Person};
 
-#[allow(dead_code, reason = "an example has a `main`")]
+#[expect(dead_code, unreachable_pub, reason = "an example is a program of its own")]
 #[path = "../../examples/axum_embed.rs"]
 mod axum_embed;
-#[allow(dead_code, reason = "an example has a `main`")]
+#[expect(dead_code, unreachable_pub, reason = "an example is a program of its own")]
 #[path = "../../examples/tower_stack.rs"]
 mod tower_stack;
 
