@@ -9,9 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use figment::Figment;
 use figment::providers::{Format, Toml};
-use figment::value::{Dict, Map, Value};
-use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 use url::Url;
 
@@ -29,6 +28,12 @@ use crate::proxy::signed::ContextSigner;
 use crate::secret::{KeyRing, SecretString};
 use crate::store::DatabaseConfig;
 
+mod shown;
+mod sources;
+
+use shown::mask;
+use sources::{figment, sentence};
+
 /// Every key with its default and what it means.
 pub const DEFAULTS: &str = include_str!("../examples/alchemi.toml");
 
@@ -37,9 +42,10 @@ pub const DEFAULTS: &str = include_str!("../examples/alchemi.toml");
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Address of the gateway and `/v1`.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     /// Address of `/metrics`, `/healthz` and `/readyz` when they are not to be on the main one.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_address")]
     pub admin_listen: Option<SocketAddr>,
     /// Folder of the embedded database.
     pub data_dir: PathBuf,
@@ -204,7 +210,7 @@ impl Config {
     }
 
     fn extract(figment: &Figment) -> Result<Self, ConfigError> {
-        let mut config: Self = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
+        let mut config: Self = figment.extract().map_err(|error| ConfigError(sentence(figment, &error)))?;
         if config.database.url.is_empty() {
             config.database.url = format!("sqlite:{}", config.data_dir.join("alchemi.db").display());
         }
@@ -311,7 +317,7 @@ impl Config {
 pub fn show(file: Option<&Path>) -> Result<String, ConfigError> {
     let figment = figment(file, &environment)?;
     Config::from_figment(&figment)?;
-    let mut tree: toml::Table = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
+    let mut tree: toml::Table = figment.extract().map_err(|error| ConfigError(sentence(&figment, &error)))?;
     tree.iter_mut().for_each(|(key, value)| mask(key, value));
     toml::to_string_pretty(&tree).map_err(|error| ConfigError(error.to_string()))
 }
@@ -329,179 +335,13 @@ fn is_origin(text: &str) -> bool {
     url.host_str().is_some_and(|host| text == format!("{}://{host}{port}", url.scheme()))
 }
 
-/// What stands for a secret.
-const MASK: &str = "********";
-
-fn mask(key: &str, value: &mut toml::Value) {
-    match value {
-        toml::Value::Table(inner) => inner.iter_mut().for_each(|(key, value)| mask(key, value)),
-        toml::Value::Array(items) if key == "keys" => *items = vec![toml::Value::from(MASK); items.len()],
-        toml::Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item)),
-        toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") || key == "keys" => {
-            *text = MASK.to_owned()
-        }
-        toml::Value::String(text) => *text = without_credentials(text),
-        _ => {}
-    }
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let wrong = |_| serde::de::Error::custom("expected an IP address and a port, such as 127.0.0.1:8080");
+    String::deserialize(deserializer)?.parse().map_err(wrong)
 }
 
-/// A URL without its user, password and `password` parameters; any other text as it is.
-fn without_credentials(text: &str) -> String {
-    let secret = |name: &str| name.to_ascii_lowercase().contains("password");
-    let Ok(mut url) = Url::parse(text) else {
-        // Not a URL because of what stands in the password, perhaps.
-        return if text.contains("://") && text.contains('@') { MASK.to_owned() } else { text.to_owned() };
-    };
-    let (user, password) = (!url.username().is_empty(), url.password().is_some());
-    let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-    let parameter = pairs.iter().any(|(name, _)| secret(name));
-    // Both fail only for URLs that cannot hold a user.
-    if user {
-        let _ = url.set_username(MASK);
-    }
-    if password {
-        let _ = url.set_password(Some(MASK));
-    }
-    if parameter {
-        let masked = pairs.iter().map(|(name, value)| (name, if secret(name) { MASK } else { value.as_str() }));
-        url.query_pairs_mut().clear().extend_pairs(masked);
-    }
-    if user || password || parameter { url.into() } else { text.to_owned() }
-}
-
-fn figment(file: Option<&Path>, environment: &dyn Fn(&str) -> Option<String>) -> Result<Figment, ConfigError> {
-    let mut figment = Figment::from(Toml::string(DEFAULTS));
-    if let Some(path) = file {
-        if !path.is_file() {
-            return Err(ConfigError(format!("{}: no such file", path.display())));
-        }
-        figment = figment.merge(Toml::file_exact(path));
-    }
-    Ok(figment.merge(Environment(dict_of(environment)?)))
-}
-
-/// How a variable's text becomes a value.
-#[derive(Debug, Clone, Copy)]
-enum Read {
-    Text,
-    List,
-    /// A comma-separated list of issuers.
-    Issuers,
-}
-
-/// The variables and the keys that they override.
-const VARIABLES: &[(&str, &str, Read)] = &[
-    ("ALCHEMI_LISTEN", "listen", Read::Text),
-    ("ALCHEMI_ADMIN_LISTEN", "admin_listen", Read::Text),
-    ("ALCHEMI_DATA_DIR", "data_dir", Read::Text),
-    ("ALCHEMI_MASTER_KEY", "master_key", Read::Text),
-    ("ALCHEMI_PASSTHROUGH", "passthrough", Read::Text),
-    ("ALCHEMI_DOMAIN_DEFAULT", "domain_default", Read::Text),
-    ("ALCHEMI_TRUSTED_PROXIES", "trusted_proxies", Read::List),
-    ("ALCHEMI_CORS_ORIGINS", "cors_origins", Read::List),
-    ("DATABASE_URL", "database.url", Read::Text),
-    ("ALCHEMI_SECRET_KEY", "secrets.keys", Read::List),
-    ("ALCHEMI_UPSTREAM_URL", "upstream.urls", Read::List),
-    ("ALCHEMI_UPSTREAM_API_KEY", "upstream.api_key", Read::Text),
-    ("ALCHEMI_ENFORCEMENT", "allocation.enforcement", Read::Text),
-    ("ALCHEMI_TLS_CERT", "tls.cert", Read::Text),
-    ("ALCHEMI_TLS_KEY", "tls.key", Read::Text),
-    ("ALCHEMI_LOG_FORMAT", "log.format", Read::Text),
-    ("RUST_LOG", "log.filter", Read::Text),
-    ("ZITADEL_ISSUER", "identity.issuers", Read::Issuers),
-    ("ZITADEL_ISSUER_URL", "identity.issuers", Read::Issuers),
-    ("ZITADEL_PROJECT_ID", "identity.project_id", Read::Text),
-    ("ZITADEL_AUDIENCE", "identity.audiences", Read::List),
-    ("ZITADEL_INTROSPECTION_CLIENT_ID", "identity.introspection_client_id", Read::Text),
-    ("ZITADEL_INTROSPECTION_CLIENT_SECRET", "identity.introspection_client_secret", Read::Text),
-    ("ZITADEL_INTROSPECTION_KEY_FILE", "identity.introspection_key_file", Read::Text),
-    ("ZITADEL_ACCOUNT_ID_CLAIMS", "identity.account_id_claims", Read::List),
-    ("ZITADEL_SUPER_ADMIN_ROLES", "identity.super_admin_roles", Read::List),
-    ("ZITADEL_SUPER_ADMIN_ORG_ID", "identity.super_admin_org_id", Read::Text),
-    ("ZITADEL_LOGOUT_CLIENT_IDS", "identity.logout_client_ids", Read::List),
-];
-
-/// Variables that say more about the issuers of `ZITADEL_ISSUER`.
-const ISSUER_VARIABLES: &[(&str, &str)] = &[("ZITADEL_JWKS_URI", "jwks_uri"), ("ZITADEL_INTERNAL_URL", "internal_url")];
-
-/// What the environment says, as a layer of the configuration.
-struct Environment(Dict);
-
-impl Provider for Environment {
-    fn metadata(&self) -> Metadata {
-        Metadata::named("the environment")
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        Ok(Map::from([(Profile::Default, self.0.clone())]))
-    }
-}
-
-fn dict_of(environment: &dyn Fn(&str) -> Option<String>) -> Result<Dict, ConfigError> {
-    let mut dict = Dict::new();
-    for (variable, key, read) in VARIABLES {
-        let Some(text) = environment(variable) else { continue };
-        let value = match read {
-            Read::Text => Value::from(text),
-            Read::List => Value::from(items(&text).map(str::to_owned).collect::<Vec<_>>()),
-            Read::Issuers => issuers(&text, environment)?,
-        };
-        put(&mut dict, key, value);
-    }
-    Ok(dict)
-}
-
-fn items(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty())
-}
-
-fn issuers(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Value, ConfigError> {
-    let urls: Vec<&str> = items(text).collect();
-    let mut list = Vec::new();
-    for url in &urls {
-        let mut issuer = Dict::from([("url".to_owned(), Value::from(*url))]);
-        for (variable, key) in ISSUER_VARIABLES {
-            let Some(value) = environment(variable) else { continue };
-            if urls.len() > 1 {
-                return Err(ConfigError(format!(
-                    "{variable} says something about one issuer, and ZITADEL_ISSUER names {}: use [[identity.issuers]] in \
-                     the file",
-                    urls.len()
-                )));
-            }
-            issuer.insert((*key).to_owned(), Value::from(value));
-        }
-        list.push(Value::from(issuer));
-    }
-    Ok(Value::from(list))
-}
-
-fn put(dict: &mut Dict, key: &str, value: Value) {
-    match key.split_once('.') {
-        None => _ = dict.insert(key.to_owned(), value),
-        Some((section, rest)) => {
-            let entry = dict.entry(section.to_owned()).or_insert_with(|| Value::from(Dict::new()));
-            if let Value::Dict(_, inner) = entry {
-                put(inner, rest, value);
-            }
-        }
-    }
-}
-
-/// figment's error as one sentence that names the key, and the variable if it was one.
-fn sentence(error: figment::Error) -> String {
-    let key = error.path.join(".");
-    let source = error.metadata.as_ref().map_or_else(String::new, |m| match &m.source {
-        Some(source) => format!("{source}: "),
-        None => String::new(),
-    });
-    let variable = VARIABLES.iter().find(|(_, path, _)| *path == key).map(|(name, ..)| *name);
-    let place = match (key.is_empty(), variable) {
-        (true, _) => String::new(),
-        (false, Some(variable)) => format!("{key} ({variable}): "),
-        (false, None) => format!("{key}: "),
-    };
-    format!("{source}{place}{}; `alchemi check-config --help` says where every key is explained", error.kind)
+fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    address(deserializer).map(Some)
 }
 
 /// `on`, `off`, or a boolean.

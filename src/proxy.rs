@@ -441,9 +441,6 @@ impl Gateway {
         let answered = tokio::time::timeout_at(until.into(), sending).await;
         let answered = answered.unwrap_or(Err(ForwardError::Timeout(own.config.total_timeout)));
         let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();
-        if answer.status.is_informational() {
-            return Err(ForwardError::Switched.into());
-        }
         own.metrics.decided(Some(kind), "allow");
         own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
         if let Some(meter) = admitted.meter() {

@@ -21,10 +21,9 @@ use crate::clock::{SharedClock, Timestamp};
 use crate::context::{ActingAs, Granted, Platform, Tenant};
 use crate::id::{Id, IdSource};
 use crate::model::accounts::Account;
-use crate::problem::Problem;
 
 mod dialect;
-use dialect::{from_columns, of_accounts, on, run};
+use dialect::{find, from_columns, list, of_accounts, on, remove, run};
 
 pub mod accounts;
 pub mod agents;
@@ -34,6 +33,7 @@ pub mod changes;
 pub mod connections;
 pub mod conservation;
 pub mod directory;
+mod error;
 pub mod features;
 pub mod guardrails;
 pub mod idempotency;
@@ -49,6 +49,7 @@ pub mod sso;
 pub mod usage;
 
 use changes::{Change, ChangeFeed, ChangeKind};
+pub use error::{Result, StoreError};
 
 /// Where the data lives and how it is reached.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -69,106 +70,6 @@ impl Default for DatabaseConfig {
         Self { url: String::new(), max_connections: 16, acquire_timeout_ms: 5_000, migrate: migrate::AtStart::Auto }
     }
 }
-
-/// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A row with the same unique values exists. Holds the constraint or columns, as the database names them.
-    #[error("a row with the same unique values exists ({0})")]
-    Unique(String),
-    /// A row refers to one that does not exist, or is referred to by others.
-    #[error("a referred row does not exist, or the row is still referred to")]
-    ForeignKey,
-    /// A value is outside of what the schema allows.
-    #[error("a value is outside of what the schema allows")]
-    Check,
-    /// The database cannot be reached, or is too busy.
-    #[error("the database cannot be reached: {0}")]
-    Unavailable(String),
-    /// The database can be read but not written: a standby, a full or a read-only disk.
-    #[error("the database can only be read: {0}")]
-    ReadOnly(String),
-    /// The URL or the schema is not usable.
-    #[error("{0}")]
-    Setup(String),
-    /// A row holds what this version cannot read.
-    #[error("row of {table} is unreadable: {reason}")]
-    Unreadable {
-        /// The table.
-        table: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// An amount left the range that books can hold.
-    #[error("an amount does not fit")]
-    Overflow,
-    /// A statement failed otherwise: a defect.
-    #[error("statement failed: {0}")]
-    Statement(#[source] sqlx::Error),
-}
-
-impl StoreError {
-    /// Whether a unique violation names `column`.
-    pub fn is_unique(&self, column: &str) -> bool {
-        matches!(self, Self::Unique(at) if at.contains(column))
-    }
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        use sqlx::error::ErrorKind;
-        match &error {
-            sqlx::Error::Database(database) => match database.kind() {
-                ErrorKind::UniqueViolation => {
-                    Self::Unique(database.constraint().unwrap_or_else(|| database.message()).to_owned())
-                }
-                ErrorKind::ForeignKeyViolation => Self::ForeignKey,
-                ErrorKind::CheckViolation | ErrorKind::NotNullViolation => Self::Check,
-                _ if database.code().is_some_and(|code| dialect::is_read_only(&code)) => {
-                    Self::ReadOnly(database.message().to_owned())
-                }
-                _ if database.code().is_some_and(|code| dialect::is_transient(&code)) => {
-                    Self::Unavailable(database.message().to_owned())
-                }
-                _ => Self::Statement(error),
-            },
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => {
-                Self::Unavailable(error.to_string())
-            }
-            _ => Self::Statement(error),
-        }
-    }
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Unique(at) => {
-                Self::conflict("already_exists", "One with the same unique values exists").with("constraint", at)
-            }
-            StoreError::ForeignKey => {
-                Self::conflict("still_referenced", "Something that this refers to is gone, or still refers to it")
-            }
-            StoreError::Check => Self::invalid("", "a value is outside of what is allowed"),
-            StoreError::Unavailable(reason) => {
-                tracing::warn!(%reason, "the database cannot be reached");
-                Self::unavailable("store_unavailable", "The database cannot be reached; try again", 1)
-            }
-            StoreError::ReadOnly(reason) => {
-                tracing::error!(%reason, "the database can only be read");
-                Self::unavailable("store_unavailable", "The database can only be read; try again later", 5)
-            }
-            StoreError::Overflow => Self::invalid("", "the resulting amount is too large"),
-            error @ (StoreError::Setup(_) | StoreError::Unreadable { .. } | StoreError::Statement(_)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "store failed");
-                Self::internal()
-            }
-        }
-    }
-}
-
-/// What a store's method gives.
-pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// The database, cheap to clone.
 #[derive(Clone)]
@@ -607,5 +508,26 @@ mod tests {
         assert_eq!(changes.recv().await.unwrap().account, account.account_id);
         let mut tx = fresh.store.read(&Granted::system()).await.unwrap();
         assert!(tx.account_by_id_or_organization(account.account_id.as_str()).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_refused_write_is_remembered_until_one_succeeds() {
+        let testing::Fresh { store, .. } = &testing::sqlite().await;
+        let query_only = async |sql: &'static str| {
+            let Pools::Sqlite { writer, .. } = &store.0.pools else { unreachable!("it is SQLite") };
+            sqlx::query(sql).execute(writer).await.unwrap();
+        };
+        // As on a disk that is full or mounted for reading.
+        query_only("PRAGMA query_only = 1").await;
+        store.ping().await.unwrap();
+        let refused = store.begin(&Granted::system()).await.map(drop);
+        assert!(matches!(refused, Err(StoreError::ReadOnly(_))), "{refused:?}");
+        for _ in 0..2 {
+            let ready = store.ping().await;
+            assert!(matches!(ready, Err(StoreError::ReadOnly(_))), "{ready:?}");
+        }
+        query_only("PRAGMA query_only = 0").await;
+        store.ping().await.unwrap();
+        assert!(!store.0.refuses_writes.load(Ordering::Relaxed));
     }
 }

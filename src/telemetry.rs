@@ -1,6 +1,7 @@
 //! Logs and metrics.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use prometheus_client::encoding::text::encode;
@@ -25,8 +26,9 @@ pub fn log_to_stderr(config: &LogConfig) -> Result<(), String> {
     let filter = if config.filter.is_empty() { "info" } else { config.filter.as_str() };
     let filter: EnvFilter =
         filter.parse().map_err(|error| format!("log.filter (RUST_LOG) = {filter:?} is no filter: {error}"))?;
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    // Colours are for people: a file or a collector gets none.
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     let _ = match config.format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -402,7 +402,11 @@ impl Upstream {
     ) -> Result<Response<Incoming>, ForwardError> {
         target.aim(&mut request)?;
         match timeout(self.response_timeout, self.client.request(request)).await {
-            Ok(answered) => Ok(answered?),
+            Ok(answered) => {
+                let answer = answered?;
+                // Nobody is asked to switch protocols: `Upgrade` never gets here.
+                if answer.status().is_informational() { Err(ForwardError::Switched) } else { Ok(answer) }
+            }
             Err(_) => Err(ForwardError::Timeout(self.response_timeout)),
         }
     }

@@ -3,7 +3,7 @@
 use super::changes::ChangeKind;
 use super::dialect::stored_as_name;
 use super::page::{Page, Slice};
-use super::{Result, Tx, from_columns, on, run};
+use super::{Result, Tx, find, from_columns, list, on, remove, run};
 use crate::context::{Platform, Tenant};
 use crate::id::Id;
 use crate::model::budgets::{
@@ -105,20 +105,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn plans(&mut self, slice: &Slice) -> Result<Page<Plan>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Plan> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetPlanTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
-               ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"#
-        )
-        .bind(&account)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await)?;
-        Ok(slice.page(rows, |p| (p.created_at, p.id.as_str())))
+        list!(self, slice, Plan in "Alchemi_CopilotBudgetPlanTable")
     }
 
     /// One plan.
@@ -126,14 +113,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn plan(&mut self, id: &Id<Plan>) -> Result<Option<Plan>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetPlanTable" WHERE account_id = $1 AND id = $2"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotBudgetPlanTable", id = id)
     }
 
     /// The plan in force.
@@ -243,23 +223,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn allocations(&mut self, plan: Option<&Id<Plan>>, slice: &Slice) -> Result<Page<Allocation>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Allocation> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetAllocationTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
-               AND (CAST($4 AS TEXT) IS NULL OR plan_id = $4) ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(at)
-        .bind(&id)
-        .bind(plan)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await
-        })?;
-        Ok(slice.page(rows, |a| (a.created_at, a.id.as_str())))
+        list!(self, slice, Allocation in "Alchemi_CopilotBudgetAllocationTable"; plan_id = plan)
     }
 
     /// What `plan` gives to `scope`.
@@ -267,17 +231,13 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn allocation(&mut self, plan: &Id<Plan>, scope: &Scope) -> Result<Option<Allocation>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetAllocationTable"
-               WHERE account_id = $1 AND plan_id = $2 AND scope_type = $3 AND scope_id = $4"#
+        find!(
+            self,
+            "Alchemi_CopilotBudgetAllocationTable",
+            plan_id = plan,
+            scope_type = scope.scope_type,
+            scope_id = &scope.scope_id
         )
-        .bind(&account)
-        .bind(plan)
-        .bind(scope.scope_type)
-        .bind(&scope.scope_id)
-        .fetch_optional(c)
-        .await)
     }
 
     /// Gives a scope its share, or another one; what had been rolled over to it is
@@ -347,15 +307,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_allocation(&mut self, id: &Id<Allocation>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotBudgetAllocationTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_CopilotBudgetAllocationTable", id = id)?;
         self.changed(ChangeKind::Budget);
-        Ok(gone > 0)
+        Ok(gone)
     }
 }
 
@@ -366,23 +320,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn overrides(&mut self, plan: Option<&Id<Plan>>, slice: &Slice) -> Result<Page<Override>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Override> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetOverrideTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
-               AND (CAST($4 AS TEXT) IS NULL OR plan_id = $4) ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(at)
-        .bind(&id)
-        .bind(plan)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await
-        })?;
-        Ok(slice.page(rows, |o| (o.created_at, o.id.as_str())))
+        list!(self, slice, Override in "Alchemi_CopilotBudgetOverrideTable"; plan_id = plan)
     }
 
     /// One override.
@@ -390,14 +328,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn budget_override(&mut self, id: &Id<Override>) -> Result<Option<Override>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetOverrideTable" WHERE account_id = $1 AND id = $2"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotBudgetOverrideTable", id = id)
     }
 
     /// Adds overrides.
@@ -429,15 +360,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_override(&mut self, id: &Id<Override>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotBudgetOverrideTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_CopilotBudgetOverrideTable", id = id)?;
         self.changed(ChangeKind::Budget);
-        Ok(gone > 0)
+        Ok(gone)
     }
 }
 
@@ -448,20 +373,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn renewals(&mut self, slice: &Slice) -> Result<Page<BudgetCycle>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<BudgetCycle> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetCycleTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
-               ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"#
-        )
-        .bind(&account)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await)?;
-        Ok(slice.page(rows, |r| (r.created_at, r.id.as_str())))
+        list!(self, slice, BudgetCycle in "Alchemi_CopilotBudgetCycleTable")
     }
 
     /// The renewal that made `plan`.

@@ -65,6 +65,55 @@ macro_rules! of_accounts {
 }
 pub(crate) use of_accounts;
 
+/// One row of the account: `find!(tx, "Table", id = id)`.
+macro_rules! find {
+    ($tx:expr, $table:literal, $($column:ident = $value:expr),+) => {{
+        let account = $tx.account.clone();
+        $crate::store::on!($tx, |c| {
+            let mut q = sqlx::QueryBuilder::new(concat!("SELECT * FROM \"", $table, "\" WHERE account_id = "));
+            q.push_bind(&account);
+            $(q.push(concat!(" AND ", stringify!($column), " = ")).push_bind($value);)+
+            q.build_query_as().fetch_optional(c).await
+        })
+    }};
+}
+pub(crate) use find;
+
+/// A page of the account's rows, newest first: `list!(tx, slice, Org in "Table", domain = domain)`.
+/// What stands behind `;` is an `Option`, and counts where it is given.
+macro_rules! list {
+    ($tx:expr, $slice:expr, $row:ident in $table:literal $(, $column:ident = $value:expr)* $(; $optional:ident = $given:expr)?) => {{
+        let (account, (at, id)) = ($tx.account.clone(), $slice.before());
+        let rows: Vec<$row> = $crate::store::on!($tx, |c| {
+            let mut q = sqlx::QueryBuilder::new(concat!("SELECT * FROM \"", $table, "\" WHERE account_id = "));
+            q.push_bind(&account);
+            $(q.push(concat!(" AND ", stringify!($column), " = ")).push_bind($value);)*
+            $(if let Some(given) = $given {
+                q.push(concat!(" AND ", stringify!($optional), " = ")).push_bind(given);
+            })?
+            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
+            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind($slice.fetch());
+            q.push(" OFFSET ").push_bind($slice.skip()).build_query_as().fetch_all(c).await
+        })?;
+        Ok($slice.page(rows, |row| (row.created_at, row.id.as_str())))
+    }};
+}
+pub(crate) use list;
+
+/// Removes one row of the account: `remove!(tx, "Table", id = id)` gives whether it was there.
+macro_rules! remove {
+    ($tx:expr, $table:literal, $($column:ident = $value:expr),+) => {{
+        let account = $tx.account.clone();
+        $crate::store::on!($tx, |c| {
+            let mut q = sqlx::QueryBuilder::new(concat!("DELETE FROM \"", $table, "\" WHERE account_id = "));
+            q.push_bind(&account);
+            $(q.push(concat!(" AND ", stringify!($column), " = ")).push_bind($value);)+
+            q.build().execute(c).await.map(|done| done.rows_affected() > 0)
+        })
+    }};
+}
+pub(crate) use remove;
+
 pub(super) async fn connect(config: &DatabaseConfig) -> Result<Pools> {
     let url = config.url.as_str();
     #[cfg(feature = "sqlite")]

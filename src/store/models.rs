@@ -2,7 +2,7 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, from_columns, on, run};
+use super::{Result, Tx, dialect, find, from_columns, list, on, remove};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::models::{AccessMode, ModelGrant};
@@ -28,19 +28,7 @@ impl Tx<Tenant> {
         model: Option<&str>,
         slice: &Slice,
     ) -> Result<Page<ModelGrant>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<ModelGrant> = on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_ModelGrantTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND domain = ").push_bind(domain);
-            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
-            if let Some(model) = model {
-                q.push(" AND model_name = ").push_bind(model);
-            }
-            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
-            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
-        })?;
-        Ok(slice.page(rows, |g| (g.created_at, g.id.as_str())))
+        list!(self, slice, ModelGrant in "Alchemi_ModelGrantTable", domain = domain; model_name = model)
     }
 
     /// Every grant of `domain` to one of `scopes`: what
@@ -70,15 +58,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn model_grant(&mut self, domain: Domain, id: &Id<ModelGrant>) -> Result<Option<ModelGrant>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_ModelGrantTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_ModelGrantTable", domain = domain, id = id)
     }
 
     /// The grant of exactly this name to this scope.
@@ -134,15 +114,8 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_model_grant(&mut self, domain: Domain, id: &Id<ModelGrant>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_ModelGrantTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            domain,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_ModelGrantTable", domain = domain, id = id)?;
         self.changed(ChangeKind::Models);
-        Ok(gone > 0)
+        Ok(gone)
     }
 }

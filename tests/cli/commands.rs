@@ -1,96 +1,98 @@
-//! Commands that need no running gateway.
+//! Commands that print something and end.
 
-use base64::Engine;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 
-use crate::{alchemi, run};
+use crate::process::{Ended, Place};
+
+const MASTER_KEY: &str = "operator-key-of-the-tests-0123456789";
+
+#[track_caller]
+fn ok(ended: Ended) -> String {
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert_eq!(ended.err, "", "{ended:?}");
+    ended.out
+}
 
 #[test]
-fn help_teaches_and_what_is_wrong_ends_with_2() {
-    let folder = tempfile::tempdir().unwrap();
-    let help = run(alchemi(folder.path()).arg("--help")).done();
+fn it_says_what_it_can_do() {
+    let place = Place::new();
+    let help = ok(place.run(&["--help"]));
     for command in ["serve", "dev", "migrate", "check-config", "openapi", "keygen", "audit", "ledger", "healthcheck"] {
-        assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command} is not in {help}");
+        assert!(help.contains(command), "{command}: {help}");
     }
-    assert!(help.contains("Start with `alchemi dev`"), "{help}");
-    assert!(run(alchemi(folder.path()).arg("--version")).done().starts_with("alchemi "));
-    run(alchemi(folder.path()).arg("sevre")).refused(2, "sevre");
-    run(&mut alchemi(folder.path())).refused_without_a_command();
-}
-
-impl crate::Ended {
-    #[track_caller]
-    fn refused_without_a_command(self) {
-        assert_eq!(self.status, 2);
-        assert!(self.err.contains("Usage: alchemi"), "{}", self.err);
+    assert_eq!(ok(place.run(&["--version"])), format!("alchemi {}\n", env!("CARGO_PKG_VERSION")));
+    for wrong in [&["dance"][..], &[], &["serve", "--fast"], &["migrate", "--print", "mysql"], &["keygen", "lock"]] {
+        let ended = place.run(wrong);
+        assert!(ended.status == 2 && ended.out.is_empty() && !ended.err.is_empty(), "{wrong:?}: {ended:?}");
     }
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "nothing is left behind");
 }
 
 #[test]
-fn the_example_is_a_configuration_and_shows_every_default() {
-    let folder = tempfile::tempdir().unwrap();
-    let example = run(alchemi(folder.path()).args(["check-config", "--example"])).done();
-    let file = folder.path().join("alchemi.toml");
-    std::fs::write(&file, &example).unwrap();
-    let shown = |file: &[&std::ffi::OsStr]| {
-        let mut command = alchemi(folder.path());
-        command.arg("check-config").args(file);
-        run(command.env("ZITADEL_ISSUER", "https://login.example.com").env("ZITADEL_PROJECT_ID", "1")).done()
-    };
-    let from_file = shown(&["--config".as_ref(), file.as_os_str()]);
-    let by_default = shown(&[]);
-    assert_eq!(from_file, by_default);
+fn the_configuration_in_force_is_shown_without_its_secrets() {
+    let place = Place::new()
+        .with("ALCHEMI_MASTER_KEY", MASTER_KEY)
+        .with("ALCHEMI_UPSTREAM_API_KEY", "sk-canary-of-the-upstream")
+        .with("DATABASE_URL", "postgres://alchemi:canary-of-the-database@db/litellm");
+    let file = place.file("alchemi.toml", "[limits]\nstreams = 7\n");
+    let shown = ok(place.run(&["check-config", "--config", &file]));
+    assert!(!shown.contains("canary") && !shown.contains(MASTER_KEY), "{shown}");
+    let shown: toml::Table = shown.parse().unwrap();
+    assert_eq!(shown["limits"]["streams"].as_integer(), Some(7));
+    assert!(shown["database"]["url"].as_str().unwrap().ends_with("@db/litellm"));
+    let from_environment = place.with("ALCHEMI_CONFIG", &file);
+    assert!(ok(from_environment.run(&["check-config"])).contains("streams = 7"));
+    let example = ok(Place::new().run(&["check-config", "--example"]));
+    assert_eq!(example.trim_end(), alchemi::config::DEFAULTS.trim_end());
 }
 
 #[test]
-fn settings_in_force_are_shown_without_secrets_and_wrong_ones_are_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut command = alchemi(folder.path());
-    command.arg("check-config").env("ZITADEL_ISSUER", "https://login.example.com").env("ZITADEL_PROJECT_ID", "1");
-    command
-        .env("ALCHEMI_MASTER_KEY", "canary-master-0123456789-0123456789")
-        .env("ALCHEMI_UPSTREAM_API_KEY", "canary-upstream");
-    command.env("DATABASE_URL", "postgres://me:canary-database@127.0.0.1/alchemi").env("ALCHEMI_LISTEN", "0.0.0.0:9");
-    let shown = run(&mut command).done();
-    assert!(shown.contains("0.0.0.0:9") && shown.contains("login.example.com") && !shown.contains("canary"), "{shown}");
-
-    let file = folder.path().join("wrong.toml");
-    for (text, because) in [
-        ("listne = '127.0.0.1:1'", "listne"),
-        ("listen = 'here'", "listen"),
-        ("[upstream]\nurls = ['ftp://x']", "urls"),
-        ("[allocation]\nenforcement = 'sometimes'", "enforcement"),
-        ("not toml", "wrong.toml"),
-    ] {
-        std::fs::write(&file, text).unwrap();
-        for command in ["check-config", "serve"] {
-            let mut command_line = alchemi(folder.path());
-            command_line.args([command, "-c"]).arg(&file);
-            command_line.env("ZITADEL_ISSUER", "https://login.example.com").env("ZITADEL_PROJECT_ID", "1");
-            run(&mut command_line).refused(2, because);
-        }
+fn migrations_are_printed_and_applied_once() {
+    let place = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY);
+    for backend in ["sqlite", "postgres"] {
+        let sql = ok(place.run(&["migrate", "--print", backend]));
+        assert!(sql.contains("CREATE TABLE IF NOT EXISTS \"Alchemi_AccountTable\""), "{backend}");
     }
-    run(alchemi(folder.path()).args(["serve", "-c", "missing.toml"])).refused(2, "missing.toml");
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "printing touches nothing");
+    let first = ok(place.run(&["migrate"]));
+    assert!(first.starts_with("applied 0001_init\n"), "{first}");
+    assert_eq!(ok(place.run(&["migrate"])), "nothing to apply\n");
+    assert!(place.path().join("data/alchemi.db").exists());
 }
 
 #[test]
-fn keys_are_fresh_and_of_their_shape() {
-    let folder = tempfile::tempdir().unwrap();
-    let key = |kind: &str| run(alchemi(folder.path()).args(["keygen", kind])).done().trim().to_owned();
-    let (one, other) = (key("master"), key("master"));
-    assert_ne!(one, other);
-    assert!(one.len() == 64 && one.bytes().all(|b| b.is_ascii_hexdigit()), "{one}");
-    let secret = key("secret");
-    assert_ne!(secret, key("secret"));
-    let bytes = base64::engine::general_purpose::STANDARD.decode(secret.rsplit(':').next().unwrap()).unwrap();
-    assert_eq!(bytes.len(), 32);
-}
-
-#[test]
-fn the_description_is_the_servers_own() {
-    let folder = tempfile::tempdir().unwrap();
-    let printed: serde_json::Value = serde_json::from_str(&run(alchemi(folder.path()).arg("openapi")).done()).unwrap();
+fn the_description_is_the_one_that_is_served() {
+    let printed: Value = serde_json::from_str(&ok(Place::new().run(&["openapi"]))).unwrap();
     assert_eq!(printed, serde_json::to_value(alchemi::v1::description()).unwrap());
+}
+
+#[test]
+fn keys_are_fresh_and_of_their_kind() {
+    let place = Place::new();
+    let key = |arguments: &[&str]| ok(place.run(arguments)).trim_end().to_owned();
+    let master = key(&["keygen"]);
+    assert!(master.len() == 64 && master.bytes().all(|b| b.is_ascii_hexdigit()), "{master}");
+    assert_ne!(key(&["keygen", "master"]), master);
+    assert_eq!(STANDARD.decode(key(&["keygen", "secret"])).unwrap().len(), 32);
+    // It is good for what it is for.
+    let place = Place::new().with("ALCHEMI_MASTER_KEY", &master);
+    ok(place.run(&["check-config"]));
+}
+
+#[test]
+fn shells_are_told_how_to_complete() {
     for shell in ["bash", "zsh", "fish"] {
-        assert!(run(alchemi(folder.path()).args(["completions", shell])).done().contains("check-config"));
+        let script = ok(Place::new().run(&["completions", shell]));
+        assert!(script.contains("alchemi") && script.contains("check-config"), "{shell}");
     }
+    assert_eq!(Place::new().run(&["completions", "abacus"]).status, 2);
+}
+
+#[test]
+fn nobody_there_is_not_healthy() {
+    let ended = Place::new().run(&["healthcheck", "--url", "http://127.0.0.1:1/readyz"]);
+    assert_eq!((ended.status, ended.out.as_str()), (1, ""));
+    assert!(ended.err.starts_with("alchemi: http://127.0.0.1:1/readyz: "), "{ended:?}");
 }

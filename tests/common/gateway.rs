@@ -148,6 +148,11 @@ impl Gateway {
         Self { server: Some(server), issuer, upstream, database, url, database_url, anybody, folder }
     }
 
+    /// The database that it shares with those [`beside`](Self::beside) it.
+    pub(crate) fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
     /// Where it listens, without a slash at the end.
     pub(crate) fn url(&self) -> &str {
         &self.url

@@ -9,4 +9,4 @@ pub(crate) mod zitadel;
 
 pub(crate) use client::{Client, Reply};
 pub(crate) use database::{Backend, Row, backends};
-pub(crate) use gateway::{Gateway, Person, UPSTREAM_KEY};
+pub(crate) use gateway::{Gateway, MASTER_KEY, Person, UPSTREAM_KEY};

@@ -156,8 +156,9 @@ fn the_model_is_one_name() {
 #[test]
 fn what_steers_the_upstream_is_refused() {
     for field in AskRules::default().forbidden_fields {
-        let body = match field.strip_prefix("metadata.") {
-            Some(inner) => json!({"model":"m","metadata":{"a":1,inner:["t"]}}),
+        let body = match field.split_once('.') {
+            Some(("tools", inner)) => json!({"model":"m","tools":[{"type":"function"},{"type":"mcp",inner:"t"}]}),
+            Some((outer, inner)) => json!({"model":"m",outer:{"a":1,inner:["t"]}}),
             None => json!({"model":"m",field.as_str():null}),
         };
         let error = chat(&body.to_string()).unwrap_err();
@@ -169,6 +170,17 @@ fn what_steers_the_upstream_is_refused() {
     assert_eq!(code(r#"{"model":"m","api\u005fbase":"http://x"}"#), "field_not_allowed");
     assert_eq!(code(r#"{"model":"m","metadata":{"t\u0061gs":[]}}"#), "field_not_allowed");
     assert_eq!(code(r#"{"model":"m","metadata":"{\"tags\":[]}"}"#), "invalid_field");
+    for (body, expected) in [
+        (r#"{"model":"m","tools":[{"server\u005furl":"litellm_proxy"}]}"#, "field_not_allowed"),
+        (r#"{"model":"m","tools":{"server_url":"x"}}"#, "field_not_allowed"),
+        (r#"{"model":"m","prompt":{"id":"pmpt_1","version":"2"}}"#, "field_not_allowed"),
+        // A tool's own parameter may be called so.
+        (r#"{"model":"m","tools":[{"function":{"parameters":{"properties":{"server_url":{}}}}}]}"#, "ok"),
+        (r#"{"model":"m","tools":null,"prompt":["a","b"]}"#, "ok"),
+        (r#"{"model":"m","fallbacks":[{"model":"a","tools":[{"type":"mcp","server_url":"x"}]}]}"#, "field_not_allowed"),
+    ] {
+        assert_eq!(code(body), expected, "{body}");
+    }
     assert_eq!(code(r#"{"model":"m","metadata":{"user_id":"u"},"user":"u","safety_identifier":"s"}"#), "ok");
 }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use alchemi::credits::Usd;
 use alchemi::metering::json::Reported;
-use alchemi::metering::price::{ModelPrice, PriceBook};
+use alchemi::metering::price::{ModelPrice, PriceBook, TooDear};
 use alchemi::model::usage::Tokens;
 use alchemi::policy::AskSize;
 use proptest::prelude::*;
@@ -157,6 +157,26 @@ fn estimates_are_bounded_by_request_and_model() {
     assert_eq!(estimate("other", None, 0), (10, 1024, None));
     assert_eq!(estimate("other", Some(u64::MAX), u64::MAX), (10, u64::MAX, None));
     assert_eq!(estimate("picture", None, 2).2, Some(80_000_000));
+}
+
+/// What does not fit is not what has no price: it would be let in as free.
+#[test]
+fn an_estimate_that_does_not_fit_is_none() {
+    let book = book(json!([
+        {"model_name":"m","model_info":{"input_cost_per_token":1e-6,"output_cost_per_token":2e-6}},
+        {"model_name":"dear","model_info":{"input_cost_per_token":9e9}},
+        {"model_name":"picture","model_info":{"output_cost_per_image":9e9}},
+    ]));
+    let estimate = |model: &str, input_tokens, max_output, answers| {
+        book.estimate(model, &AskSize { input_tokens, max_output: Some(max_output), answers }, 1024)
+    };
+    for (input, output) in [(0, u64::MAX), (u64::MAX, 0), (u64::MAX, u64::MAX), (0, 5_000_000_000_000_000)] {
+        assert_eq!(estimate("m", input, output, 1), Err(TooDear), "{input} {output}");
+    }
+    assert_eq!(estimate("m", 0, 4_000_000_000_000_000, 1).unwrap().cost, Some(Usd::from_units(8_000_000_000)));
+    assert_eq!(estimate("dear", 2, 0, 1), Err(TooDear));
+    assert_eq!(estimate("picture", 0, 0, 2), Err(TooDear));
+    assert!(estimate("m", 1, u64::MAX, 128).is_err() && estimate("other", u64::MAX, u64::MAX, 128).is_ok());
 }
 
 proptest! {

@@ -123,9 +123,36 @@ async fn operators_can_have_an_address_of_their_own() {
     assert_eq!(operators.get("/v1/accounts").await.status, 404);
     assert_eq!(stage.gateway.operator().get("/metrics").await.status, 404);
 
+    assert!(operators.get("/readyz?verbose").await.ok()["warnings"].is_array());
+
     let stage = Stage::set().await;
     assert_eq!(stage.gateway.anybody().get("/metrics").await.status, 401);
     assert_eq!(stage.ada.get("/metrics").await.status, 403);
     assert_eq!(stage.gateway.as_super_admin(&stage.account).get("/metrics").await.status, 200);
     assert_eq!(stage.gateway.anybody().get("/healthz").await.text(), "ok\n");
+}
+
+#[tokio::test]
+async fn readiness_warns_operators_of_what_is_left_open() {
+    for backend in backends().await {
+        let stage = Stage::with(backend, |config| config.allocation.enforcement = Enforcement::Soft).await;
+        let operator = stage.gateway.operator();
+        let warnings = async || {
+            let ready = operator.get("/readyz?verbose").await.ok();
+            assert_eq!(ready["status"], "ready");
+            serde_json::from_value::<Vec<String>>(ready["warnings"].clone()).unwrap()
+        };
+        let all = warnings().await;
+        for says in ["1 accounts are bound to no Zitadel organisation", "enforcement = \"soft\"", "super_admin_org_id"]
+        {
+            assert!(all.iter().any(|warning| warning.contains(says)), "{says}: {all:?}");
+        }
+        let config = format!("/v1/accounts/{}/zitadel/config", stage.account);
+        operator.put(&config, json!({"organization_id": "7001"})).await.ok();
+        assert!(!warnings().await.iter().any(|warning| warning.contains("organisation (")));
+        // Others learn that it is ready, and no more.
+        assert!(stage.gateway.anybody().get("/readyz").await.ok().get("warnings").is_none());
+        assert_eq!(stage.gateway.anybody().get("/readyz?verbose").await.status, 401);
+        assert_eq!(stage.ada.get("/readyz?verbose=1").await.status, 403);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use alchemi::metering::price::ModelPrice;
 use http::Method;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -35,6 +36,60 @@ async fn a_huge_request_holds_no_less_than_a_large_one() {
     let reply = stage.ada.post("/v1/completions", with(endless, "prompt", json!("x"))).await;
     assert!(matches!(reply.status.as_u16(), 200 | 402), "bounded by the model's maximum, or refused: {}", reply.text());
     assert!(stage.gateway.forwarded().len() <= 1);
+}
+
+/// An estimate that overflows at its price is not the estimate of a model without one.
+#[tokio::test]
+async fn what_no_budget_holds_is_refused() {
+    let price = serde_json::from_value(json!({"input_cost_per_token": "0.000001", "output_cost_per_token": "0.01"}));
+    let price: ModelPrice = price.unwrap();
+    // Unknown to the upstream's list, which would bound its output.
+    let stage = Stage::with(Backend::Sqlite, |config| {
+        config.metering.prices.insert("mystery".to_owned(), price);
+    })
+    .await;
+    let ask = async |max_tokens: u64| {
+        let body = with(chat("mystery"), "max_tokens", json!(max_tokens));
+        stage.ada.post("/v1/chat/completions", body).await
+    };
+    for max_tokens in [u64::MAX, 1 << 62, 1_000_000_000_000] {
+        let reply = ask(max_tokens).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "estimate_too_large"), "{max_tokens}");
+    }
+    let reply = ask(100_000_000_000).await;
+    assert_eq!((reply.status.as_u16(), reply.code().as_str()), (402, "allocation_exhausted"));
+    assert_eq!((stage.gateway.forwarded(), stage.counter().await), (vec![], (0, 0)));
+    assert_eq!(ask(10).await.header("x-alchemi-decision"), "allow");
+}
+
+/// The upstream would call servers, or run prompts, that nobody granted, under our credential.
+#[tokio::test]
+async fn servers_and_stored_prompts_are_not_the_callers_to_name() {
+    let stage = Stage::set().await;
+    let mcp = json!([{"type": "mcp", "server_label": "x", "server_url": "litellm_proxy/mcp/x"}]);
+    let connector = json!([{"type": "mcp", "server_label": "x", "connector_id": "connector_gmail"}]);
+    let response = json!({"model": "gpt-4o-mini", "input": "x"});
+    let message = json!({"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": []});
+    for (path, body, field) in [
+        ("/v1/responses", with(response.clone(), "tools", mcp.clone()), "tools.server_url"),
+        ("/v1/responses", with(response.clone(), "tools", connector), "tools.connector_id"),
+        ("/v1/responses", with(response.clone(), "prompt", json!({"id": "pmpt_1"})), "prompt.id"),
+        ("/v1/chat/completions", with(chat("gpt-4o-mini"), "tools", mcp.clone()), "tools.server_url"),
+        (
+            "/v1/messages",
+            with(message, "mcp_servers", json!([{"type": "url", "url": "http://10.0.0.1"}])),
+            "mcp_servers",
+        ),
+    ] {
+        let reply = stage.ada.post(path, body).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "field_not_allowed"), "{path} {field}");
+        assert!(reply.json()["error"]["message"].as_str().unwrap().contains(field), "{}", reply.text());
+    }
+    assert_eq!(stage.gateway.forwarded(), []);
+    // An operator can choose otherwise.
+    let open =
+        stage.gateway.beside(|config| config.ask.forbidden_fields.retain(|field| field != "tools.server_url")).await;
+    stage.ada.at(open.url()).post("/v1/responses", with(response, "tools", mcp)).await.ok();
 }
 
 #[tokio::test]

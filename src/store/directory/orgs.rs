@@ -7,7 +7,7 @@ use crate::model::directory::Org;
 use crate::model::scope::ScopeType;
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, Tx, on, run};
+use crate::store::{Result, Tx, find, list, on, remove, run};
 
 impl Tx<Tenant> {
     /// Orgs of `domain`, newest first.
@@ -15,23 +15,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn orgs(&mut self, domain: Domain, slice: &Slice) -> Result<Page<Org>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Org> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND (created_at, id) < ($3, $4)
-               ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await
-        })?;
-        Ok(slice.page(rows, |o| (o.created_at, o.id.as_str())))
+        list!(self, slice, Org in "Alchemi_OrgTable", domain = domain)
     }
 
     /// One org.
@@ -39,15 +23,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn org(&mut self, domain: Domain, id: &Id<Org>) -> Result<Option<Org>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_OrgTable", domain = domain, id = id)
     }
 
     /// An org that is about to be changed, kept from everybody else until the end of
@@ -118,14 +94,7 @@ impl Tx<Tenant> {
     /// [`StoreError`](crate::store::StoreError).
     pub async fn delete_org(&mut self, domain: Domain, id: &Id<Org>) -> Result<Uprooted> {
         let uprooted = self.uproot(domain, ScopeType::Org, id.as_str()).await?;
-        let account = self.account.clone();
-        run!(
-            self,
-            r#"DELETE FROM "Alchemi_OrgTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            domain,
-            id
-        )?;
+        remove!(self, "Alchemi_OrgTable", domain = domain, id = id)?;
         Ok(uprooted)
     }
 }

@@ -7,7 +7,7 @@ use crate::model::directory::{Membership, Org, Team, User};
 use crate::model::scope::ScopeType;
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, Tx, on, run};
+use crate::store::{Result, Tx, find, list, on, remove, run};
 
 impl Tx<Tenant> {
     /// Teams of `domain`, or of one org of it, newest first.
@@ -15,19 +15,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn teams(&mut self, domain: Domain, org: Option<&Id<Org>>, slice: &Slice) -> Result<Page<Team>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Team> = on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_TeamTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND domain = ").push_bind(domain);
-            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
-            if let Some(org) = org {
-                q.push(" AND org_id = ").push_bind(org);
-            }
-            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
-            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
-        })?;
-        Ok(slice.page(rows, |t| (t.created_at, t.id.as_str())))
+        list!(self, slice, Team in "Alchemi_TeamTable", domain = domain; org_id = org)
     }
 
     /// One team.
@@ -35,15 +23,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn team(&mut self, domain: Domain, id: &Id<Team>) -> Result<Option<Team>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_TeamTable", domain = domain, id = id)
     }
 
     /// A team that is about to be changed, kept from everybody else until the end of
@@ -114,14 +94,7 @@ impl Tx<Tenant> {
     /// [`StoreError`](crate::store::StoreError).
     pub async fn delete_team(&mut self, domain: Domain, id: &Id<Team>) -> Result<Uprooted> {
         let uprooted = self.uproot(domain, ScopeType::Team, id.as_str()).await?;
-        let account = self.account.clone();
-        run!(
-            self,
-            r#"DELETE FROM "Alchemi_TeamTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            domain,
-            id
-        )?;
+        remove!(self, "Alchemi_TeamTable", domain = domain, id = id)?;
         Ok(uprooted)
     }
 
@@ -202,16 +175,8 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn delete_member(&mut self, domain: Domain, team: &Id<Team>, user: &Id<User>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_TeamMembershipTable" WHERE account_id = $1 AND domain = $2 AND team_id = $3 AND user_id = $4"#,
-            &account,
-            domain,
-            team,
-            user
-        )?;
+        let gone = remove!(self, "Alchemi_TeamMembershipTable", domain = domain, team_id = team, user_id = user)?;
         self.changed(ChangeKind::Directory);
-        Ok(gone > 0)
+        Ok(gone)
     }
 }

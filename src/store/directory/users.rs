@@ -8,7 +8,7 @@ use crate::model::scope::ScopeType;
 use crate::model::text::Email;
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, StoreError, Tx, on, run};
+use crate::store::{Result, StoreError, Tx, find, list, on, remove, run};
 
 impl Tx<Tenant> {
     /// Users of `domain`, newest first.
@@ -16,23 +16,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn users(&mut self, domain: Domain, slice: &Slice) -> Result<Page<User>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<User> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND (created_at, id) < ($3, $4)
-               ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await
-        })?;
-        Ok(slice.page(rows, |u| (u.created_at, u.id.as_str())))
+        list!(self, slice, User in "Alchemi_UserTable", domain = domain)
     }
 
     /// One user.
@@ -40,15 +24,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn user(&mut self, domain: Domain, id: &Id<User>) -> Result<Option<User>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_UserTable", domain = domain, id = id)
     }
 
     /// A user that is about to be changed, kept from everybody else until the end of
@@ -183,14 +159,7 @@ impl Tx<Tenant> {
     /// [`StoreError`](crate::store::StoreError).
     pub async fn delete_user(&mut self, domain: Domain, id: &Id<User>) -> Result<Uprooted> {
         let uprooted = self.uproot(domain, ScopeType::User, id.as_str()).await?;
-        let account = self.account.clone();
-        run!(
-            self,
-            r#"DELETE FROM "Alchemi_UserTable" WHERE account_id = $1 AND domain = $2 AND id = $3"#,
-            &account,
-            domain,
-            id
-        )?;
+        remove!(self, "Alchemi_UserTable", domain = domain, id = id)?;
         Ok(uprooted)
     }
 }
