@@ -83,7 +83,7 @@ async fn an_agent_that_is_refused_leaves_nothing_behind() {
                 assert_eq!(admin.put(&format!("{AGENTS}/{kept}"), body).await.refused(status), detail);
             }
         }
-        assert_eq!(admin.get(AGENTS).await.column("id"), [kept.clone()]);
+        assert_eq!(admin.get(AGENTS).await.column("id"), [kept.as_str()]);
         assert_eq!(admin.get(&format!("{AGENTS}/{kept}")).await.ok(), before);
     }
 }
@@ -109,7 +109,7 @@ async fn grants_come_and_go_and_the_last_one_opens_nothing() {
         assert!(sees(&bob).await);
         let grant = admin.post(&grants, to_team.clone()).await.ok()["item"].clone();
         assert_eq!(admin.post(&grants, to_team.clone()).await.ok()["item"], grant, "granted again");
-        assert_eq!(admin.get(&grants).await.column("scope_id"), [team.clone()]);
+        assert_eq!(admin.get(&grants).await.column("scope_id"), [team.as_str()]);
         assert_eq!(admin.get(&one).await.ok()["item"]["grants"], json!([to_team]));
         assert!(sees(&ada).await && !sees(&bob).await);
 
