@@ -11,6 +11,7 @@ use crate::config::{self, Config};
 mod dev;
 mod maintenance;
 mod serve;
+mod zitadel;
 
 /// Exit status for what the operator has to put right.
 const MISCONFIGURED: u8 = 2;
@@ -81,6 +82,11 @@ enum Command {
     Ledger {
         #[command(subcommand)]
         command: LedgerCommand,
+    },
+    /// Look at, and set up, what is between the gateway and Zitadel
+    Zitadel {
+        #[command(subcommand)]
+        command: zitadel::ZitadelCommand,
     },
     /// Ask a running gateway whether it is ready; for containers
     Healthcheck {
@@ -174,6 +180,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             maintenance::verify_audit(&load(&file)?, account.as_deref())
         }
         Command::Ledger { command: LedgerCommand::Verify { file } } => maintenance::verify_ledger(&load(&file)?),
+        Command::Zitadel { command } => zitadel::zitadel(command),
         Command::Healthcheck { url } => maintenance::healthcheck(&url),
         Command::Completions { shell } => {
             let mut text = Vec::new();

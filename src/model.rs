@@ -8,6 +8,7 @@ pub mod directory;
 pub mod domain;
 pub mod field;
 pub mod models;
+pub mod provision;
 pub mod revocations;
 pub mod scope;
 pub mod text;

@@ -6,6 +6,10 @@ use serde::{Deserialize, Deserializer};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+mod key_file;
+
+pub use key_file::KeyFile;
+
 /// Text that must not leave the process by accident.
 ///
 /// It has no `Serialize` and no `Display`, its `Debug` is redacted, its equality

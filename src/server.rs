@@ -30,6 +30,7 @@ use crate::layer::{AuthenticateLayer, Authenticator};
 use crate::metering::settler::{Settler, SettlerCounts};
 use crate::plugin::Guardrail;
 use crate::problem::Problem;
+use crate::provision::Provisioner;
 use crate::proxy::balance::Balancer;
 use crate::proxy::catalogue::Catalogue;
 use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
@@ -39,6 +40,7 @@ use crate::proxy::{Exchange, Gateway, GatewayParts, wire};
 use crate::store::{Store, StoreError, migrate};
 use crate::telemetry::Metrics;
 use crate::v1;
+use crate::zitadel::Management;
 
 mod background;
 mod listener;
@@ -146,7 +148,8 @@ impl Server {
             Duration::from_secs(config.metering.model_info_seconds.max(1)),
         ));
         let gateway_metrics = GatewayMetrics::default();
-        let metrics = Arc::new(Metrics::new(
+        let provisioner = provisioner(config, &store, &identity, &clock)?;
+        let metrics = Metrics::new(
             &gateway_metrics,
             identity.clone(),
             rules.clone(),
@@ -154,7 +157,9 @@ impl Server {
             settler.counts(),
             Arc::clone(&balancer),
             store.clone(),
-        ));
+        )
+        .with_management(&provisioner.management().metrics());
+        let metrics = Arc::new(metrics);
         let gateway = Gateway::new(GatewayParts {
             authenticator: authenticator.clone(),
             allocations: allocations.clone(),
@@ -171,7 +176,7 @@ impl Server {
             Operations { store: store.clone(), identity: identity.clone(), balancer: Arc::clone(&balancer), metrics };
         let front = Front(Arc::new(FrontParts {
             gateway,
-            control: control_plane(config, &store, &authenticator, &catalogue),
+            control: control_plane(config, &store, &authenticator, &catalogue, provisioner.clone()),
             documentation: documentation(),
             operations: operations.clone(),
             authenticator,
@@ -183,6 +188,7 @@ impl Server {
         let mut background = JoinSet::new();
         background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations));
+        background.spawn(provisioner.run());
         let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());
         background.spawn(async move { watched.watch().await });
         // The first request finds prices, if the upstream is there to tell them.
@@ -288,14 +294,41 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
     TcpListener::bind(address).await.map_err(|reason| StartError::Listen { key, address, reason })
 }
 
+/// What makes roles and grants in Zitadel, and cuts off in this process whoever loses one.
+pub(crate) fn provisioner(
+    config: &Config,
+    store: &Store,
+    identity: &Identity,
+    clock: &SharedClock,
+) -> Result<Provisioner, StartError> {
+    let issuer = config.identity.issuers.first();
+    let address = issuer.map(|issuer| (issuer.url.as_str(), issuer.internal_url.as_deref()));
+    let management = Management::new(&config.zitadel, address, Arc::clone(clock))
+        .map_err(|error| StartError::Config(ConfigError(error.to_string())))?;
+    let identity = identity.clone();
+    Ok(Provisioner::new(store.clone(), management, issuer.map(|issuer| issuer.url.clone())).with_cut_off(
+        move |issuer, subject, issued_before| {
+            let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
+            identity.revocations().insert(&Revocation { issuer, subject, issued_before });
+        },
+    ))
+}
+
 /// `/v1`, behind authentication, for the origins that the configuration names.
-fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
+fn control_plane(
+    config: &Config,
+    store: &Store,
+    authenticator: &Authenticator,
+    catalogue: &Arc<Catalogue>,
+    provisioner: Provisioner,
+) -> Router {
     let (models, identity) = (Arc::clone(catalogue), authenticator.identity().clone());
     let app = v1::App::new(store.clone())
         .with_cut_off(v1::revocations::CutOff::new(move |issuer, subject, issued_before| {
             let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
             identity.revocations().insert(&Revocation { issuer, subject, issued_before });
         }))
+        .with_provisioner(provisioner)
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
         .with_default_model_access(config.policy.default_model_access)

@@ -38,6 +38,7 @@ pub mod migrate;
 pub mod models;
 pub mod page;
 pub mod policies;
+pub mod provision;
 pub mod revocations;
 pub mod usage;
 

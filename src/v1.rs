@@ -23,7 +23,9 @@ use utoipa_axum::routes;
 use crate::context::{Context, Domain, RequestInfo};
 use crate::model::models::AccessMode;
 use crate::problem::Problem;
+use crate::provision::Provisioner;
 use crate::store::Store;
+use crate::zitadel::Management;
 
 pub mod accounts;
 pub mod admins;
@@ -38,6 +40,7 @@ pub mod input;
 pub mod models;
 mod openapi;
 pub mod policies;
+pub mod provision;
 pub mod revocations;
 pub mod usage;
 
@@ -58,14 +61,18 @@ pub struct App {
     pub body_timeout: Duration,
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
+    /// Makes roles and grants in Zitadel.
+    pub provisioner: Provisioner,
     in_flight: call::InFlightSet,
 }
 
 impl App {
     /// The control plane over `store`.
     pub fn new(store: Store) -> Self {
+        let provisioner = Provisioner::new(store.clone(), Management::unconfigured(), None);
         Self {
             store,
+            provisioner,
             issuers: Arc::default(),
             cut_off: revocations::CutOff::default(),
             catalogue: models::Catalogue::default(),
@@ -87,6 +94,12 @@ impl App {
     #[must_use]
     pub fn with_cut_off(self, cut_off: revocations::CutOff) -> Self {
         Self { cut_off, ..self }
+    }
+
+    /// With what makes roles and grants in Zitadel; without it, they are only planned.
+    #[must_use]
+    pub fn with_provisioner(self, provisioner: Provisioner) -> Self {
+        Self { provisioner, ..self }
     }
 
     /// With the models that the upstream knows.
@@ -131,6 +144,13 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(policies::get_feature_pack, policies::put_feature_pack))
         .routes(routes!(policies::get_console_model_policy, policies::put_console_model_policy))
         .routes(routes!(policies::get_zitadel_config, policies::put_zitadel_config))
+        .routes(routes!(provision::get_zitadel_plan))
+        .routes(routes!(provision::get_zitadel_drift))
+        .routes(routes!(provision::provision_user_grant))
+        .routes(routes!(provision::provision_project_role))
+        .routes(routes!(provision::sync_zitadel_roles))
+        .routes(routes!(provision::sync_zitadel_admin_grants))
+        .routes(routes!(provision::bootstrap_zitadel))
         .routes(routes!(audit::list_account_audit))
         .routes(routes!(audit::verify_account_audit))
         .routes(routes!(audit::export_account_audit))

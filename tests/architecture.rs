@@ -23,18 +23,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // of what was asked: both are values that the pipeline hands on.
     ("store", &["context", "model", "policy"]),
     ("identity", &["context", "model"]),
+    ("zitadel", &["model"]),
     ("plugin", &["context", "model", "policy"]),
     ("allocation", &["context", "model", "policy", "store"]),
     ("metering", &["allocation", "context", "model", "policy", "store"]),
+    // What is to be so in Zitadel: kept in the store, made so by the client.
+    ("provision", &["context", "model", "store", "zitadel"]),
     // Surfaces. The layer and the proxy know each other: the one reads the headers that the other strips.
     ("layer", &["allocation", "context", "identity", "metering", "plugin", "policy", "proxy"]),
     ("proxy", &["allocation", "context", "identity", "layer", "metering", "model", "plugin", "policy"]),
-    ("v1", &["allocation", "context", "model", "policy", "store"]),
+    ("v1", &["allocation", "context", "model", "policy", "provision", "store", "zitadel"]),
     // For development alone: nothing that serves knows of it.
     ("dev", &[]),
     // Composition
-    ("config", &["allocation", "context", "identity", "model", "proxy", "store"]),
-    ("telemetry", &["allocation", "config", "identity", "metering", "proxy", "store"]),
+    ("config", &["allocation", "context", "identity", "model", "proxy", "store", "zitadel"]),
+    ("telemetry", &["allocation", "config", "identity", "metering", "proxy", "store", "zitadel"]),
     (
         "server",
         &[
@@ -46,14 +49,35 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "metering",
             "model",
             "plugin",
+            "provision",
             "proxy",
             "store",
             "telemetry",
             "v1",
+            "zitadel",
         ],
     ),
     // `alchemi dev` puts a configuration together, which takes the types of its parts.
-    ("cli", &["config", "context", "dev", "identity", "metering", "proxy", "server", "store", "telemetry", "v1"]),
+    (
+        "cli",
+        &[
+            "allocation",
+            "config",
+            "context",
+            "dev",
+            "identity",
+            "layer",
+            "metering",
+            "model",
+            "provision",
+            "proxy",
+            "server",
+            "store",
+            "telemetry",
+            "v1",
+            "zitadel",
+        ],
+    ),
 ];
 
 /// Words that only these files may contain.
@@ -81,7 +105,9 @@ const MAX_LINES: usize = 600;
 /// SHA-256 of each migration: one that was released is never changed.
 const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("postgres", 5, "zitadel", "b4d0d2627dd8fc89902602ac70424348509f886c8db4262a722c8c4aec2ea1a1"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("sqlite", 5, "zitadel", "b4d0d2627dd8fc89902602ac70424348509f886c8db4262a722c8c4aec2ea1a1"),
 ];
 
 /// A source file, by its path below `src`.

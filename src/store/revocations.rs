@@ -62,6 +62,19 @@ impl Tx<Platform> {
             .await)
     }
 
+    /// Lets a subject's older tokens in again.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn delete_revocation(&mut self, id: &Id<Revocation>) -> Result<bool> {
+        let gone = run!(self, r#"DELETE FROM "Alchemi_RevocationTable" WHERE id = $1"#, id)?;
+        self.changed_in(&Id::nobody(), ChangeKind::Revocations);
+        Ok(gone > 0)
+    }
+}
+
+/// Also within an account: an admin who is removed is cut off in the same transaction.
+impl<R> Tx<R> {
     /// Cuts a subject off; of two moments for a subject, the later holds. Gives
     /// what holds now.
     ///
@@ -89,15 +102,5 @@ impl Tx<Platform> {
         })?;
         self.changed_in(&Id::nobody(), ChangeKind::Revocations);
         Ok(row)
-    }
-
-    /// Lets a subject's older tokens in again.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn delete_revocation(&mut self, id: &Id<Revocation>) -> Result<bool> {
-        let gone = run!(self, r#"DELETE FROM "Alchemi_RevocationTable" WHERE id = $1"#, id)?;
-        self.changed_in(&Id::nobody(), ChangeKind::Revocations);
-        Ok(gone > 0)
     }
 }

@@ -26,6 +26,8 @@ mod models;
 mod operations;
 mod pages;
 mod policies;
+mod provision;
+mod provision_convergence;
 mod revocations;
 mod standing;
 mod tenants;
