@@ -28,6 +28,7 @@ use crate::proxy::ingress::TrustedProxies;
 use crate::proxy::signed::ContextSigner;
 use crate::secret::{KeyRing, SecretString};
 use crate::store::DatabaseConfig;
+use crate::zitadel::ManagementConfig;
 
 /// Every key with its default and what it means.
 pub const DEFAULTS: &str = include_str!("../examples/alchemi.toml");
@@ -63,6 +64,8 @@ pub struct Config {
     pub outbound: OutboundRules,
     /// Whose tokens are believed.
     pub identity: IdentityConfig,
+    /// Zitadel's management API.
+    pub zitadel: ManagementConfig,
     /// The LLM proxy behind us.
     pub upstream: UpstreamConfig,
     /// What the upstream is told and what clients do not see of it.
@@ -220,6 +223,9 @@ impl Config {
         if let Err(error) = self.upstream.targets() {
             return wrong(format!("upstream: {error}"));
         }
+        if let Err(error) = self.zitadel.check() {
+            return wrong(error.to_string());
+        }
         if let Some(key) = &self.master_key
             && let Err(error) = MasterKey::new(key.clone())
         {
@@ -337,7 +343,9 @@ fn mask(key: &str, value: &mut toml::Value) {
         toml::Value::Table(inner) => inner.iter_mut().for_each(|(key, value)| mask(key, value)),
         toml::Value::Array(items) if key == "keys" => *items = vec![toml::Value::from(MASK); items.len()],
         toml::Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item)),
-        toml::Value::String(text) if key.ends_with("secret") || key.ends_with("_key") || key == "keys" => {
+        toml::Value::String(text)
+            if key == "keys" || ["secret", "_key", "token"].iter().any(|end| key.ends_with(end)) =>
+        {
             *text = MASK.to_owned()
         }
         toml::Value::String(text) => *text = without_credentials(text),
@@ -419,6 +427,12 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("ZITADEL_SUPER_ADMIN_ROLES", "identity.super_admin_roles", Read::List),
     ("ZITADEL_SUPER_ADMIN_ORG_ID", "identity.super_admin_org_id", Read::Text),
     ("ZITADEL_LOGOUT_CLIENT_IDS", "identity.logout_client_ids", Read::List),
+    ("ZITADEL_MGMT_API_BASE_URL", "zitadel.url", Read::Text),
+    ("ZITADEL_MGMT_API_TOKEN", "zitadel.token", Read::Text),
+    ("ZITADEL_KEY_FILE", "zitadel.key_file", Read::Text),
+    ("ZITADEL_CLIENT_ID", "zitadel.client_id", Read::Text),
+    ("ZITADEL_CLIENT_SECRET", "zitadel.client_secret", Read::Text),
+    ("ZITADEL_MGMT_SCOPE", "zitadel.scope", Read::Text),
 ];
 
 /// Variables that say more about the issuers of `ZITADEL_ISSUER`.
