@@ -32,6 +32,9 @@ async fn main() {
 /// With another credential for each style, so that all are tried.
 fn client(zitadel: &Zitadel, api: Surface) -> Management {
     let url = Some(zitadel.url().to_owned());
+    // It is read when the client is made.
+    let key_file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key_file.path(), zitadel.key_file().to_string()).unwrap();
     let config = match api {
         Surface::V2 => ManagementConfig { token: Some(TOKEN.into()), ..ManagementConfig::default() },
         Surface::V1 => ManagementConfig {
@@ -39,12 +42,7 @@ fn client(zitadel: &Zitadel, api: Surface) -> Management {
             client_secret: Some(CLIENT.1.into()),
             ..ManagementConfig::default()
         },
-        Surface::Auto => {
-            let file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-            std::fs::write(&file, zitadel.key_file().to_string()).unwrap();
-            let key_file = Some(file.keep().unwrap());
-            ManagementConfig { key_file, ..ManagementConfig::default() }
-        }
+        Surface::Auto => ManagementConfig { key_file: Some(key_file.path().to_owned()), ..ManagementConfig::default() },
     };
     let config = ManagementConfig { url, api, requests_per_second: 1_000, ..config };
     Management::new(&config, None, Arc::new(SystemClock)).unwrap()
