@@ -11,6 +11,7 @@ use crate::config::{self, Config};
 mod dev;
 mod maintenance;
 mod serve;
+mod zitadel;
 
 /// Exit status for what the operator has to put right.
 const MISCONFIGURED: u8 = 2;
@@ -86,6 +87,11 @@ enum Command {
     Secrets {
         #[command(subcommand)]
         command: SecretsCommand,
+    },
+    /// Look at, and set up, what is between the gateway and Zitadel
+    Zitadel {
+        #[command(subcommand)]
+        command: zitadel::ZitadelCommand,
     },
     /// Ask a running gateway whether it is ready; for containers
     Healthcheck {
@@ -207,6 +213,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Secrets { command: SecretsCommand::Rotate { file, batch } } => {
             maintenance::rotate_secrets(&load_for_database(&file)?, batch)
         }
+        Command::Zitadel { command } => zitadel::zitadel(command),
         Command::Healthcheck { url } => maintenance::healthcheck(&url),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -27,6 +27,7 @@ use crate::proxy::ingress::TrustedProxies;
 use crate::proxy::signed::ContextSigner;
 use crate::secret::{KeyRing, SecretString};
 use crate::store::DatabaseConfig;
+use crate::zitadel::ManagementConfig;
 
 mod shown;
 mod sources;
@@ -69,6 +70,8 @@ pub struct Config {
     pub outbound: OutboundRules,
     /// Whose tokens are believed.
     pub identity: IdentityConfig,
+    /// Zitadel's management API.
+    pub zitadel: ManagementConfig,
     /// The LLM proxy behind us.
     pub upstream: UpstreamConfig,
     /// What the upstream is told and what clients do not see of it.
@@ -225,6 +228,9 @@ impl Config {
         }
         if let Err(error) = self.upstream.targets() {
             return wrong(format!("upstream: {error}"));
+        }
+        if let Err(error) = self.zitadel.check() {
+            return wrong(error.to_string());
         }
         if let Some(key) = &self.master_key
             && let Err(error) = MasterKey::new(key.clone())

@@ -30,7 +30,7 @@
 //! |---|---|
 //! | [`clock`] [`id`] [`credits`] [`outbound`] [`problem`] [`secret`] | vocabulary |
 //! | [`model`] [`context`] [`policy`] | nouns, who is calling, the verdict: no I/O |
-//! | [`identity`] [`store`] [`allocation`] [`metering`] | capabilities |
+//! | [`identity`] [`store`] [`allocation`] [`metering`] [`zitadel`] [`provision`] | capabilities |
 //! | [`layer`] [`proxy`] [`v1`] [`plugin`] | surfaces and extension points |
 //!
 //! # Examples
@@ -86,8 +86,10 @@ pub mod identity;
 pub mod layer;
 pub mod metering;
 pub mod plugin;
+pub mod provision;
 pub mod proxy;
 pub mod v1;
+pub mod zitadel;
 
 #[cfg(feature = "server")]
 pub mod cli;

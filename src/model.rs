@@ -12,6 +12,7 @@ pub mod features;
 pub mod field;
 pub mod guardrails;
 pub mod models;
+pub mod provision;
 pub mod revocations;
 pub mod scope;
 pub mod sso;

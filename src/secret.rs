@@ -7,9 +7,11 @@ use serde::{Deserialize, Deserializer};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+mod key_file;
 mod keyring;
 mod object;
 
+pub use key_file::KeyFile;
 pub use keyring::{KeyRing, KeyRingError, Place, SealError, Sealed};
 pub use object::{MASK, SecretObject, names_a_secret};
 

@@ -33,6 +33,7 @@ use crate::metering::settler::{Settler, SettlerCounts};
 use crate::model::revocations::Logout;
 use crate::plugin::Guardrail;
 use crate::problem::Problem;
+use crate::provision::Provisioner;
 use crate::proxy::balance::Balancer;
 use crate::proxy::catalogue::Catalogue;
 use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
@@ -42,6 +43,7 @@ use crate::proxy::{Exchange, Gateway, GatewayParts, wire};
 use crate::store::{Store, StoreError, migrate};
 use crate::telemetry::Metrics;
 use crate::v1;
+use crate::zitadel::Management;
 
 mod background;
 pub mod identities;
@@ -49,6 +51,7 @@ mod listener;
 mod operations;
 mod tls;
 
+pub(crate) use background::load_revocations;
 use listener::{Answer, Listener};
 use operations::Operations;
 use tls::Tls;
@@ -150,7 +153,8 @@ impl Server {
             Duration::from_secs(config.metering.model_info_seconds.max(1)),
         ));
         let gateway_metrics = GatewayMetrics::default();
-        let metrics = Arc::new(Metrics::new(
+        let provisioner = provisioner(config, &store, &identity, &clock)?;
+        let metrics = Metrics::new(
             &gateway_metrics,
             identity.clone(),
             rules.clone(),
@@ -158,7 +162,9 @@ impl Server {
             settler.counts(),
             Arc::clone(&balancer),
             store.clone(),
-        ));
+        )
+        .with_management(&provisioner.management().metrics());
+        let metrics = Arc::new(metrics);
         let gateway = Gateway::new(GatewayParts {
             authenticator: authenticator.clone(),
             allocations: allocations.clone(),
@@ -182,7 +188,7 @@ impl Server {
         };
         let front = Front(Arc::new(FrontParts {
             gateway,
-            control: control_plane(config, &store, &authenticator, &catalogue),
+            control: control_plane(config, &store, &authenticator, &catalogue, provisioner.clone()),
             documentation: documentation(),
             operations: operations.clone(),
             authenticator,
@@ -194,6 +200,11 @@ impl Server {
         let mut background = JoinSet::new();
         background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations));
+        if provisioner.management().is_configured() {
+            let (changes, people) = (store.changes(), provisioner.management().clone());
+            background.spawn(identities::keep_resolving(changes, store.clone(), people));
+        }
+        background.spawn(provisioner.run());
         let (watched, listed, credential) = (Arc::clone(&balancer), catalogue, config.upstream.api_key.clone());
         background.spawn(async move { watched.watch().await });
         // The first request finds prices, if the upstream is there to tell them.
@@ -299,8 +310,34 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
     TcpListener::bind(address).await.map_err(|reason| StartError::Listen { key, address, reason })
 }
 
+/// What makes roles and grants in Zitadel, and cuts off in this process whoever loses one.
+pub(crate) fn provisioner(
+    config: &Config,
+    store: &Store,
+    identity: &Identity,
+    clock: &SharedClock,
+) -> Result<Provisioner, StartError> {
+    let issuer = config.identity.issuers.first();
+    let address = issuer.map(|issuer| (issuer.url.as_str(), issuer.internal_url.as_deref()));
+    let management = Management::new(&config.zitadel, address, Arc::clone(clock))
+        .map_err(|error| StartError::Config(ConfigError(error.to_string())))?;
+    let identity = identity.clone();
+    Ok(Provisioner::new(store.clone(), management, issuer.map(|issuer| issuer.url.clone())).with_cut_off(
+        move |issuer, subject, issued_before| {
+            let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
+            identity.revocations().insert(&Revocation { issuer, subject, issued_before });
+        },
+    ))
+}
+
 /// `/v1`, behind authentication, for the origins that the configuration names.
-fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, catalogue: &Arc<Catalogue>) -> Router {
+fn control_plane(
+    config: &Config,
+    store: &Store,
+    authenticator: &Authenticator,
+    catalogue: &Arc<Catalogue>,
+    provisioner: Provisioner,
+) -> Router {
     let (models, identity) = (Arc::clone(catalogue), authenticator.identity().clone());
     let (prices, metering) = (Arc::clone(catalogue), config.metering.clone());
     let app = v1::App::new(store.clone())
@@ -311,6 +348,7 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
         .with_sign_out(authenticator.identity().clone())
         .with_secrets(config.secrets.keys.clone())
         .with_outbound(config.outbound.clone())
+        .with_provisioner(provisioner)
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
         .with_estimator(v1::explain::Estimator::new(move |model, size| {

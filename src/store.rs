@@ -42,6 +42,7 @@ pub mod migrate;
 pub mod models;
 pub mod page;
 pub mod policies;
+pub mod provision;
 pub mod rehearsal;
 pub mod revocations;
 pub mod secrets;

@@ -16,6 +16,7 @@ use crate::metering::settler::SettlerCounts;
 use crate::proxy::balance::Balancer;
 use crate::proxy::metrics::GatewayMetrics;
 use crate::store::Store;
+use crate::zitadel::ManagementMetrics;
 
 /// Sends log lines to standard error, in the form that the configuration says. A
 /// process that has a subscriber already keeps it.
@@ -62,6 +63,13 @@ impl Metrics {
         let mut registry = Registry::with_prefix("alchemi");
         gateway.register(&mut registry);
         Self { registry, identity, rules, allocations, settler, balancer, store }
+    }
+
+    /// With calls of Zitadel's management API.
+    #[must_use]
+    pub fn with_management(mut self, management: &ManagementMetrics) -> Self {
+        management.register(&mut self.registry);
+        self
     }
 
     /// The text format of OpenMetrics.

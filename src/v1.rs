@@ -25,8 +25,10 @@ use crate::context::{Context, Domain, RequestInfo};
 use crate::model::models::AccessMode;
 use crate::outbound::OutboundRules;
 use crate::problem::Problem;
+use crate::provision::Provisioner;
 use crate::secret::KeyRing;
 use crate::store::Store;
+use crate::zitadel::Management;
 
 pub mod accounts;
 pub mod admins;
@@ -48,6 +50,7 @@ pub mod models;
 mod openapi;
 mod parameters;
 pub mod policies;
+pub mod provision;
 pub mod revocations;
 pub mod sso;
 pub mod trial;
@@ -79,6 +82,8 @@ pub struct App {
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
     sign_out: logout::SharedSignOut,
+    /// Makes roles and grants in Zitadel.
+    pub provisioner: Provisioner,
     in_flight: call::InFlightSet,
     parameters: parameters::Parameters,
 }
@@ -86,8 +91,10 @@ pub struct App {
 impl App {
     /// The control plane over `store`.
     pub fn new(store: Store) -> Self {
+        let provisioner = Provisioner::new(store.clone(), Management::unconfigured(), None);
         Self {
             store,
+            provisioner,
             issuers: Arc::default(),
             secrets: KeyRing::default(),
             outbound: OutboundRules::default(),
@@ -133,6 +140,12 @@ impl App {
     #[must_use]
     pub fn with_outbound(self, outbound: OutboundRules) -> Self {
         Self { outbound, ..self }
+    }
+
+    /// With what makes roles and grants in Zitadel; without it, they are only planned.
+    #[must_use]
+    pub fn with_provisioner(self, provisioner: Provisioner) -> Self {
+        Self { provisioner, ..self }
     }
 
     /// With the models that the upstream knows.
@@ -192,6 +205,13 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(policies::get_feature_pack, policies::put_feature_pack))
         .routes(routes!(policies::get_console_model_policy, policies::put_console_model_policy))
         .routes(routes!(policies::get_zitadel_config, policies::put_zitadel_config))
+        .routes(routes!(provision::get_zitadel_plan))
+        .routes(routes!(provision::get_zitadel_drift))
+        .routes(routes!(provision::provision_user_grant))
+        .routes(routes!(provision::provision_project_role))
+        .routes(routes!(provision::sync_zitadel_roles))
+        .routes(routes!(provision::sync_zitadel_admin_grants))
+        .routes(routes!(provision::bootstrap_zitadel))
         .routes(routes!(audit::list_account_audit))
         .routes(routes!(audit::verify_account_audit))
         .routes(routes!(audit::export_account_audit))

@@ -23,18 +23,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // of what was asked: both are values that the pipeline hands on.
     ("store", &["context", "model", "policy"]),
     ("identity", &["context", "model"]),
+    ("zitadel", &["model"]),
     ("plugin", &["context", "model", "policy"]),
     ("allocation", &["context", "model", "policy", "store"]),
     ("metering", &["allocation", "context", "model", "policy", "store"]),
+    // What is to be so in Zitadel: kept in the store, made so by the client.
+    ("provision", &["context", "model", "store", "zitadel"]),
     // Surfaces: the proxy is made with the layer, never the other way round.
     ("layer", &["allocation", "context", "identity"]),
     ("proxy", &["allocation", "context", "identity", "layer", "metering", "model", "plugin", "policy"]),
-    ("v1", &["allocation", "context", "model", "policy", "store"]),
+    ("v1", &["allocation", "context", "model", "policy", "provision", "store", "zitadel"]),
     // For development alone: nothing that serves knows of it.
     ("dev", &[]),
     // Composition
-    ("config", &["allocation", "context", "identity", "model", "proxy", "store"]),
-    ("telemetry", &["allocation", "config", "identity", "metering", "proxy", "store"]),
+    ("config", &["allocation", "context", "identity", "model", "proxy", "store", "zitadel"]),
+    ("telemetry", &["allocation", "config", "identity", "metering", "proxy", "store", "zitadel"]),
     (
         "server",
         &[
@@ -46,14 +49,35 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "metering",
             "model",
             "plugin",
+            "provision",
             "proxy",
             "store",
             "telemetry",
             "v1",
+            "zitadel",
         ],
     ),
     // `alchemi dev` puts a configuration together, which takes the types of its parts.
-    ("cli", &["config", "context", "dev", "identity", "metering", "proxy", "server", "store", "telemetry", "v1"]),
+    (
+        "cli",
+        &[
+            "allocation",
+            "config",
+            "context",
+            "dev",
+            "identity",
+            "layer",
+            "metering",
+            "model",
+            "provision",
+            "proxy",
+            "server",
+            "store",
+            "telemetry",
+            "v1",
+            "zitadel",
+        ],
+    ),
 ];
 
 /// Words that only these files may contain.
@@ -84,11 +108,13 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
     ("postgres", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
     ("postgres", 4, "marketplace", "6aa4627763f83ff0d6fede787768697a133dbb6f8cf7c3cac723ace2cb83d7b8"),
+    ("postgres", 5, "zitadel", "b4d0d2627dd8fc89902602ac70424348509f886c8db4262a722c8c4aec2ea1a1"),
     ("postgres", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
     ("sqlite", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
     ("sqlite", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
     ("sqlite", 4, "marketplace", "6aa4627763f83ff0d6fede787768697a133dbb6f8cf7c3cac723ace2cb83d7b8"),
+    ("sqlite", 5, "zitadel", "b4d0d2627dd8fc89902602ac70424348509f886c8db4262a722c8c4aec2ea1a1"),
     ("sqlite", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
 ];
 

@@ -63,6 +63,12 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("ZITADEL_SUPER_ADMIN_ROLES", "identity.super_admin_roles", Read::List),
     ("ZITADEL_SUPER_ADMIN_ORG_ID", "identity.super_admin_org_id", Read::Text),
     ("ZITADEL_LOGOUT_CLIENT_IDS", "identity.logout_client_ids", Read::List),
+    ("ZITADEL_MGMT_API_BASE_URL", "zitadel.url", Read::Text),
+    ("ZITADEL_MGMT_API_TOKEN", "zitadel.token", Read::Text),
+    ("ZITADEL_KEY_FILE", "zitadel.key_file", Read::Text),
+    ("ZITADEL_CLIENT_ID", "zitadel.client_id", Read::Text),
+    ("ZITADEL_CLIENT_SECRET", "zitadel.client_secret", Read::Text),
+    ("ZITADEL_MGMT_SCOPE", "zitadel.scope", Read::Text),
 ];
 
 /// Variables that say more about the issuers of `ZITADEL_ISSUER`.

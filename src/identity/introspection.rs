@@ -7,15 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject as _;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use super::config::{IdentityConfig, IdentityConfigError};
@@ -25,7 +18,7 @@ use super::issuer::Issuer;
 use super::jwt::{self, TimeLimits};
 use super::verified::{Reading, Registered, Source, Verified};
 use crate::clock::{SharedClock, Timestamp};
-use crate::secret::SecretString;
+use crate::secret::{KeyFile, SecretString};
 
 /// How long a token that was not active is refused without asking.
 const INACTIVE_FOR: Duration = Duration::from_secs(10);
@@ -33,8 +26,6 @@ const INACTIVE_FOR: Duration = Duration::from_secs(10);
 const MAX_CONCURRENT: usize = 64;
 /// Largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
-/// How long a client assertion lives.
-const ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
 /// An answer, and until when it is believed.
 #[derive(Debug, Clone)]
@@ -164,7 +155,7 @@ enum ClientAuth {
     /// HTTP Basic, both parts form-encoded (RFC 6749 section 2.3.1).
     Basic { id: String, secret: SecretString },
     /// `private_key_jwt` (RFC 7523 section 2.2).
-    KeyFile(ClientKey),
+    KeyFile(KeyFile),
 }
 
 impl ClientAuth {
@@ -172,7 +163,9 @@ impl ClientAuth {
         if let Some(path) = &config.introspection_key_file {
             let failed = |problem: String| IdentityConfigError::KeyFile { path: path.display().to_string(), problem };
             let file = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-            return ClientKey::parse(&file).map(|key| Some(Self::KeyFile(key))).map_err(|why| failed(why.to_owned()));
+            return KeyFile::of_application(&file)
+                .map(|key| Some(Self::KeyFile(key)))
+                .map_err(|why| failed(why.to_owned()));
         }
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         match (&config.introspection_client_id, &config.introspection_client_secret) {
@@ -181,49 +174,5 @@ impl ClientAuth {
             }
             _ => Ok(None),
         }
-    }
-}
-
-/// The key of an application of type API, as Zitadel hands it out.
-#[derive(Debug)]
-struct ClientKey {
-    client_id: String,
-    key_id: String,
-    key: RsaKeyPair,
-}
-
-impl ClientKey {
-    fn parse(file: &[u8]) -> Result<Self, &'static str> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct File {
-            r#type: String,
-            key_id: String,
-            key: SecretString,
-            client_id: Option<String>,
-        }
-        let file: File = serde_json::from_slice(file).map_err(|_| "is not a key file as Zitadel hands it out")?;
-        let (Some(client_id), "application") = (file.client_id, file.r#type.as_str()) else {
-            return Err("is not the key of an application; Zitadel lets only applications of type API introspect");
-        };
-        let key = match PrivateKeyDer::from_pem_slice(file.key.expose().as_bytes()) {
-            Ok(PrivateKeyDer::Pkcs1(der)) => RsaKeyPair::from_der(der.secret_pkcs1_der()).ok(),
-            Ok(PrivateKeyDer::Pkcs8(der)) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).ok(),
-            _ => None,
-        };
-        Ok(Self { client_id, key_id: file.key_id, key: key.ok_or("holds no RSA private key in PEM form")? })
-    }
-
-    fn assertion(&self, audience: &str, now: Timestamp) -> Option<String> {
-        let header = json!({"alg": "RS256", "typ": "JWT", "kid": self.key_id});
-        let claims = json!({
-            "iss": self.client_id, "sub": self.client_id, "aud": audience,
-            "iat": now.as_secs(), "exp": now.plus(ASSERTION_LIFETIME).as_secs(),
-        });
-        let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let input = format!("{}.{}", encode(&header), encode(&claims));
-        let mut signature = vec![0; self.key.public_modulus_len()];
-        self.key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), input.as_bytes(), &mut signature).ok()?;
-        Some(format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 }

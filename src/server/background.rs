@@ -23,7 +23,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Reads the deny-list.
-pub(super) async fn load_revocations(store: &Store, identity: &Identity) -> Result<(), StoreError> {
+pub(crate) async fn load_revocations(store: &Store, identity: &Identity) -> Result<(), StoreError> {
     loop {
         let seen = identity.revocations().seen();
         let mut tx = store.read(&Granted::system()).await?;

@@ -65,35 +65,6 @@ impl Tx<Platform> {
             .await)
     }
 
-    /// Cuts a subject off; of two moments for a subject, the later holds. Gives
-    /// what holds now.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn put_revocation(&mut self, new: &Revocation) -> Result<Revocation> {
-        let row = on!(self, |c| {
-            sqlx::query_as(
-            r#"INSERT INTO "Alchemi_RevocationTable" (id, issuer, subject, issued_before, reason, created_by, created_at)
-               VALUES ($1, $2, $3, $4, $5, $6, $7)
-               ON CONFLICT (issuer, subject) DO UPDATE SET
-               issued_before = CASE WHEN excluded.issued_before > "Alchemi_RevocationTable".issued_before
-               THEN excluded.issued_before ELSE "Alchemi_RevocationTable".issued_before END,
-               reason = COALESCE(excluded.reason, "Alchemi_RevocationTable".reason) RETURNING *"#
-        )
-        .bind(&new.id)
-        .bind(&new.issuer)
-        .bind(&new.subject)
-        .bind(new.issued_before)
-        .bind(&new.reason)
-        .bind(&new.created_by)
-        .bind(new.created_at)
-        .fetch_one(c)
-        .await
-        })?;
-        self.changed_in(&Id::nobody(), ChangeKind::Revocations);
-        Ok(row)
-    }
-
     /// Lets a subject's older tokens in again.
     ///
     /// # Errors
@@ -139,5 +110,37 @@ impl Tx<Platform> {
             .bind(now)
             .fetch_all(c)
             .await)
+    }
+}
+
+/// Also within an account: an admin who is removed is cut off in the same transaction.
+impl<R> Tx<R> {
+    /// Cuts a subject off; of two moments for a subject, the later holds. Gives
+    /// what holds now.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn put_revocation(&mut self, new: &Revocation) -> Result<Revocation> {
+        let row = on!(self, |c| {
+            sqlx::query_as(
+            r#"INSERT INTO "Alchemi_RevocationTable" (id, issuer, subject, issued_before, reason, created_by, created_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7)
+               ON CONFLICT (issuer, subject) DO UPDATE SET
+               issued_before = CASE WHEN excluded.issued_before > "Alchemi_RevocationTable".issued_before
+               THEN excluded.issued_before ELSE "Alchemi_RevocationTable".issued_before END,
+               reason = COALESCE(excluded.reason, "Alchemi_RevocationTable".reason) RETURNING *"#
+        )
+        .bind(&new.id)
+        .bind(&new.issuer)
+        .bind(&new.subject)
+        .bind(new.issued_before)
+        .bind(&new.reason)
+        .bind(&new.created_by)
+        .bind(new.created_at)
+        .fetch_one(c)
+        .await
+        })?;
+        self.changed_in(&Id::nobody(), ChangeKind::Revocations);
+        Ok(row)
     }
 }

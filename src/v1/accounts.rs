@@ -296,16 +296,22 @@ impl AccountChange {
 /// Writes and audits a changed account, and answers with what it is now.
 async fn store_change(call: &Call<SuperAdmin>, mut tx: Tx<Tenant>, before: &Account, after: Account) -> Outcome {
     tx.update_account(&after).await.map_err(account_taken)?;
+    if before.status != after.status {
+        tx.review_grants().await?;
+    }
     let account = held_account(&mut tx).await?;
     tx.audit(account_entry(Action::Update, &account), Some(before), &account).await?;
     let version = account.version;
     let item = bundle_of(&mut tx, account).await?;
-    call.done_tagged(tx, &Item { item }, version).await
+    let answer = call.done_tagged(tx, &Item { item }, version).await?;
+    call.app.provisioner.wake();
+    Ok(answer)
 }
 
 /// Suspend or restore an account
 ///
-/// Callers of a suspended account are refused everywhere but at `/v1/me/context`.
+/// Callers of a suspended account are refused everywhere but at `/v1/me/context`. What was
+/// granted for it in Zitadel is taken back until it is restored.
 #[utoipa::path(post, path = "/v1/accounts/{account_id}/status", tag = "accounts", params(AtAccount, IfMatch),
     request_body = StatusChange,
     responses((status = 200, description = "The account", body = Item<AccountBundle>), Refusals))]
@@ -338,9 +344,12 @@ pub async fn delete_account(
     call.expects(before.version)?;
     if !removal.hard_delete {
         tx.update_account(&Account { status: AccountStatus::Suspended, ..before.clone() }).await?;
+        tx.review_grants().await?;
         let account = held_account(&mut tx).await?;
         tx.audit(account_entry(Action::Update, &account), Some(&before), &account).await?;
-        return call.done(tx, &AccountRemoved { status: "suspended", account_id: id }).await;
+        let answer = call.done(tx, &AccountRemoved { status: "suspended", account_id: id }).await?;
+        call.app.provisioner.wake();
+        return Ok(answer);
     }
     if removal.confirm_name.as_deref() != Some(before.account_name.as_str()) {
         return Err(Problem::bad_request(
@@ -349,8 +358,11 @@ pub async fn delete_account(
         )
         .into());
     }
+    tx.retire_grants().await?;
     tx.delete_account().await?;
     let gone = serde_json::json!({ "hard_delete": true });
     tx.audit(account_entry(Action::Delete, &before), Some(&before), &gone).await?;
-    call.done(tx, &AccountRemoved { status: "deleted", account_id: id }).await
+    let answer = call.done(tx, &AccountRemoved { status: "deleted", account_id: id }).await?;
+    call.app.provisioner.wake();
+    Ok(answer)
 }

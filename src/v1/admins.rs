@@ -9,6 +9,7 @@ use super::accounts::{AtAccount, held_account};
 use super::answer::{Answer, Halt, Items, Outcome, Refusals, StatusOk, or_404, taken};
 use super::call::{Call, IfMatch, SuperAdmin};
 use super::input::{Body, PageParams, Paging, Path};
+use super::provision::follow_admin;
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountAdmin, AdminRole};
@@ -138,9 +139,13 @@ pub async fn put_account_admin(
 ) -> Outcome {
     let mut tx = call.begin().await?.within(id);
     held_account(&mut tx).await?;
+    let before = tx.admin_by_email(new.user_email.as_str()).await?;
     let item = add_admin(&mut tx, new.user_email, new.role).await?;
+    let cut = follow_admin(&call.app.provisioner, &mut tx, before.as_ref(), Some(&item)).await?;
     let version = item.version;
-    call.done_tagged(tx, &AdminStored { status: StatusOk::OK, item }, version).await
+    let answer = call.done_tagged(tx, &AdminStored { status: StatusOk::OK, item }, version).await?;
+    cut.told(&call.app.provisioner);
+    Ok(answer)
 }
 
 /// Change an admin
@@ -161,13 +166,17 @@ pub async fn update_account_admin(
     tx.update_admin(&admin).await.map_err(taken("user_email", "new_email already exists for this account"))?;
     let item = held_admin(&mut tx, &admin.user_email).await?;
     tx.audit(admin_entry(Action::Update, &item), Some(&before), &item).await?;
+    let cut = follow_admin(&call.app.provisioner, &mut tx, Some(&before), Some(&item)).await?;
     let version = item.version;
-    call.done_tagged(tx, &AdminStored { status: StatusOk::OK, item }, version).await
+    let answer = call.done_tagged(tx, &AdminStored { status: StatusOk::OK, item }, version).await?;
+    cut.told(&call.app.provisioner);
+    Ok(answer)
 }
 
 /// Remove an admin
 ///
-/// Only the entry goes; what was granted to them in Zitadel is taken back there.
+/// Their roles are taken back in Zitadel, and the tokens that still show them are refused
+/// from now on, on every gateway.
 #[utoipa::path(delete, path = "/v1/accounts/{account_id}/admins/{email}", tag = "accounts", params(AtAdmin, IfMatch),
     responses((status = 200, description = "Removed", body = StatusOk), Refusals))]
 pub async fn delete_account_admin(
@@ -179,5 +188,8 @@ pub async fn delete_account_admin(
     call.expects(admin.version)?;
     tx.delete_admin(&admin.id).await?;
     tx.audit(admin_entry(Action::Delete, &admin), Some(&admin), &serde_json::json!({})).await?;
-    call.done(tx, &StatusOk::OK).await
+    let cut = follow_admin(&call.app.provisioner, &mut tx, Some(&admin), None).await?;
+    let answer = call.done(tx, &StatusOk::OK).await?;
+    cut.told(&call.app.provisioner);
+    Ok(answer)
 }

@@ -65,6 +65,12 @@ impl Person {
         Self { subject: subject.to_owned(), email: None, home, roles: Vec::new(), claims }
     }
 
+    /// Of this organisation, which grants the roles too.
+    pub(crate) fn from_org(mut self, org: &str) -> Self {
+        self.home.id = org.to_owned();
+        self
+    }
+
     pub(crate) fn role(mut self, role: &str) -> Self {
         self.roles.push(role.to_owned());
         self
@@ -156,11 +162,6 @@ impl Gateway {
     /// Where it listens, without a slash at the end.
     pub(crate) fn url(&self) -> &str {
         &self.url
-    }
-
-    /// Its database.
-    pub(crate) fn database_url(&self) -> &str {
-        &self.database_url
     }
 
     /// Ends it as a signal would.

@@ -7,8 +7,10 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 target=$(realpath -m "${CARGO_TARGET_DIR:-$root/target}")
 
-cargo build --quiet --manifest-path "$root/Cargo.toml" --example zitadel-stand-in
+cargo build --quiet --manifest-path "$root/Cargo.toml" --example zitadel-stand-in --example zitadel-calls
 export ZITADEL_STAND_IN=$target/debug/examples/zitadel-stand-in
+export ALCHEMI_EXCHANGES=$target/contract-exchanges.json
+"$target/debug/examples/zitadel-calls" >"$ALCHEMI_EXCHANGES"
 if [[ -z "${ALCHEMI_BIN:-}" ]]; then
     cargo build --quiet --manifest-path "$root/Cargo.toml" --bin alchemi
     ALCHEMI_BIN=$target/debug/alchemi
@@ -29,5 +31,5 @@ if [[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]]; then
     echo "$stamp" >"$venv/.stamp"
 fi
 
-"$venv/bin/python" -W ignore management.py
+"$venv/bin/python" -W ignore management.py "$ALCHEMI_EXCHANGES"
 exec node --test --test-reporter=spec ./*.test.mjs

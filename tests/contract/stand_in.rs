@@ -33,14 +33,7 @@ async fn main() {
     while let Some(line) = asked.recv().await {
         assert_eq!(line, "exchanges");
         let all = zitadel.requests();
-        println!("{}", all.iter().skip(told).map(exchange).collect::<Value>());
+        println!("{}", all.iter().skip(told).map(Asked::told).collect::<Value>());
         told = all.len();
     }
-}
-
-fn exchange(asked: &Asked) -> Value {
-    json!({
-        "method": asked.method, "path": asked.path, "organization": asked.organization, "request": asked.body,
-        "status": asked.status, "answer": asked.answer,
-    })
 }

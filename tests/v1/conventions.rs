@@ -275,7 +275,8 @@ async fn unknown_parameters_are_refused_by_name() {
         let gateway = with_the_issuer_of_examples(backend).await;
         let account = gateway.account("Acme").await;
         let operator = gateway.operator_for(&account);
-        for operation in operations() {
+        // Identity providers call with whatever they please.
+        for operation in operations().into_iter().filter(|operation| operation.name() != LOGOUT) {
             let mut asked = operation.ask(|_| None);
             let joint = if asked.path.contains('?') { '&' } else { '?' };
             asked.path = format!("{}{joint}Limit=1", asked.path);

@@ -117,6 +117,12 @@ impl World {
         id
     }
 
+    /// Lets an organisation grant roles, behind the API's back.
+    pub(crate) fn add_project_grant_of(&mut self, project: &str, org: &str, roles: &[&str]) {
+        let roles = roles.iter().map(|role| (*role).to_owned()).collect();
+        self.add_project_grant(project, org, roles).unwrap();
+    }
+
     pub(crate) fn put_role(&mut self, project: &str, key: &str) {
         let role = (key.to_owned(), String::new(), Instant::now());
         self.projects.get_mut(project).unwrap().roles.insert(key.to_owned(), role);

@@ -1,0 +1,303 @@
+//! `alchemi zitadel …`: the operator's view of what is between the gateway and Zitadel.
+//!
+//! Planning and making are the operations of `/v1`, called in this process with the
+//! operator's own right.
+
+use std::io::Read as _;
+use std::sync::Arc;
+
+use axum::body::Body;
+use clap::{Args, Subcommand};
+use http::{Method, Request, header};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::{ConfigFile, Failure, block_on, load, say};
+use crate::clock::{Clock as _, SharedClock, SystemClock};
+use crate::config::Config;
+use crate::context::RequestInfo;
+use crate::id::{IdSource, RandomIds};
+use crate::identity::{Identity, master_key_context};
+use crate::provision::Provisioner;
+use crate::store::{Store, StoreError};
+use crate::v1::{self, App};
+
+mod why;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ZitadelCommand {
+    /// Show issuers, management API, and how far provisioning is
+    Status {
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Show what a bootstrap would make for an account
+    Plan {
+        #[command(flatten)]
+        of: OfAccount,
+    },
+    /// Bind an account, and make its roles and its admins' grants
+    Bootstrap {
+        #[command(flatten)]
+        of: OfAccount,
+        /// The project, if not the account's
+        #[arg(long, value_name = "ID")]
+        project: Option<String>,
+        /// The organisation, if not the account's
+        #[arg(long, value_name = "ID")]
+        organization: Option<String>,
+        /// What stands before the canonical role names
+        #[arg(long, value_name = "TEXT")]
+        role_prefix: Option<String>,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show how what is wanted for an account differs from what Zitadel holds
+    ///
+    /// Exit status 1 when it differs, or cannot be told.
+    Drift {
+        #[command(flatten)]
+        of: OfAccount,
+    },
+    /// Say, check by check, what becomes of a token
+    ///
+    /// Exit status 1 when it is refused.
+    #[command(after_help = "The token is checked and never printed. Give `-` to read it from standard input, which \
+        keeps it out of the shell's history.")]
+    Why {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The access token, or `-`
+        token: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OfAccount {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The account
+    #[arg(long, value_name = "ID")]
+    account: String,
+    /// Print the whole answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The parts that the commands work with.
+struct Parts {
+    config: Config,
+    store: Store,
+    identity: Identity,
+    provisioner: Provisioner,
+}
+
+pub(super) fn zitadel(command: ZitadelCommand) -> Result<(), Failure> {
+    block_on(async {
+        match command {
+            ZitadelCommand::Status { file } => status(&open(&file).await?).await,
+            ZitadelCommand::Plan { of } => plan(&of).await,
+            ZitadelCommand::Bootstrap { of, project, organization, role_prefix, dry_run } => {
+                let body = json!({
+                    "project_id": project, "organization_id": organization, "role_prefix": role_prefix,
+                    "resolve_user_ids_from_zitadel": true, "dry_run": dry_run,
+                });
+                bootstrap(&of, body).await
+            }
+            ZitadelCommand::Drift { of } => drift(&of).await,
+            ZitadelCommand::Why { file, token } => {
+                let token = if token == "-" { from_input()? } else { token };
+                why::why(&open(&file).await?, token.trim()).await
+            }
+        }
+    })
+}
+
+fn from_input() -> Result<String, Failure> {
+    let mut text = String::new();
+    std::io::stdin().take(64 * 1024).read_to_string(&mut text).map_err(Failure::failed)?;
+    Ok(text)
+}
+
+async fn open(file: &ConfigFile) -> Result<Parts, Failure> {
+    let config = load(file)?;
+    let clock: SharedClock = Arc::new(SystemClock);
+    let store = Store::open(&config.database, Arc::clone(&clock), Arc::new(RandomIds)).await.map_err(unusable)?;
+    let pending = crate::store::migrate::pending(&store).await.map_err(unusable)?;
+    if let Some(first) = pending.first() {
+        return Err(Failure::misconfigured(format!(
+            "the database lacks migration {:04}_{}: run `alchemi migrate`",
+            first.version, first.name
+        )));
+    }
+    let identity = Identity::new(&config.identity, Arc::clone(&clock)).map_err(Failure::misconfigured)?;
+    let provisioner = crate::server::provisioner(&config, &store, &identity, &clock).map_err(Failure::misconfigured)?;
+    Ok(Parts { config, store, identity, provisioner })
+}
+
+fn unusable(error: StoreError) -> Failure {
+    match error {
+        StoreError::Setup(_) => Failure::misconfigured(error),
+        other => Failure::failed(other),
+    }
+}
+
+/// Calls an operation as the operator; a refusal is its own sentence.
+async fn call(of: &OfAccount, method: Method, rest: &str, body: Option<Value>) -> Result<Value, Failure> {
+    let parts = open(&of.file).await?;
+    let router = v1::router(App::new(parts.store.clone()).with_provisioner(parts.provisioner.clone()));
+    let id = RandomIds.uuid(SystemClock.now()).to_string();
+    let uri = format!("/v1/accounts/{}/zitadel/provision/{rest}", of.account);
+    let mut request = Request::builder().method(method).uri(uri).header(header::CONTENT_TYPE, "application/json");
+    if let Some(extensions) = request.extensions_mut() {
+        extensions.insert(master_key_context(None));
+        extensions.insert(RequestInfo { id: id.into(), client_ip: None });
+    }
+    let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+    let request = request.body(body).map_err(|_| Failure::misconfigured("--account is no account's id"))?;
+    let answer = match router.oneshot(request).await {
+        Ok(answer) => answer,
+        Err(never) => match never {},
+    };
+    let (status, body) = (answer.status(), axum::body::to_bytes(answer.into_body(), usize::MAX).await);
+    let body: Value = serde_json::from_slice(&body.map_err(Failure::failed)?).map_err(Failure::failed)?;
+    parts.store.close().await;
+    if status.is_success() {
+        return Ok(body);
+    }
+    let detail = body["detail"].as_str().unwrap_or("refused").to_owned();
+    let to_put_right = status == 400 && body["code"] == "zitadel_not_configured";
+    Err(if to_put_right { Failure::misconfigured(detail) } else { Failure::failed(detail) })
+}
+
+fn pretty(value: &Value) -> Result<(), Failure> {
+    say(&serde_json::to_string_pretty(value).map_err(Failure::failed)?)
+}
+
+fn word<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or("-")
+}
+
+fn words(value: &Value) -> String {
+    let items = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    items.collect::<Vec<_>>().join(", ")
+}
+
+fn each(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+async fn plan(of: &OfAccount) -> Result<(), Failure> {
+    let plan = call(of, Method::GET, "plan", None).await?;
+    if of.json {
+        return pretty(&plan);
+    }
+    let config = &plan["zitadel_config"];
+    say(&format!(
+        "project {}, organisation {}; what Zitadel holds is {}",
+        word(config, "project_id"),
+        word(config, "organization_id"),
+        word(&plan, "remote")
+    ))?;
+    for role in each(&plan["standard_roles"]) {
+        say(&format!("role   {:<28} {}", word(role, "key"), word(role, "remote")))?;
+    }
+    for admin in each(&plan["account_admins"]) {
+        let keys = words(&admin["resolved_role_keys"]);
+        let keys = if keys.is_empty() { word(admin, "problem").to_owned() } else { keys };
+        say(&format!("admin  {:<28} {keys}", word(admin, "user_email")))?;
+    }
+    Ok(())
+}
+
+async fn bootstrap(of: &OfAccount, body: Value) -> Result<(), Failure> {
+    let made = call(of, Method::POST, "bootstrap", Some(body)).await?;
+    if of.json {
+        return pretty(&made);
+    }
+    let line = |kind: &str, name: &str, result: &Value| {
+        let state = if result["status"] == "skipped" { word(result, "remote") } else { word(result, "status") };
+        let why = result["message"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+        say(&format!("{kind:<8} {name:<28} {state}{why}"))
+    };
+    let result = &made["result"];
+    for role in each(&result["roles"]["results"]) {
+        line("role", word(role, "key"), role)?;
+    }
+    if result["project_grant"].is_object() {
+        line("project", "grant to the organisation", &result["project_grant"])?;
+    }
+    for grant in each(&result["admin_grants"]["grants"]) {
+        line("admin", word(grant, "email"), grant)?;
+    }
+    for admin in each(&made["summary"]["unresolved_admins"]) {
+        say(&format!("{:<8} {:<28} unresolved: {}", "admin", word(admin, "email"), word(admin, "reason")))?;
+        for candidate in each(&admin["candidates"]) {
+            say(&format!("{:<8} {:<28} could be {}", "", word(candidate, "login_name"), word(candidate, "user_id")))?;
+        }
+    }
+    let open = |summary: &Value| summary["failed"].as_u64().unwrap_or(0) + summary["pending"].as_u64().unwrap_or(0);
+    let summary = &made["summary"];
+    match open(&summary["role_sync_summary"]) + open(&summary["admin_grant_summary"]) {
+        0 => Ok(()),
+        n => Err(Failure::failed(format!("{n} are not as they should be; a running gateway tries them again"))),
+    }
+}
+
+async fn drift(of: &OfAccount) -> Result<(), Failure> {
+    let drift = call(of, Method::GET, "drift", None).await?;
+    if of.json {
+        pretty(&drift)?;
+    } else {
+        for item in each(&drift["items"]) {
+            let why = item["detail"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+            let (kind, target) = (word(item, "kind"), word(item, "target"));
+            say(&format!("{kind:<14} {target:<28} {:<9} {}{why}", word(item, "state"), word(item, "remote")))?;
+        }
+        for grant in each(&drift["unexpected"]) {
+            let keys = words(&grant["role_keys"]);
+            say(&format!("{:<14} {:<28} unexpected: {keys}", "user_grant", word(grant, "user_id")))?;
+        }
+    }
+    if drift["in_sync"] == true {
+        return say("Zitadel holds what is wanted");
+    }
+    let nothing = drift["items"].as_array().is_none_or(Vec::is_empty);
+    Err(Failure::failed(if nothing {
+        "nothing is provisioned for this account yet: `alchemi zitadel bootstrap`"
+    } else if drift["remote"] == "unknown" {
+        "what Zitadel holds cannot be told: it has no credentials here, or does not answer"
+    } else {
+        "Zitadel does not hold what is wanted: `alchemi zitadel bootstrap` puts it right"
+    }))
+}
+
+async fn status(parts: &Parts) -> Result<(), Failure> {
+    parts.identity.warm().await;
+    for issuer in parts.identity.status() {
+        let keys = match issuer.keys {
+            0 => "publishes no key that can be had".to_owned(),
+            n => format!("publishes {n} usable keys"),
+        };
+        say(&format!("issuer      {} {keys}", issuer.issuer))?;
+    }
+    let project = parts.config.identity.project_id.as_deref().unwrap_or("not set: no roles are read");
+    say(&format!("project     {project}"))?;
+    let management = parts.provisioner.management();
+    let said = match management.surface().await {
+        Ok(surface) => format!("answers, {surface}"),
+        Err(error) => error.to_string(),
+    };
+    say(&format!("management  {said}"))?;
+    let system = crate::context::Granted::system();
+    let counts = parts.store.read(&system).await.map_err(unusable)?.provision_counts().await.map_err(unusable)?;
+    for (state, count) in &counts {
+        say(&format!("items       {count} {state}"))?;
+    }
+    if counts.is_empty() {
+        say("items       none: no account is provisioned")?;
+    }
+    parts.store.close().await;
+    Ok(())
+}

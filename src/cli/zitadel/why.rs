@@ -1,0 +1,201 @@
+//! What becomes of a token, check by check.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use super::{Failure, Parts, say, unusable};
+use crate::allocation::rules::RuleBook;
+use crate::clock::{Clock as _, SystemClock, Timestamp};
+use crate::config::Config;
+use crate::identity::IdentityError;
+use crate::layer::Authenticator;
+use crate::server::load_revocations;
+
+/// One line of the answer.
+struct Check {
+    good: bool,
+    text: String,
+}
+
+fn good(text: impl Into<String>) -> Check {
+    Check { good: true, text: text.into() }
+}
+
+fn bad(text: impl Into<String>) -> Check {
+    Check { good: false, text: text.into() }
+}
+
+/// Checks a token as the gateway would, and what it does not get to see because of an
+/// earlier check.
+pub(super) async fn why(parts: &Parts, token: &str) -> Result<(), Failure> {
+    // Those who were cut off are refused whatever the token says.
+    load_revocations(&parts.store, &parts.identity).await.map_err(unusable)?;
+
+    for check in readable(&parts.config, token) {
+        say(&format!("{} {}", if check.good { "ok     " } else { "MISSING" }, check.text))?;
+    }
+    let rules = RuleBook::new(parts.store.clone(), &parts.config.allocation, parts.config.policy.default_model_access);
+    let authenticator = Authenticator::new(parts.identity.clone(), None, rules);
+    let credential = match authenticator.credential(Some(token)).await {
+        Ok(credential) => credential,
+        Err(problem) => return Err(refused(problem.detail())),
+    };
+    let established = match authenticator.establish(&credential, None).await {
+        Ok(established) => established,
+        Err(problem) => return Err(refused(problem.detail())),
+    };
+    let context = &established.context;
+    say(&format!("subject {}", context.actor().subject))?;
+    match &established.account {
+        Some(facts) => {
+            let organization = facts.zitadel.as_ref().and_then(|zitadel| zitadel.organization_id.as_deref());
+            let bound = match organization {
+                Some(id) => format!("roles that organisation {id} granted count"),
+                None => "bound to no organisation: roles that any organisation granted count".to_owned(),
+            };
+            say(&format!("account {} ({}), {bound}", facts.account.account_id, facts.account.account_name))?;
+        }
+        None => say("account none: no claim names an account or an organisation that is one here")?,
+    }
+    let roles = context.roles().join(", ");
+    say(&format!("roles   {}", if roles.is_empty() { "none" } else { &roles }))?;
+    say(&format!("domains {}", context.product_domains().names().join(", ")))?;
+    if context.suspended() {
+        return Err(refused("the account is suspended"));
+    }
+    say("accepted")
+}
+
+fn refused(why: &str) -> Failure {
+    Failure::failed(format!("refused: {why}"))
+}
+
+fn readable(config: &Config, token: &str) -> Vec<Check> {
+    if token.split('.').count() != 3 {
+        let introspects =
+            config.identity.introspection_client_id.is_some() || config.identity.introspection_key_file.is_some();
+        return vec![if introspects {
+            good("opaque token: its issuer is asked about it")
+        } else {
+            bad("opaque token, and no introspection client: set the application's token type to JWT in Zitadel, or \
+                 identity.introspection_client_id")
+        }];
+    }
+    let claims = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let Some(claims) = claims.and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok()) else {
+        return vec![bad(IdentityError::from(crate::identity::Flaw::Malformed).to_string())];
+    };
+    let mut checks = vec![good("a JWT, verified here"), issuer(config, &claims), audience(config, &claims)];
+    checks.extend(times(&claims));
+    checks.extend(kind(&claims));
+    checks.extend(roles(config, &claims));
+    checks.push(account(config, &claims));
+    checks
+}
+
+fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> &'a str {
+    claims.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn issuer(config: &Config, claims: &Map<String, Value>) -> Check {
+    let iss = text(claims, "iss");
+    if config.identity.issuers.iter().any(|issuer| issuer.url == iss) {
+        return good(format!("issuer {iss}"));
+    }
+    let known: Vec<&str> = config.identity.issuers.iter().map(|issuer| issuer.url.as_str()).collect();
+    bad(format!(
+        "issuer {iss:?} is none of identity.issuers ({}); it must be the same letter by letter",
+        known.join(", ")
+    ))
+}
+
+fn audience(config: &Config, claims: &Map<String, Value>) -> Check {
+    let listed: Vec<&str> = match claims.get("aud") {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let project = config.identity.project_id.as_deref();
+    let accepted =
+        |aud: &&str| Some(*aud) == project || config.identity.audiences.iter().any(|own| own == "*" || own == aud);
+    if let Some(found) = listed.iter().find(|aud| accepted(aud)) {
+        return good(format!("audience {found}"));
+    }
+    bad(format!(
+        "audience: the token is for {}; request it with the scope urn:zitadel:iam:org:project:id:{}:aud",
+        if listed.is_empty() { "nobody".to_owned() } else { listed.join(", ") },
+        project.unwrap_or("<project>")
+    ))
+}
+
+fn times(claims: &Map<String, Value>) -> Option<Check> {
+    let exp = claims.get("exp").and_then(Value::as_i64)?;
+    let (exp, now) = (Timestamp::from_secs(exp), SystemClock.now());
+    Some(if exp > now {
+        good(format!("valid until {exp}"))
+    } else {
+        bad(format!("expired at {exp}: request a new token"))
+    })
+}
+
+/// ID tokens share issuer, keys and audience with access tokens.
+fn kind(claims: &Map<String, Value>) -> Option<Check> {
+    let marks = ["nonce", "at_hash", "c_hash", "sid", "azp"].into_iter().filter(|name| claims.contains_key(*name));
+    let marks: Vec<&str> = marks.collect();
+    if !claims.contains_key("jti") || !marks.is_empty() {
+        return Some(bad("this is an ID token: send the access token, and set the application's token type to JWT"));
+    }
+    None
+}
+
+fn roles(config: &Config, claims: &Map<String, Value>) -> Vec<Check> {
+    let Some(project) = &config.identity.project_id else {
+        return vec![bad("identity.project_id (ZITADEL_PROJECT_ID) is not set: no role counts")];
+    };
+    let name = format!("urn:zitadel:iam:org:project:{project}:roles");
+    if let Some(Value::Object(roles)) = claims.get(&name) {
+        let granted = |(role, by): (&String, &Value)| {
+            let by: Vec<&str> = by.as_object().into_iter().flatten().map(|(org, _)| org.as_str()).collect();
+            format!("{role} (by {})", by.join(", "))
+        };
+        return vec![good(format!("project roles {}", roles.iter().map(granted).collect::<Vec<_>>().join("; ")))];
+    }
+    let mut checks = vec![bad(format!("claim {name}"))];
+    let others = claims.keys().filter(|key| key.ends_with(":roles") && key.contains(":project")).cloned();
+    let others: Vec<String> = others.collect();
+    if !others.is_empty() {
+        checks.push(bad(format!(
+            "roles of our project: the token has those of another ({}); add the scope \
+             urn:zitadel:iam:org:project:id:{project}:aud and urn:zitadel:iam:org:projects:roles",
+            others.join(", ")
+        )));
+        return checks;
+    }
+    // A service user's client_id is its name; an application's is a number.
+    let application =
+        text(claims, "client_id").split('@').next().is_some_and(|id| id.bytes().all(|b| b.is_ascii_digit()));
+    checks.push(bad(if application {
+        "role assertion: switch on \"User roles inside access token\" at the application, and request the scope \
+         urn:zitadel:iam:org:projects:roles or switch on \"Assert roles on authentication\" at the project"
+            .to_owned()
+    } else {
+        format!(
+            "role scope: a service user asks for its roles; request the scopes \
+             urn:zitadel:iam:org:project:id:{project}:aud and urn:zitadel:iam:org:projects:roles"
+        )
+    }));
+    checks.push(bad("or no grant: `alchemi zitadel drift` shows who holds what"));
+    checks
+}
+
+fn account(config: &Config, claims: &Map<String, Value>) -> Check {
+    let found = config.identity.account_id_claims.iter().find(|name| !text(claims, name).is_empty());
+    match found {
+        Some(name) => good(format!("account by the claim {name}: {}", text(claims, name))),
+        None => bad(format!(
+            "account: none of the claims {}; request the scope urn:zitadel:iam:user:resourceowner",
+            config.identity.account_id_claims.join(", ")
+        )),
+    }
+}

@@ -1,0 +1,311 @@
+//! Making it so in Zitadel: the roles, project grants and user grants that accounts want.
+//!
+//! What is wanted is written first ([`Tx::want`](crate::store::Tx::want)); then it is made so, by the
+//! request that wanted it while its caller waits, and by [`Provisioner::run`] ever after:
+//! a process that dies in between, or a Zitadel that is down, only delays it. One gateway
+//! at a time writes into a project, because Zitadel itself does not take parallel writes
+//! there, and because an update replaces all roles of a grant:
+//!
+//! 1. Look: what is so already is left alone.
+//! 2. Write the union of what is there and what is wanted, without what is to be taken
+//!    back; nobody else's roles are touched.
+//! 3. Look again until lists show it, so that the next writer does not build on less.
+//!
+//! A user who loses a role here is cut off: tokens that still say so are refused.
+
+mod apply;
+mod remote;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub use self::apply::{Did, Outcome, Why};
+pub use self::remote::{Remote, RemoteRoles, RemoteUser, UserLookup};
+use crate::clock::Timestamp;
+use crate::context::{Granted, Tenant};
+use crate::id::{IdSource, RandomIds};
+use crate::model::accounts::Account;
+use crate::model::provision::{ItemState, ProvisionItem};
+use crate::model::revocations::Revocation;
+use crate::store::provision::Attempt;
+use crate::store::{Store, StoreError, Tx};
+use crate::zitadel::Management;
+
+/// How long the right to write into a project lasts; it is renewed meanwhile.
+const LEASE: Duration = Duration::from_secs(15);
+/// How often it is renewed.
+const RENEW: Duration = Duration::from_secs(4);
+/// How often other gateways' wishes are looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How long one item may take.
+const ITEM_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest pause before another attempt, while Zitadel cannot be reached, and when it refuses.
+const LONGEST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
+
+/// Told of a subject that is cut off: issuer, subject, moment.
+type CutOff = dyn Fn(&str, &str, Timestamp) + Send + Sync;
+
+/// Makes it so. Clones share everything.
+#[derive(Clone)]
+pub struct Provisioner(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    management: Management,
+    issuer: Option<String>,
+    cut_off: Option<Box<CutOff>>,
+    /// Who holds leases: this process.
+    holder: String,
+    wake: Notify,
+}
+
+/// What came of items, by their id.
+pub type Outcomes = HashMap<String, Outcome>;
+
+impl fmt::Debug for Provisioner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Provisioner").field("management", &self.0.management).finish_non_exhaustive()
+    }
+}
+
+impl Provisioner {
+    /// A provisioner of what `store` wants. Who loses a role is cut off at `issuer`.
+    pub fn new(store: Store, management: Management, issuer: Option<String>) -> Self {
+        let holder = RandomIds.uuid(Timestamp::default()).to_string();
+        Self(Arc::new(Inner { store, management, issuer, cut_off: None, holder, wake: Notify::new() }))
+    }
+
+    /// With what makes a cut-off hold in this process at once. To be called before it is shared.
+    #[must_use]
+    pub fn with_cut_off(self, tell: impl Fn(&str, &str, Timestamp) + Send + Sync + 'static) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(inner) => Self(Arc::new(Inner { cut_off: Some(Box::new(tell)), ..inner })),
+            Err(shared) => Self(shared),
+        }
+    }
+
+    /// Zitadel's side.
+    pub fn management(&self) -> &Management {
+        &self.0.management
+    }
+
+    /// What Zitadel holds, as far as it can be told.
+    pub fn remote(&self) -> Remote<'_> {
+        Remote::new(&self.0.management)
+    }
+
+    /// Has it looked at what is due now; after a commit that wants something.
+    pub fn wake(&self) {
+        self.0.wake.notify_one();
+    }
+
+    /// Makes it so until the process ends. Without credentials, never.
+    pub async fn run(self) {
+        if !self.0.management.is_configured() {
+            return;
+        }
+        loop {
+            if let Err(error) = self.round(None).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "provisioning: the store cannot be read");
+            }
+            tokio::select! {
+                () = self.0.wake.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// Everything that is due, once; for a command line that does not stay.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn run_once(&self) -> Result<Outcomes, StoreError> {
+        self.round(None).await
+    }
+
+    /// Makes `project`'s items so while the caller waits, at most for `patience`. What
+    /// then is not so is made so later.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn converge(&self, project: &str, patience: Duration) -> Result<Outcomes, StoreError> {
+        if !self.0.management.is_configured() {
+            return Ok(Outcomes::new());
+        }
+        let until = Instant::now() + patience;
+        let mut outcomes = Outcomes::new();
+        loop {
+            if self.project(project, Some(until), &mut outcomes).await? || Instant::now() >= until {
+                self.wake();
+                return Ok(outcomes);
+            }
+            // Another gateway is at it.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn round(&self, until: Option<Instant>) -> Result<Outcomes, StoreError> {
+        let projects = self.0.store.read(&Granted::system()).await?.due_projects().await?;
+        let mut outcomes = Outcomes::new();
+        for project in projects {
+            self.project(&project, until, &mut outcomes).await?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Makes what is due in a project so; false when another gateway is at it.
+    async fn project(
+        &self,
+        project: &str,
+        until: Option<Instant>,
+        outcomes: &mut Outcomes,
+    ) -> Result<bool, StoreError> {
+        let system = Granted::system();
+        loop {
+            let Some(item) = self.0.store.read(&system).await?.due_item(project).await? else { break };
+            if !self.lease(project).await? {
+                return Ok(false);
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
+            let outcome = tokio::select! {
+                outcome = self.item(&item) => outcome?,
+                lost = self.keep_lease(project) => return lost.map(|()| false),
+            };
+            outcomes.insert(item.id.to_string(), outcome);
+        }
+        let mut tx = self.0.store.begin(&system).await?;
+        tx.release_project(project, &self.0.holder).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    async fn lease(&self, project: &str) -> Result<bool, StoreError> {
+        let mut tx = self.0.store.begin(&Granted::system()).await?;
+        let until = tx.now().plus(LEASE);
+        let had = tx.lease_project(project, &self.0.holder, until).await?;
+        tx.commit().await?;
+        Ok(had)
+    }
+
+    /// Renews the lease; ends when it is lost.
+    async fn keep_lease(&self, project: &str) -> Result<(), StoreError> {
+        loop {
+            tokio::time::sleep(RENEW).await;
+            if !self.lease(project).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One attempt at one item, noted whatever comes of it.
+    async fn item(&self, item: &ProvisionItem) -> Result<Outcome, StoreError> {
+        let (active, beside) = {
+            let mut tx = self.0.store.read(&Granted::system()).await?;
+            (tx.is_active(item).await?, item.user_id.clone())
+        };
+        let work = self.apply(item, active, beside);
+        let outcome = match tokio::time::timeout(ITEM_TIMEOUT, work).await {
+            Ok(outcome) => outcome?,
+            Err(_) => Outcome::later(Why::Remote(crate::zitadel::Error::Timeout), None),
+        };
+        let mut tx = self.0.store.begin(&Granted::system().over(item.account_id.clone())).await?;
+        let attempt = attempt(item, &outcome, tx.now());
+        let kept = !(item.role_keys.is_empty() && item.kind == crate::model::provision::ItemKind::UserGrant);
+        let kept = kept && self.exists(&mut tx).await?;
+        tx.note_attempt(item, &attempt, outcome.audit(item).as_ref(), kept).await?;
+        let cut = self.cut_off_for(&mut tx, &outcome).await?;
+        tx.commit().await?;
+        if let (Some(tell), Some(cut)) = (&self.0.cut_off, cut) {
+            tell(&cut.issuer, &cut.subject, cut.issued_before);
+        }
+        if attempt.state != ItemState::Applied {
+            tracing::info!(
+                account = %item.account_id, kind = item.kind.as_str(), state = attempt.state.as_str(),
+                reason = attempt.reason.as_deref().unwrap_or_default(), "provisioning: not so yet"
+            );
+        }
+        Ok(outcome)
+    }
+
+    /// Of a deleted account, only what is to be taken back is left.
+    async fn exists(&self, tx: &mut Tx<Tenant>) -> Result<bool, StoreError> {
+        Ok(tx.this_account().await?.is_some())
+    }
+
+    /// Tokens from before a role was taken still show it.
+    async fn cut_off_for(&self, tx: &mut Tx<Tenant>, outcome: &Outcome) -> Result<Option<Revocation>, StoreError> {
+        let Some(user) = outcome.lost_roles() else { return Ok(None) };
+        self.cut_off(tx, user, "a role was taken back").await
+    }
+
+    /// Cuts off a subject's tokens of now and before, with the transaction's commit.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cut_off(
+        &self,
+        tx: &mut Tx<Tenant>,
+        subject: &str,
+        reason: &str,
+    ) -> Result<Option<Revocation>, StoreError> {
+        let Some(issuer) = &self.0.issuer else { return Ok(None) };
+        let revocation = Revocation {
+            id: tx.new_id(),
+            issuer: issuer.clone(),
+            subject: subject.to_owned(),
+            issued_before: tx.now(),
+            reason: Some(reason.to_owned()),
+            created_by: Some(tx.acting().actor.subject.to_string()),
+            created_at: tx.now(),
+        };
+        tx.put_revocation(&revocation).await.map(Some)
+    }
+
+    /// An account's grants were to be seen to by somebody; for the operator's answer.
+    pub fn is_configured(&self) -> bool {
+        self.0.management.is_configured()
+    }
+
+    /// The issuer whose subjects are cut off.
+    pub fn issuer(&self) -> Option<&str> {
+        self.0.issuer.as_deref()
+    }
+
+    /// Tells this process of a cut-off that is committed.
+    pub fn tell(&self, cut: &Revocation) {
+        if let Some(tell) = &self.0.cut_off {
+            tell(&cut.issuer, &cut.subject, cut.issued_before);
+        }
+    }
+}
+
+/// The account of an item, for messages.
+pub type AccountId = crate::id::Id<Account>;
+
+/// What is noted of an outcome.
+fn attempt(item: &ProvisionItem, outcome: &Outcome, now: Timestamp) -> Attempt {
+    let (state, why) = (outcome.item_state(), outcome.why());
+    let doubled = |first: u64, longest: Duration| {
+        let factor = 2_u64.saturating_pow(u32::try_from(item.attempts.clamp(0, 20)).unwrap_or(0));
+        Duration::from_secs(first.saturating_mul(factor)).min(longest)
+    };
+    let pause = match state {
+        ItemState::Applied => Duration::ZERO,
+        ItemState::Pending => doubled(1, LONGEST.0),
+        ItemState::Conflict | ItemState::Failed => doubled(15, LONGEST.1),
+    };
+    Attempt {
+        state,
+        reason: why.map(|why| why.code().to_owned()),
+        detail: why.map(ToString::to_string),
+        next_attempt_at: now.plus(pause.max(outcome.asked_pause())),
+        user_id: outcome.user_id().map(str::to_owned),
+    }
+}

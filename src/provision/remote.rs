@@ -1,0 +1,94 @@
+//! What Zitadel holds, for those who only look.
+
+use crate::zitadel::{Error, FoundUser, Management, ProjectGrant, UserGrant};
+
+/// Looks, and writes nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Remote<'a>(&'a Management);
+
+/// Whose an e-mail address is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserLookup {
+    /// One user's.
+    Found(FoundUser),
+    /// Nobody's.
+    Nobody,
+    /// Several users'.
+    Several(Vec<FoundUser>),
+}
+
+/// The keys of a project's roles.
+pub type RemoteRoles = Vec<String>;
+
+/// What a user holds.
+pub type RemoteUser = UserGrant;
+
+impl<'a> Remote<'a> {
+    pub(super) fn new(management: &'a Management) -> Self {
+        Self(management)
+    }
+
+    /// Whose an address is: a user of the organisation, else of anybody's who has shown
+    /// that it is theirs. Anyone may sign up elsewhere with an address that is not theirs.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn user(&self, email: &str, organization: Option<&str>) -> Result<UserLookup, Error> {
+        if organization.is_some() {
+            let own = self.0.users_with_email(email, organization).await?;
+            if !own.is_empty() {
+                return Ok(one_of(own));
+            }
+        }
+        let mut all = self.0.users_with_email(email, None).await?;
+        all.retain(|user| user.email_verified);
+        Ok(one_of(all))
+    }
+
+    /// The keys of a project's roles.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn roles(&self, project: &str, organization: Option<&str>) -> Result<RemoteRoles, Error> {
+        let owner = self.0.project_owner(project, organization).await?;
+        Ok(self.0.roles(project, &owner).await?.into_iter().map(|role| role.key).collect())
+    }
+
+    /// What the organisation may grant of the project; `None` where the project is its own.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn project_grant(
+        &self,
+        project: &str,
+        organization: &str,
+    ) -> Result<Option<Option<ProjectGrant>>, Error> {
+        let owner = self.0.project_owner(project, Some(organization)).await?;
+        if owner == organization {
+            return Ok(None);
+        }
+        self.0.project_grant(project, &owner, organization).await.map(Some)
+    }
+
+    /// Every grant of the organisation in the project, or of the project's owner.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn grants(&self, project: &str, organization: Option<&str>) -> Result<Vec<UserGrant>, Error> {
+        match organization {
+            Some(organization) => self.0.grants(project, organization, None).await,
+            None => {
+                let owner = self.0.project_owner(project, None).await?;
+                self.0.grants(project, &owner, None).await
+            }
+        }
+    }
+}
+
+fn one_of(mut users: Vec<FoundUser>) -> UserLookup {
+    match users.len() {
+        0 => UserLookup::Nobody,
+        1 => users.pop().map_or(UserLookup::Nobody, UserLookup::Found),
+        _ => UserLookup::Several(users),
+    }
+}

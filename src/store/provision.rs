@@ -1,0 +1,410 @@
+//! What is to be so in Zitadel, and which gateway sees to it.
+
+use super::audit::Entry;
+use super::{Result, StoreError, Tx, dialect, from_columns, on, run};
+use crate::clock::Timestamp;
+use crate::context::{Platform, Tenant};
+use crate::id::Id;
+use crate::model::accounts::{AccountAdmin, AccountStatus, JsonText};
+use crate::model::audit::{Action, Label};
+use crate::model::provision::{ItemKind, ItemState, ProvisionItem, Wanted, add_missing};
+
+dialect::stored_as_name!(ItemKind, ItemState);
+
+const TABLE: &str = "Alchemi_ZitadelItemTable";
+
+struct ItemRow {
+    id: Id<ProvisionItem>,
+    account_id: Id<crate::model::accounts::Account>,
+    kind: ItemKind,
+    project_id: String,
+    organization_id: String,
+    target: String,
+    display_name: Option<String>,
+    role_group: Option<String>,
+    role_keys: String,
+    retired_keys: String,
+    user_id: Option<String>,
+    state: ItemState,
+    reason: Option<String>,
+    detail: Option<String>,
+    attempts: i64,
+    next_attempt_at: Timestamp,
+    applied_at: Option<Timestamp>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    version: i64,
+}
+
+from_columns! {
+    ItemRow {
+        id, account_id, kind, project_id, organization_id, target, display_name, role_group, role_keys, retired_keys,
+        user_id, state, reason, detail, attempts, next_attempt_at, applied_at, created_at, updated_at, version,
+    }
+}
+
+fn text(keys: &[String]) -> String {
+    JsonText::of(&keys).get().to_owned()
+}
+
+fn keys(text: &str) -> Result<Vec<String>> {
+    serde_json::from_str(text).map_err(|e| StoreError::Unreadable { table: TABLE, reason: e.to_string() })
+}
+
+impl ItemRow {
+    fn read(self) -> Result<ProvisionItem> {
+        Ok(ProvisionItem {
+            role_keys: keys(&self.role_keys)?,
+            retired_keys: keys(&self.retired_keys)?,
+            organization_id: Some(self.organization_id).filter(|id| !id.is_empty()),
+            id: self.id,
+            account_id: self.account_id,
+            kind: self.kind,
+            project_id: self.project_id,
+            target: self.target,
+            display_name: self.display_name,
+            role_group: self.role_group,
+            user_id: self.user_id,
+            state: self.state,
+            reason: self.reason,
+            detail: self.detail,
+            attempts: self.attempts,
+            next_attempt_at: self.next_attempt_at,
+            applied_at: self.applied_at,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            version: self.version,
+        })
+    }
+}
+
+fn read_all(rows: Vec<ItemRow>) -> Result<Vec<ProvisionItem>> {
+    rows.into_iter().map(ItemRow::read).collect()
+}
+
+/// What came of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// How far the item is now.
+    pub state: ItemState,
+    /// Why it is no further.
+    pub reason: Option<String>,
+    /// The same, for people.
+    pub detail: Option<String>,
+    /// When it is looked at next, unless it is applied.
+    pub next_attempt_at: Timestamp,
+    /// The user, once known.
+    pub user_id: Option<String>,
+}
+
+impl Tx<Tenant> {
+    /// Wants something, or wants it looked at again. What was wanted before in its place and
+    /// is not any more is to be taken back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn want(&mut self, wanted: &Wanted) -> Result<ProvisionItem> {
+        let organization = wanted.organization_id.as_deref().unwrap_or_default();
+        let known = self.wanted_at(wanted.kind, &wanted.project_id, organization, &wanted.target).await?;
+        let mut retired = wanted.retired_keys.clone();
+        if let Some(known) = &known {
+            add_missing(&mut retired, known.retired_keys.iter().chain(&known.role_keys).cloned());
+        }
+        retired.retain(|key| !wanted.role_keys.contains(key));
+        let (account, id, now) = (self.account.clone(), self.new_id::<ProvisionItem>(), self.now);
+        let (role_keys, retired_keys) = (text(&wanted.role_keys), text(&retired));
+        let row: ItemRow = on!(self, |c| {
+            sqlx::query_as(
+                r#"INSERT INTO "Alchemi_ZitadelItemTable" (account_id, id, kind, project_id, organization_id, target,
+                   display_name, role_group, role_keys, retired_keys, user_id, state, next_attempt_at, created_at, updated_at)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'pending', $12, $12, $12)
+                   ON CONFLICT (account_id, kind, project_id, organization_id, target) DO UPDATE SET
+                   display_name = excluded.display_name, role_group = excluded.role_group,
+                   role_keys = excluded.role_keys, retired_keys = excluded.retired_keys,
+                   user_id = COALESCE(excluded.user_id, "Alchemi_ZitadelItemTable".user_id), state = 'pending',
+                   reason = NULL, detail = NULL, attempts = 0, next_attempt_at = excluded.next_attempt_at,
+                   updated_at = excluded.updated_at, version = "Alchemi_ZitadelItemTable".version + 1 RETURNING *"#
+            )
+            .bind(&account)
+            .bind(&id)
+            .bind(wanted.kind)
+            .bind(&wanted.project_id)
+            .bind(organization)
+            .bind(&wanted.target)
+            .bind(&wanted.display_name)
+            .bind(&wanted.role_group)
+            .bind(&role_keys)
+            .bind(&retired_keys)
+            .bind(&wanted.user_id)
+            .bind(now)
+            .fetch_one(c)
+            .await
+        })?;
+        row.read()
+    }
+
+    async fn wanted_at(
+        &mut self,
+        kind: ItemKind,
+        project: &str,
+        organization: &str,
+        target: &str,
+    ) -> Result<Option<ProvisionItem>> {
+        let account = self.account.clone();
+        let row: Option<ItemRow> = on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_ZitadelItemTable" WHERE account_id = $1 AND kind = $2 AND project_id = $3
+               AND organization_id = $4 AND target = $5"#
+        )
+        .bind(&account)
+        .bind(kind)
+        .bind(project)
+        .bind(organization)
+        .bind(target)
+        .fetch_optional(c)
+        .await)?;
+        row.map(ItemRow::read).transpose()
+    }
+
+    /// Everything that is to be so for the account, in the order in which it rests on
+    /// each other, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn provision_items(&mut self) -> Result<Vec<ProvisionItem>> {
+        let account = self.account.clone();
+        let rows: Vec<ItemRow> = on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_ZitadelItemTable" WHERE account_id = $1
+               ORDER BY CASE kind WHEN 'role' THEN 0 WHEN 'project_grant' THEN 1 ELSE 2 END, created_at, id"#
+        )
+        .bind(&account)
+        .fetch_all(c)
+        .await)?;
+        read_all(rows)
+    }
+
+    /// Every admin, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn all_admins(&mut self) -> Result<Vec<AccountAdmin>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_AccountAdminTable" WHERE account_id = $1 ORDER BY created_at, id"#
+        )
+        .bind(&account)
+        .fetch_all(c)
+        .await)
+    }
+
+    /// The subjects that the directory knows under an e-mail address.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn subjects_of(&mut self, email: &str) -> Result<Vec<String>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_scalar(
+            r#"SELECT DISTINCT identity_user_id FROM "Alchemi_UserTable"
+               WHERE account_id = $1 AND email = $2 AND identity_user_id IS NOT NULL"#
+        )
+        .bind(&account)
+        .bind(email)
+        .fetch_all(c)
+        .await)
+    }
+
+    /// Has every grant of the account looked at again: it was suspended or restored.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn review_grants(&mut self) -> Result<u64> {
+        let (account, now) = (self.account.clone(), self.now);
+        run!(
+            self,
+            r#"UPDATE "Alchemi_ZitadelItemTable" SET state = 'pending', reason = NULL, detail = NULL, attempts = 0,
+               next_attempt_at = $2, updated_at = $2, version = version + 1
+               WHERE account_id = $1 AND kind = 'user_grant'"#,
+            &account,
+            now
+        )
+    }
+
+    /// The account is deleted: of what was to be so, only what is to be taken back remains.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn retire_grants(&mut self) -> Result<u64> {
+        let account = self.account.clone();
+        run!(
+            self,
+            r#"DELETE FROM "Alchemi_ZitadelItemTable" WHERE account_id = $1 AND kind <> 'user_grant'"#,
+            &account
+        )?;
+        self.review_grants().await
+    }
+
+    /// Notes what came of an attempt at an item, unless something else is wanted by now.
+    /// An item that is applied and wants nothing is gone. Audits what has changed in Zitadel.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn note_attempt(
+        &mut self,
+        item: &ProvisionItem,
+        attempt: &Attempt,
+        change: Option<&serde_json::Value>,
+        kept: bool,
+    ) -> Result<bool> {
+        let (account, now) = (self.account.clone(), self.now);
+        if let Some(change) = change {
+            let entry = Entry { action: Action::Update, table: TABLE, id: item.id.as_str(), label: Label::Iam };
+            self.audit(entry, None::<&()>, change).await?;
+        }
+        let applied = attempt.state == ItemState::Applied;
+        if applied && !kept {
+            let gone = run!(
+                self,
+                r#"DELETE FROM "Alchemi_ZitadelItemTable" WHERE account_id = $1 AND id = $2 AND version = $3"#,
+                &account,
+                &item.id,
+                item.version
+            )?;
+            return Ok(gone > 0);
+        }
+        let retired = if applied { text(&[]) } else { text(&item.retired_keys) };
+        let noted = run!(
+            self,
+            r#"UPDATE "Alchemi_ZitadelItemTable" SET state = $4, reason = $5, detail = $6, next_attempt_at = $7,
+               user_id = COALESCE($8, user_id), retired_keys = $9, updated_at = $10,
+               attempts = CASE WHEN $4 = 'applied' THEN 0 ELSE attempts + 1 END,
+               applied_at = CASE WHEN $4 = 'applied' THEN $10 ELSE applied_at END
+               WHERE account_id = $1 AND id = $2 AND version = $3"#,
+            &account,
+            &item.id,
+            item.version,
+            attempt.state,
+            &attempt.reason,
+            &attempt.detail,
+            attempt.next_attempt_at,
+            &attempt.user_id,
+            &retired,
+            now
+        )?;
+        Ok(noted > 0)
+    }
+}
+
+impl Tx<Platform> {
+    /// Projects in which something is due, the one that waits longest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn due_projects(&mut self) -> Result<Vec<String>> {
+        let now = self.now;
+        on!(self, |c| sqlx::query_scalar(
+            r#"SELECT project_id FROM "Alchemi_ZitadelItemTable" WHERE state <> 'applied' AND next_attempt_at <= $1
+               GROUP BY project_id ORDER BY MIN(next_attempt_at) LIMIT 100"#
+        )
+        .bind(now)
+        .fetch_all(c)
+        .await)
+    }
+
+    /// What is due in a project next, in the order in which it rests on each other.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn due_item(&mut self, project: &str) -> Result<Option<ProvisionItem>> {
+        let now = self.now;
+        let row: Option<ItemRow> = on!(self, |c| {
+            sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_ZitadelItemTable" WHERE project_id = $1 AND state <> 'applied'
+               AND next_attempt_at <= $2
+               ORDER BY CASE kind WHEN 'role' THEN 0 WHEN 'project_grant' THEN 1 ELSE 2 END, next_attempt_at, id LIMIT 1"#
+        )
+        .bind(project)
+        .bind(now)
+        .fetch_optional(c)
+        .await
+        })?;
+        row.map(ItemRow::read).transpose()
+    }
+
+    /// Other items that want roles for the same user in the same place, in accounts that
+    /// are active: what they want is not to be taken back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn wanted_besides(&mut self, item: &ProvisionItem, user: &str) -> Result<Vec<String>> {
+        let organization = item.organization_id.as_deref().unwrap_or_default();
+        let rows: Vec<String> = on!(self, |c| sqlx::query_scalar(
+            r#"SELECT i.role_keys FROM "Alchemi_ZitadelItemTable" i
+               JOIN "Alchemi_AccountTable" a ON a.account_id = i.account_id AND a.status = 'active'
+               WHERE i.kind = 'user_grant' AND i.user_id = $1 AND i.project_id = $2 AND i.organization_id = $3
+               AND i.id <> $4"#
+        )
+        .bind(user)
+        .bind(&item.project_id)
+        .bind(organization)
+        .bind(&item.id)
+        .fetch_all(c)
+        .await)?;
+        let mut wanted = Vec::new();
+        for row in rows {
+            add_missing(&mut wanted, keys(&row)?);
+        }
+        Ok(wanted)
+    }
+
+    /// How many items are in which state, over all accounts.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn provision_counts(&mut self) -> Result<Vec<(String, i64)>> {
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT state, CAST(COUNT(*) AS BIGINT) FROM "Alchemi_ZitadelItemTable" GROUP BY state ORDER BY state"#
+        )
+        .fetch_all(c)
+        .await)
+    }
+
+    /// Whether an account is there and in use.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn is_active(&mut self, item: &ProvisionItem) -> Result<bool> {
+        let status: Option<AccountStatus> =
+            on!(self, |c| sqlx::query_scalar(r#"SELECT status FROM "Alchemi_AccountTable" WHERE account_id = $1"#)
+                .bind(&item.account_id)
+                .fetch_optional(c)
+                .await)?;
+        Ok(status == Some(AccountStatus::Active))
+    }
+
+    /// Takes or keeps the right to write into a project until a moment; whether it is had.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn lease_project(&mut self, project: &str, holder: &str, until: Timestamp) -> Result<bool> {
+        let now = self.now;
+        let had = run!(
+            self,
+            r#"INSERT INTO "Alchemi_ZitadelLeaseTable" (project_id, holder, until) VALUES ($1, $2, $3)
+               ON CONFLICT (project_id) DO UPDATE SET holder = excluded.holder, until = excluded.until
+               WHERE "Alchemi_ZitadelLeaseTable".holder = excluded.holder OR "Alchemi_ZitadelLeaseTable".until <= $4"#,
+            project,
+            holder,
+            until,
+            now
+        )?;
+        Ok(had > 0)
+    }
+
+    /// Gives the right back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn release_project(&mut self, project: &str, holder: &str) -> Result<()> {
+        run!(self, r#"DELETE FROM "Alchemi_ZitadelLeaseTable" WHERE project_id = $1 AND holder = $2"#, project, holder)
+            .map(drop)
+    }
+}

@@ -1,0 +1,133 @@
+//! All of it at once.
+
+use super::super::answer::taken;
+use super::admins::dry_grants;
+use super::roles::{dry_roles, remote_word, synced_roles, wanted_role};
+use super::*;
+use crate::model::accounts::ADMIN_ROLES;
+use crate::model::provision::StandardRole;
+
+/// The binding that a bootstrap leaves.
+fn draft(stored: &ZitadelConfig, ask: &mut Bootstrap, project: &str) -> ZitadelConfig {
+    let mut draft = stored.clone();
+    draft.project_id = Some(project.to_owned());
+    if let Some(organization) = ask.organization_id.take() {
+        draft.organization_id = Some(organization.into_string());
+    }
+    if let Some(prefix) = ask.role_prefix.take() {
+        draft.role_prefix = Some(prefix.into_string());
+    }
+    if ask.apply_default_role_mappings {
+        let prefix = draft.role_prefix.clone().unwrap_or_default();
+        if draft.role_mappings.is_empty() {
+            draft.role_mappings =
+                ADMIN_ROLES.iter().map(|role| ((*role).to_owned(), format!("{prefix}{role}"))).collect();
+        }
+        draft.account_id_claim.get_or_insert_with(|| "alchemi:account_id".to_owned());
+        draft.product_domains_claim.get_or_insert_with(|| "product_domains_allowed".to_owned());
+    }
+    draft
+}
+
+/// Bind the account and make all of it: roles, project grant, admins' grants
+///
+/// What is to be so is written down first. A bootstrap that is cut short is finished in
+/// the background, and one that is repeated changes nothing.
+#[utoipa::path(post, path = "/v1/accounts/{account_id}/zitadel/provision/bootstrap", tag = "accounts",
+    params(AtAccount), request_body = Bootstrap,
+    responses((status = 200, description = "What came of it", body = Bootstrapped), Refusals))]
+pub async fn bootstrap_zitadel(
+    call: Call<SuperAdmin>,
+    Path(AtAccount { account_id: id }): Path<AtAccount>,
+    Body(mut ask): Body<Bootstrap>,
+) -> Outcome {
+    let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
+    let project = project_of(ask.project_id.take(), &bound.config)?;
+    let zitadel_config = draft(&bound.config, &mut ask, &project);
+    let config_updated = !bound.stored || zitadel_config != bound.config;
+    let prefix = zitadel_config.role_prefix.clone().unwrap_or_default();
+    let organization = zitadel_config.organization_id.clone();
+    let roles = if ask.create_project_roles { roles_of(&zitadel_config, &prefix) } else { Vec::new() };
+    let mut admin_grants = GrantsSynced::default();
+    let intended = if ask.grant_existing_account_admins {
+        ask.who.intended(tx.all_admins().await?, &zitadel_config, &prefix, &mut admin_grants)
+    } else {
+        Vec::new()
+    };
+    let reads_only = !ask.create_project_roles && !ask.grant_existing_account_admins;
+    if !ask.dry_run && !reads_only && !call.app.provisioner.is_configured() {
+        return Err(not_configured().into());
+    }
+    let (roles, project_grant) = if ask.dry_run {
+        drop(tx);
+        let grant = dry_project_grant(&call, &project, organization.as_deref(), &roles).await;
+        let roles = dry_roles(&call, &project, &zitadel_config, roles).await;
+        dry_grants(&call, &project, organization.as_deref(), intended, &mut admin_grants).await;
+        (roles, grant)
+    } else {
+        if config_updated {
+            write_config(&mut tx, &bound, &zitadel_config).await?;
+        }
+        let wanted: Vec<Wanted> = roles.iter().map(|role| wanted_role(&project, &zitadel_config, role)).collect();
+        let role_items = want_all(&mut tx, &wanted).await?;
+        let keys: Vec<String> = roles.iter().map(|role| role.key.clone()).collect();
+        let granted = organization.as_deref().filter(|_| !keys.is_empty());
+        let grant_item = match granted {
+            Some(organization) => Some(tx.want(&Wanted::project_grant(&project, organization, keys)).await?),
+            None => None,
+        };
+        let wanted: Vec<_> = intended.iter().map(|one| one.wanted(&project, organization.as_deref())).collect();
+        let grant_items = want_all(&mut tx, &wanted).await?;
+        tx.commit().await?;
+        let outcomes = converged(&call, &project).await?;
+        admin_grants.made(intended, &grant_items, &outcomes, ask.who.skip_existing);
+        let project_grant = grant_item.map(|item| ItemResult::of(&item, &outcomes, true));
+        (synced_roles(roles, &role_items, &outcomes, ask.who.skip_existing), project_grant)
+    };
+    let summary = BootstrapSummary {
+        account_id: id.clone(),
+        dry_run: ask.dry_run,
+        project_id: project,
+        organization_id: organization,
+        config_updated: config_updated && !ask.dry_run,
+        role_sync_summary: roles.summary,
+        admin_grant_summary: admin_grants.grants_summary,
+        unresolved_admins: admin_grants.unresolved_admins.clone(),
+    };
+    let asked = serde_json::json!({"operation": "bootstrap", "summary": summary});
+    let result = BootstrapResult { zitadel_config, roles, project_grant, admin_grants };
+    audited(&call, &id, &asked, &Bootstrapped { status: StatusOk::OK, summary, result }).await
+}
+
+async fn write_config(tx: &mut Tx<Tenant>, bound: &Bound, draft: &ZitadelConfig) -> Result<(), Halt> {
+    tx.put_zitadel_config(draft)
+        .await
+        .map_err(taken("organization_id", "organization_id already assigned to another account"))?;
+    let before = bound.stored.then(|| serde_json::json!({"zitadel_config": bound.config}));
+    let after = serde_json::json!({"zitadel_config": draft});
+    let account = tx.account().clone();
+    let entry =
+        Entry { action: Action::Update, table: "Alchemi_AccountZitadelTable", id: account.as_str(), label: Label::Iam };
+    Ok(tx.audit(entry, before.as_ref(), &after).await?)
+}
+
+async fn dry_project_grant(
+    call: &Call<SuperAdmin>,
+    project: &str,
+    organization: Option<&str>,
+    roles: &[StandardRole],
+) -> Option<ItemResult> {
+    let organization = organization.filter(|_| !roles.is_empty())?;
+    let there = call.app.provisioner.remote().project_grant(project, organization).await;
+    let present = match there {
+        Ok(None) => Some(true),
+        Ok(Some(grant)) => {
+            let keys = grant.map(|grant| grant.role_keys).unwrap_or_default();
+            Some(roles.iter().all(|role| keys.contains(&role.key)))
+        }
+        Err(_) => None,
+    };
+    let keys: Vec<&String> = roles.iter().map(|role| &role.key).collect();
+    let request = serde_json::json!({"project_id": project, "organization_id": organization, "role_keys": keys});
+    Some(ItemResult::dry(request, remote_word(present)))
+}

@@ -1,0 +1,93 @@
+//! What a bootstrap would make.
+
+use super::*;
+use crate::model::accounts::ADMIN_ROLES;
+use crate::model::provision::StandardRole;
+
+/// How roles would be called.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct PlanParams {
+    /// What stands before the canonical names, if not what the account says.
+    role_prefix: Option<String>,
+}
+
+/// A role, and whether it is there.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PlannedRole {
+    #[serde(flatten)]
+    role: StandardRole,
+    /// `present`, `missing` or `unknown`.
+    #[schema(example = "unknown")]
+    remote: &'static str,
+}
+
+/// An admin, and the roles that they would be granted.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PlannedAdmin {
+    #[serde(flatten)]
+    admin: AccountAdmin,
+    resolved_role_keys: Vec<String>,
+    /// Why there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+/// What a bootstrap would make.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Plan {
+    account_id: Id<Account>,
+    zitadel_config: ZitadelConfig,
+    standard_roles: Vec<PlannedRole>,
+    account_admins: Vec<PlannedAdmin>,
+    /// `known`, or `unknown` where there are no credentials, or nobody answers.
+    #[schema(example = "unknown")]
+    remote: &'static str,
+}
+
+/// Plan what a bootstrap would make
+///
+/// Reads only. Without credentials for Zitadel it says what would be made, and `unknown`
+/// about what is there.
+#[utoipa::path(get, path = "/v1/accounts/{account_id}/zitadel/provision/plan", tag = "accounts",
+    params(AtAccount, PlanParams),
+    responses((status = 200, description = "The plan", body = Plan), Refusals))]
+pub async fn get_zitadel_plan(
+    call: Call<SuperAdmin>,
+    Path(AtAccount { account_id: id }): Path<AtAccount>,
+    Query(params): Query<PlanParams>,
+) -> Outcome {
+    let (mut tx, bound) = read_bound(&call, id.clone()).await?;
+    let admins = tx.all_admins().await?;
+    drop(tx);
+    let mut config = bound.config;
+    let asked = params.role_prefix.filter(|prefix| !prefix.trim().is_empty());
+    let asked =
+        asked.map(|text| text.parse::<Name>().map_err(|why| Problem::invalid("role_prefix", why))).transpose()?;
+    let prefix = prefix_of(asked, &config);
+    let roles = roles_of(&config, &prefix);
+    let keys = match &config.project_id {
+        Some(project) => call.app.provisioner.remote().roles(project, config.organization_id.as_deref()).await.ok(),
+        None => None,
+    };
+    let standard_roles = roles.into_iter().map(|role| {
+        let remote = remote_word(keys.as_ref().map(|keys| keys.contains(&role.key)));
+        PlannedRole { role, remote }
+    });
+    let standard_roles = standard_roles.collect();
+    let planned = |admin: AccountAdmin| match role_key(&config, &prefix, &admin.role) {
+        Ok(key) => PlannedAdmin { admin, resolved_role_keys: vec![key], problem: None },
+        Err(why) => {
+            let problem = Some(format!("role {:?} {why}", admin.role));
+            PlannedAdmin { admin, resolved_role_keys: Vec::new(), problem }
+        }
+    };
+    let account_admins = admins.into_iter().map(planned).collect();
+    if config.role_mappings.is_empty() {
+        config.role_mappings = ADMIN_ROLES.iter().map(|role| ((*role).to_owned(), format!("{prefix}{role}"))).collect();
+    }
+    let remote = if keys.is_some() { "known" } else { "unknown" };
+    Ok(Answer::of(&Plan { account_id: id, zitadel_config: config, standard_roles, account_admins, remote })
+        .tagged(bound.version))
+}

@@ -1,0 +1,204 @@
+//! A user's grant, a role, and all of the product's roles.
+
+use super::*;
+use crate::model::provision::{StandardRole, add_missing, standard_roles};
+
+/// 502 with what went wrong in our own words.
+fn bad_gateway(what: &str, result: &ItemResult) -> Problem {
+    let message = result.message.as_deref().unwrap_or("not done yet");
+    let detail = format!("Failed to provision Zitadel {what}: {message}");
+    Problem::new(http::StatusCode::BAD_GATEWAY, "zitadel_failed", detail)
+        .with("reason", result.reason.unwrap_or("pending"))
+        .with("retried", result.status == "pending")
+}
+
+/// Grant a user roles of the project
+///
+/// Roles that they hold already stay. What Zitadel cannot take now is tried again in the
+/// background; the answer then is a 502 with `retried: true`.
+#[utoipa::path(post, path = "/v1/accounts/{account_id}/zitadel/provision/user-grant", tag = "accounts",
+    params(AtAccount), request_body = NewUserGrant,
+    responses((status = 200, description = "What was done", body = Provisioned<ItemResult>), Refusals))]
+pub async fn provision_user_grant(
+    call: Call<SuperAdmin>,
+    Path(AtAccount { account_id: id }): Path<AtAccount>,
+    Body(new): Body<NewUserGrant>,
+) -> Outcome {
+    let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
+    let project = project_of(new.project_id, &bound.config)?;
+    let organization = new.organization_id.map(Name::into_string).or(bound.config.organization_id);
+    let role_keys: Vec<String> = new.role_keys.into_iter().map(Name::into_string).collect();
+    if role_keys.is_empty() {
+        return Err(Problem::bad_request("role_keys_empty", "role_keys cannot be empty").into());
+    }
+    let user = new.user_id.into_string();
+    let asked = serde_json::json!({
+        "operation": "user_grant", "user_id": user, "project_id": project, "organization_id": organization,
+        "role_keys": role_keys, "dry_run": new.dry_run,
+    });
+    let result = if new.dry_run {
+        drop(tx);
+        let held = call.app.provisioner.remote().grants(&project, organization.as_deref()).await.ok();
+        let holds = |keys: &[String]| role_keys.iter().all(|key| keys.contains(key));
+        let present = held.map(|grants| grants.iter().any(|grant| grant.user == user && holds(&grant.role_keys)));
+        ItemResult::dry(asked.clone(), remote_word(present))
+    } else {
+        if !call.app.provisioner.is_configured() {
+            return Err(bad_gateway("user grant", &not_configured_result()).into());
+        }
+        let mut wanted = Wanted::user_grant(&project, organization.as_deref(), &user, role_keys);
+        // Roles that were granted this way before stay.
+        let known = tx
+            .provision_items()
+            .await?
+            .into_iter()
+            .find(|item| item.target == user && item.project_id == project && item.organization_id == organization);
+        add_missing(&mut wanted.role_keys, known.into_iter().flat_map(|known| known.role_keys));
+        let item = tx.want(&wanted).await?;
+        tx.commit().await?;
+        let outcomes = converged(&call, &project).await?;
+        ItemResult::of(&item, &outcomes, true)
+    };
+    if matches!(result.status, "failed" | "pending") {
+        return Err(bad_gateway("user grant", &result).into());
+    }
+    audited(&call, &id, &asked, &Provisioned { status: StatusOk::OK, result }).await
+}
+
+fn not_configured_result() -> ItemResult {
+    let message = Some(NOT_CONFIGURED.to_owned());
+    ItemResult { message, reason: Some("zitadel_not_configured"), ..ItemResult::plain("failed") }
+}
+
+pub(super) fn remote_word(present: Option<bool>) -> &'static str {
+    match present {
+        Some(true) => "present",
+        Some(false) => "missing",
+        None => "unknown",
+    }
+}
+
+/// Add a role to the project
+#[utoipa::path(post, path = "/v1/accounts/{account_id}/zitadel/provision/project-role", tag = "accounts",
+    params(AtAccount), request_body = NewProjectRole,
+    responses((status = 200, description = "What was done", body = Provisioned<ItemResult>), Refusals))]
+pub async fn provision_project_role(
+    call: Call<SuperAdmin>,
+    Path(AtAccount { account_id: id }): Path<AtAccount>,
+    Body(new): Body<NewProjectRole>,
+) -> Outcome {
+    let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
+    let project = project_of(new.project_id, &bound.config)?;
+    let key = new.key.into_string();
+    let role = StandardRole {
+        display_name: new.display_name.into_string(),
+        group: new.group.map(Name::into_string),
+        base_key: key.clone(),
+        key,
+    };
+    let asked = serde_json::json!({
+        "operation": "project_role", "project_id": project, "key": role.key, "display_name": role.display_name,
+        "group": role.group, "dry_run": new.dry_run,
+    });
+    let result = if new.dry_run {
+        drop(tx);
+        let organization = bound.config.organization_id.as_deref();
+        let keys = call.app.provisioner.remote().roles(&project, organization).await.ok();
+        ItemResult::dry(asked.clone(), remote_word(keys.map(|keys| keys.contains(&role.key))))
+    } else {
+        if !call.app.provisioner.is_configured() {
+            return Err(bad_gateway("project role", &not_configured_result()).into());
+        }
+        let item = tx.want(&wanted_role(&project, &bound.config, &role)).await?;
+        tx.commit().await?;
+        let outcomes = converged(&call, &project).await?;
+        ItemResult::of(&item, &outcomes, true)
+    };
+    if matches!(result.status, "failed" | "pending") {
+        return Err(bad_gateway("project role", &result).into());
+    }
+    audited(&call, &id, &asked, &Provisioned { status: StatusOk::OK, result }).await
+}
+
+/// A role of the project; the account's organisation helps v1 to find the project.
+pub(super) fn wanted_role(project: &str, config: &ZitadelConfig, role: &StandardRole) -> Wanted {
+    Wanted { organization_id: config.organization_id.clone(), ..Wanted::role(project, role) }
+}
+
+/// The product's roles as the account maps them.
+pub(super) fn roles_of(config: &ZitadelConfig, prefix: &str) -> Vec<StandardRole> {
+    let mapped = |role: StandardRole| {
+        let key = role_key(config, prefix, &role.base_key).unwrap_or_else(|_| role.key.clone());
+        StandardRole { key, ..role }
+    };
+    standard_roles(prefix).into_iter().map(mapped).collect()
+}
+
+/// Make the product's roles in the project
+#[utoipa::path(post, path = "/v1/accounts/{account_id}/zitadel/provision/sync-roles", tag = "accounts",
+    params(AtAccount), request_body = RoleSync,
+    responses((status = 200, description = "What came of each role", body = Provisioned<RolesSynced>), Refusals))]
+pub async fn sync_zitadel_roles(
+    call: Call<SuperAdmin>,
+    Path(AtAccount { account_id: id }): Path<AtAccount>,
+    Body(sync): Body<RoleSync>,
+) -> Outcome {
+    let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
+    let project = project_of(sync.project_id, &bound.config)?;
+    let prefix = prefix_of(sync.role_prefix, &bound.config);
+    let roles = roles_of(&bound.config, &prefix);
+    let result = if sync.dry_run {
+        drop(tx);
+        dry_roles(&call, &project, &bound.config, roles).await
+    } else {
+        if !call.app.provisioner.is_configured() {
+            return Err(not_configured().into());
+        }
+        let wanted: Vec<Wanted> = roles.iter().map(|role| wanted_role(&project, &bound.config, role)).collect();
+        let items = want_all(&mut tx, &wanted).await?;
+        tx.commit().await?;
+        let outcomes = converged(&call, &project).await?;
+        synced_roles(roles, &items, &outcomes, sync.skip_existing)
+    };
+    let asked = serde_json::json!({
+        "operation": "sync_roles", "project_id": project, "role_prefix": prefix, "dry_run": sync.dry_run,
+        "summary": result.summary,
+    });
+    audited(&call, &id, &asked, &Provisioned { status: StatusOk::OK, result }).await
+}
+
+pub(super) async fn dry_roles(
+    call: &Call<SuperAdmin>,
+    project: &str,
+    config: &ZitadelConfig,
+    roles: Vec<StandardRole>,
+) -> RolesSynced {
+    let there = call.app.provisioner.remote().roles(project, config.organization_id.as_deref()).await.ok();
+    let mut synced = RolesSynced::default();
+    for role in &roles {
+        let request = serde_json::json!({"key": role.key, "display_name": role.display_name, "group": role.group});
+        let remote = remote_word(there.as_ref().map(|keys| keys.contains(&role.key)));
+        synced.add(&role.key, ItemResult::dry(request, remote));
+    }
+    RolesSynced { roles, ..synced }
+}
+
+pub(super) fn synced_roles(
+    roles: Vec<StandardRole>,
+    items: &[ProvisionItem],
+    outcomes: &Outcomes,
+    skip_existing: bool,
+) -> RolesSynced {
+    let mut synced = RolesSynced::default();
+    for item in items {
+        synced.add(&item.target, ItemResult::of(item, outcomes, skip_existing));
+    }
+    RolesSynced { roles, ..synced }
+}
+
+impl RolesSynced {
+    fn add(&mut self, key: &str, result: ItemResult) {
+        self.summary.count(result.status);
+        self.results.push(RoleResult { key: key.to_owned(), result });
+    }
+}

@@ -1,0 +1,117 @@
+//! The token that calls are made with: fetched once for all, and anew before it expires.
+
+use std::time::Duration;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use super::config::Credential;
+use super::error::Error;
+use super::metrics::Operation;
+use super::transport::Wire;
+use crate::clock::{SharedClock, Timestamp};
+use crate::secret::SecretString;
+
+/// A token is fetched anew when this much of its life is left, or a fifth of it if that is less.
+const AHEAD: Duration = Duration::from_secs(60);
+
+/// What a lifetime that is not told is taken for.
+const UNTOLD: u64 = 300;
+
+const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+
+#[derive(Debug)]
+pub(super) struct TokenSource {
+    credential: Credential,
+    scope: String,
+    clock: SharedClock,
+    /// Held while a token is fetched, so that one is enough.
+    current: Mutex<Option<Token>>,
+}
+
+#[derive(Debug)]
+struct Token {
+    text: SecretString,
+    fresh_until: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct Issued {
+    access_token: SecretString,
+    #[serde(default)]
+    expires_in: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Discovery {
+    issuer: String,
+    token_endpoint: String,
+}
+
+impl TokenSource {
+    pub(super) fn new(credential: Credential, scope: String, clock: SharedClock) -> Self {
+        Self { credential, scope, clock, current: Mutex::default() }
+    }
+
+    /// The token to use now.
+    pub(super) async fn token(&self, wire: &Wire) -> Result<SecretString, Error> {
+        if let Credential::Token(token) = &self.credential {
+            return Ok(token.clone());
+        }
+        let mut current = self.current.lock().await;
+        if let Some(token) = current.as_ref().filter(|token| self.clock.now() < token.fresh_until) {
+            return Ok(token.text.clone());
+        }
+        let issued = self.fetch(wire).await?;
+        let life = Duration::from_secs(issued.expires_in.unwrap_or(UNTOLD));
+        let fresh_until = self.clock.now().plus(life.saturating_sub(AHEAD.min(life / 5)));
+        let text = issued.access_token;
+        *current = Some(Token { text: text.clone(), fresh_until });
+        Ok(text)
+    }
+
+    /// Forgets a token that was refused; whether another one may be had.
+    pub(super) async fn refused(&self, used: &SecretString) -> bool {
+        let mut current = self.current.lock().await;
+        if current.as_ref().is_some_and(|token| token.text == *used) {
+            *current = None;
+        }
+        !matches!(self.credential, Credential::Token(_))
+    }
+
+    async fn fetch(&self, wire: &Wire) -> Result<Issued, Error> {
+        let (status, body) = wire.get("/.well-known/openid-configuration").await?;
+        if !status.is_success() {
+            return Err(Error::Failed(status.as_u16()));
+        }
+        let discovery: Discovery = serde_json::from_slice(&body).map_err(|_| Error::Malformed)?;
+        // Only the path: the credential stays with the address that the operator has set.
+        let endpoint = url::Url::parse(&discovery.token_endpoint).map_err(|_| Error::Malformed)?;
+        let (form, basic) = self.form(&discovery.issuer)?;
+        let (status, body) = wire.form(Operation::Token, endpoint.path(), &form, basic).await?;
+        match status.as_u16() {
+            200..=299 => serde_json::from_slice(&body).map_err(|_| Error::Malformed),
+            400..=403 => Err(Error::of_token(&body)),
+            429 => Err(Error::Throttled(None)),
+            other => Err(Error::Failed(other)),
+        }
+    }
+
+    fn form(&self, issuer: &str) -> Result<(Vec<(&'static str, String)>, Option<(String, SecretString)>), Error> {
+        let scope = ("scope", self.scope.clone());
+        match &self.credential {
+            Credential::KeyFile(key) => {
+                let assertion = key.assertion(issuer, self.clock.now()).ok_or(Error::Malformed)?;
+                Ok((vec![("grant_type", JWT_BEARER.to_owned()), ("assertion", assertion), scope], None))
+            }
+            Credential::Client { id, secret } => {
+                // Both parts form-encoded (RFC 6749 section 2.3.1).
+                let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+                let basic = (encode(id), encode(secret.expose()).into());
+                Ok((vec![("grant_type", "client_credentials".to_owned()), scope], Some(basic)))
+            }
+            Credential::Token(_) => Err(Error::NotConfigured),
+        }
+    }
+}

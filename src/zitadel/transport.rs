@@ -1,0 +1,292 @@
+//! One call: rate-limited, bounded in time and size, tried again where that may help.
+
+use std::hash::BuildHasher as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{HeaderValue, Method, StatusCode, header};
+use reqwest::{Client, RequestBuilder, redirect};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::Instant;
+use url::{Host, Url};
+
+use super::config::{Address, ManagementConfig, ManagementConfigError, Surface};
+use super::error::{Code, Error};
+use super::metrics::{ManagementMetrics, Operation};
+use super::token::TokenSource;
+use crate::clock::SharedClock;
+use crate::secret::SecretString;
+
+/// Largest answer that is read: a page of a thousand users.
+const MAX_ANSWER: usize = 8 * 1024 * 1024;
+/// How often a call is tried at most.
+const ATTEMPTS: u32 = 4;
+/// The first pause between attempts; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(150);
+/// A pause that Zitadel asks for is kept up to this; beyond, the call fails and is for later.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long an instance without v2 is believed to be one.
+const PROBE_AGAIN: Duration = Duration::from_secs(3_600);
+
+/// What is called: a path, perhaps for an organisation, with a body.
+#[derive(Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) operation: Operation,
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) organization: Option<&'a str>,
+    pub(super) body: Option<Value>,
+}
+
+/// HTTP to the one address, without a token.
+#[derive(Debug)]
+pub(super) struct Wire {
+    client: Client,
+    address: Address,
+    metrics: ManagementMetrics,
+}
+
+#[derive(Debug)]
+pub(super) struct Transport {
+    pub(super) metrics: ManagementMetrics,
+    wire: Wire,
+    tokens: TokenSource,
+    limit: RateLimit,
+    wanted: Surface,
+    probed: tokio::sync::Mutex<Option<(Surface, Instant)>>,
+    pauses: Jitter,
+}
+
+impl Wire {
+    async fn send(&self, operation: Operation, request: RequestBuilder) -> Result<Answer, Error> {
+        let begun = Instant::now();
+        let request = match &self.address.host {
+            Some(host) => request.header(header::HOST, host),
+            None => request,
+        };
+        let answer = read(request).await;
+        let outcome = match &answer {
+            Ok(answer) if answer.status.is_success() => "ok",
+            Ok(answer) => Error::read(answer.status, None, &answer.body).code(),
+            Err(error) => error.code(),
+        };
+        self.metrics.called(operation, outcome, begun.elapsed());
+        answer
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.address.base.clone();
+        url.set_path(&format!("{}{path}", self.address.base.path().trim_end_matches('/')));
+        url.set_query(None);
+        url
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Result<(StatusCode, Vec<u8>), Error> {
+        let answer = self.send(Operation::Token, self.client.get(self.url(path))).await?;
+        Ok((answer.status, answer.body))
+    }
+
+    pub(super) async fn form(
+        &self,
+        operation: Operation,
+        path: &str,
+        form: &[(&'static str, String)],
+        basic: Option<(String, SecretString)>,
+    ) -> Result<(StatusCode, Vec<u8>), Error> {
+        let mut request = self.client.post(self.url(path)).form(form);
+        if let Some((user, password)) = &basic {
+            request = request.basic_auth(user, Some(password.expose()));
+        }
+        let answer = self.send(operation, request).await?;
+        Ok((answer.status, answer.body))
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    body: Vec<u8>,
+}
+
+async fn read(request: RequestBuilder) -> Result<Answer, Error> {
+    let kind = |error: reqwest::Error| if error.is_timeout() { Error::Timeout } else { Error::Unreachable };
+    let mut response = request.send().await.map_err(kind)?;
+    let seconds = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let (status, retry_after) = (response.status(), seconds.map(Duration::from_secs));
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(kind)? {
+        if body.len().saturating_add(chunk.len()) > MAX_ANSWER {
+            return Err(Error::Malformed);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer { status, retry_after, body })
+}
+
+impl Transport {
+    /// `None` without credentials.
+    pub(super) fn new(
+        config: &ManagementConfig,
+        issuer: Option<(&str, Option<&str>)>,
+        clock: SharedClock,
+    ) -> Result<Option<Self>, ManagementConfigError> {
+        config.check()?;
+        let Some(credential) = config.credential()? else { return Ok(None) };
+        let address = config.address(issuer)?.ok_or(ManagementConfigError::NoUrl)?;
+        // No redirects: the token stays with the address. HTTP/1.1, so that `Host` says which instance is meant.
+        let mut builder = Client::builder()
+            .redirect(redirect::Policy::none())
+            .timeout(Duration::from_secs(config.timeout_seconds))
+            .http1_only();
+        if is_loopback(&address.base) {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|error| ManagementConfigError::Tls(error.to_string()))?;
+        let metrics = ManagementMetrics::default();
+        Ok(Some(Self {
+            wire: Wire { client, address, metrics: metrics.clone() },
+            metrics,
+            tokens: TokenSource::new(credential, config.scope.clone(), clock),
+            limit: RateLimit::new(config.requests_per_second),
+            wanted: config.api,
+            probed: tokio::sync::Mutex::default(),
+            pauses: Jitter::default(),
+        }))
+    }
+
+    /// Which API this instance has: what the settings say, or what it answers.
+    pub(super) async fn surface(&self) -> Result<Surface, Error> {
+        if self.wanted != Surface::Auto {
+            return Ok(self.wanted);
+        }
+        let mut probed = self.probed.lock().await;
+        match *probed {
+            Some((Surface::V2, _)) => return Ok(Surface::V2),
+            Some((surface, at)) if at.elapsed() < PROBE_AGAIN => return Ok(surface),
+            _ => {}
+        }
+        let asked = Ask {
+            operation: Operation::Probe,
+            method: Method::POST,
+            path: "/zitadel.authorization.v2.AuthorizationService/ListAuthorizations".to_owned(),
+            organization: None,
+            body: Some(serde_json::json!({"pagination": {"limit": 1}})),
+        };
+        let surface = match self.call::<Value>(asked).await {
+            Err(Error::Refused { code: Code::Unimplemented, .. }) => Surface::V1,
+            Err(error) if error.is_transient() || matches!(error, Error::Credential(_)) => return Err(error),
+            // A refusal comes from somebody who is there.
+            Ok(_) | Err(_) => Surface::V2,
+        };
+        tracing::info!(?surface, "zitadel: this instance's management API");
+        *probed = Some((surface, Instant::now()));
+        Ok(surface)
+    }
+
+    /// Calls, and reads the answer.
+    pub(super) async fn call<T: DeserializeOwned>(&self, ask: Ask<'_>) -> Result<T, Error> {
+        let mut attempt = 0;
+        let mut another_token = true;
+        loop {
+            attempt += 1;
+            let error = match self.attempt(&ask, &mut another_token).await {
+                Ok(body) => {
+                    let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
+                    return serde_json::from_slice(body).map_err(|_| Error::Malformed);
+                }
+                Err(error) => error,
+            };
+            let asked_for = if let Error::Throttled(pause) = &error { *pause } else { None };
+            if let Some(pause) = asked_for {
+                self.limit.pause(pause);
+            }
+            if attempt >= ATTEMPTS || !error.is_transient() || asked_for.is_some_and(|pause| pause > LONGEST_PAUSE) {
+                return Err(error);
+            }
+            tokio::time::sleep(self.pauses.pause(attempt)).await;
+        }
+    }
+
+    /// One attempt; a token that is refused is replaced once.
+    async fn attempt(&self, ask: &Ask<'_>, another_token: &mut bool) -> Result<Vec<u8>, Error> {
+        loop {
+            self.limit.wait().await;
+            let token = self.tokens.token(&self.wire).await?;
+            let mut request = self.wire.client.request(ask.method.clone(), self.wire.url(&ask.path));
+            request = request.bearer_auth(token.expose()).header(header::ACCEPT, "application/json");
+            if let Some(organization) = ask.organization.and_then(|id| HeaderValue::from_str(id).ok()) {
+                request = request.header("x-zitadel-orgid", organization);
+            }
+            if let Some(body) = &ask.body {
+                request = request.json(body);
+            }
+            let answer = self.wire.send(ask.operation, request).await?;
+            if answer.status.is_success() {
+                return Ok(answer.body);
+            }
+            let error = Error::read(answer.status, answer.retry_after, &answer.body);
+            let unauthenticated = matches!(error, Error::Refused { code: Code::Unauthenticated, .. });
+            if !(unauthenticated && std::mem::take(another_token) && self.tokens.refused(&token).await) {
+                return Err(error);
+            }
+        }
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
+/// At most so many calls in a second, evenly.
+#[derive(Debug)]
+struct RateLimit {
+    every: Duration,
+    next: Mutex<Option<Instant>>,
+}
+
+impl RateLimit {
+    fn new(in_a_second: u32) -> Self {
+        Self { every: Duration::from_secs(1) / in_a_second.max(1), next: Mutex::default() }
+    }
+
+    async fn wait(&self) {
+        let turn = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let turn = next.map_or(now, |next| next.max(now));
+            *next = Some(turn + self.every);
+            turn
+        };
+        tokio::time::sleep_until(turn).await;
+    }
+
+    /// Nobody calls for a while: all callers share what is throttled.
+    fn pause(&self, pause: Duration) {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = Instant::now() + pause.min(LONGEST_PAUSE);
+        *next = Some(next.map_or(until, |next| next.max(until)));
+    }
+}
+
+/// Pauses that differ, so that gateways do not come back together. Not for secrets.
+#[derive(Debug, Default)]
+struct Jitter {
+    seed: foldhash::fast::RandomState,
+    drawn: AtomicU64,
+}
+
+impl Jitter {
+    /// Between half of the attempt's pause and the whole of it.
+    fn pause(&self, attempt: u32) -> Duration {
+        let full = FIRST_PAUSE * 2_u32.saturating_pow(attempt.saturating_sub(1));
+        let drawn = self.seed.hash_one(self.drawn.fetch_add(1, Ordering::Relaxed)) % 1_000;
+        full / 2 + full.mul_f64(drawn as f64 / 2_000.0)
+    }
+}
