@@ -105,6 +105,12 @@ impl Outcome {
         Self { result: Ok(did), user: None, grant: None, lost: Vec::new(), retires: false }
     }
 
+    /// What another process has come to: that the item is so, if it is.
+    pub fn elsewhere(item: &ProvisionItem) -> Option<Self> {
+        let user = item.user_id.clone();
+        (item.state == ItemState::Applied).then(|| Self { user, ..Self::did(Did::Nothing) })
+    }
+
     /// What was done, or why it is not so.
     ///
     /// # Errors

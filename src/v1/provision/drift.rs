@@ -98,7 +98,10 @@ async fn held(provisioner: &Provisioner, project: &str, organization: Option<&st
 /// Reads only; `sync-roles`, `sync-admin-grants` and `bootstrap` put it right.
 #[utoipa::path(get, path = "/v1/accounts/{account_id}/zitadel/provision/drift", tag = "accounts", params(AtAccount),
     responses((status = 200, description = "What differs", body = Drift), Refusals))]
-pub async fn get_zitadel_drift(call: Call<SuperAdmin>, Path(AtAccount { account_id: id }): Path<AtAccount>) -> Outcome {
+pub async fn get_zitadel_drift(
+    call: Call<SuperAdmin>,
+    Path(AtAccount { account_id: id }): Path<AtAccount>,
+) -> super::super::answer::Outcome {
     let (mut tx, bound) = read_bound(&call, id.clone()).await?;
     let items = tx.provision_items().await?;
     let suspended = tx.this_account().await?.is_some_and(|a| a.status != crate::model::accounts::AccountStatus::Active);
