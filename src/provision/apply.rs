@@ -14,6 +14,9 @@ use crate::zitadel::{Error, FoundUser, NewGrant, ProjectRole, UserGrant};
 /// Pauses between looks at a list that may lag behind; in milliseconds.
 const LOOKS: [u64; 7] = [50, 100, 200, 400, 800, 1_600, 3_200];
 
+/// Before a grant that is gone is looked for again.
+const RACE: Duration = Duration::from_millis(200);
+
 /// How often a grant that changes under our hands is begun anew.
 const RACES: u32 = 3;
 
@@ -326,7 +329,7 @@ impl Provisioner {
                     return Ok(if keys.is_empty() { Did::Removed } else { Did::Updated });
                 }
                 // It was removed since it was listed.
-                Err(error) if error.not_found() => tokio::time::sleep(Duration::from_millis(LOOKS[2])).await,
+                Err(error) if error.not_found() => tokio::time::sleep(RACE).await,
                 Err(error) => return Err(error.into()),
             }
         }

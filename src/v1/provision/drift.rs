@@ -1,5 +1,7 @@
 //! How what is wanted and what is there differ.
 
+use std::collections::btree_map::Entry;
+
 use super::*;
 use crate::clock::Timestamp;
 use crate::model::provision::{ItemKind, ItemState};
@@ -109,9 +111,10 @@ pub async fn get_zitadel_drift(
     let mut places = Places::new();
     for item in &items {
         let place = (item.project_id.clone(), item.organization_id.clone());
-        if !places.contains_key(&place) {
-            let held = held(&call.app.provisioner, &place.0, place.1.as_deref()).await;
-            places.insert(place, held);
+        if let Entry::Vacant(vacant) = places.entry(place) {
+            let (project, organization) = vacant.key();
+            let held = held(&call.app.provisioner, project, organization.as_deref()).await;
+            vacant.insert(held);
         }
     }
     let unexpected = unexpected(&bound.config, &items, &places);
