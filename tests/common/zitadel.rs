@@ -354,7 +354,7 @@ fn fault(shared: &Shared, knobs: &Knobs) -> Option<bool> {
     let one_in = knobs.fail_one_in?;
     let mut calls = lock(&shared.calls);
     *calls += 1;
-    (*calls % one_in == 0).then(|| (*calls / one_in) % 2 == 0)
+    calls.is_multiple_of(one_in).then(|| (*calls / one_in).is_multiple_of(2))
 }
 
 fn admitted(shared: &Shared, headers: &HeaderMap) -> bool {

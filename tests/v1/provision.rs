@@ -262,7 +262,7 @@ async fn a_prefix_holds_in_both_directions() {
     assert_eq!(bundle["zitadel_config"]["role_mappings"]["account_admin"], "acme_account_admin");
     // What is granted is what the gateway reads.
     let mut person = crate::common::Person::of(&setting.account, &ada).role("acme_copilot_org_admin");
-    person = person.from_org(&setting.org);
+    person = person.of_org(&setting.org);
     let client = setting.gateway.sign_in(&person);
     let context = client.get("/v1/me/context").await.ok();
     assert_eq!(context["roles"], json!(["copilot_org_admin"]), "{context}");

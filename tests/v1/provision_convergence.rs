@@ -122,7 +122,7 @@ async fn an_admin_who_is_removed_is_cut_off_on_every_gateway_within_a_second() {
         setting.admin("ada@acme.com", "account_admin").await;
         setting.post("bootstrap", setting.bootstrap()).await;
         let second = setting.gateway.beside(|config| configure(config, setting.zitadel.url())).await;
-        let person = Person::of(&setting.account, &ada).role("account_admin").from_org(&setting.org);
+        let person = Person::of(&setting.account, &ada).role("account_admin").of_org(&setting.org);
         let token = setting.gateway.token(&person);
         let there = second.anybody().with_token(&token);
         assert_eq!(there.get("/v1/audit").await.status, 200);
@@ -156,7 +156,7 @@ async fn a_suspended_account_is_refused_and_its_grants_are_taken_back_until_it_i
         setting.admin("ada@acme.com", "account_admin").await;
         setting.post("bootstrap", setting.bootstrap()).await;
         let second = setting.gateway.beside(|config| configure(config, setting.zitadel.url())).await;
-        let person = Person::of(&setting.account, &ada).role("account_admin").from_org(&setting.org);
+        let person = Person::of(&setting.account, &ada).role("account_admin").of_org(&setting.org);
         let there = second.anybody().with_token(&setting.gateway.token(&person));
         assert_eq!(there.get("/v1/audit").await.status, 200);
 
