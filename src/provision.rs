@@ -18,18 +18,17 @@ mod remote;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use self::apply::{Did, Outcome, Why};
-pub use self::remote::{Remote, RemoteRoles, RemoteUser, UserLookup};
+pub use self::remote::{Remote, UserLookup};
 use crate::clock::Timestamp;
 use crate::context::{Granted, Tenant};
 use crate::id::{IdSource, RandomIds};
-use crate::model::accounts::Account;
 use crate::model::provision::{ItemState, ProvisionItem};
 use crate::model::revocations::Revocation;
 use crate::store::provision::Attempt;
@@ -47,6 +46,9 @@ const ITEM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest pause before another attempt, while Zitadel cannot be reached, and when it refuses.
 const LONGEST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
 
+/// How long it is known what came of an item.
+const LATELY: Duration = Duration::from_secs(120);
+
 /// Told of a subject that is cut off: issuer, subject, moment.
 type CutOff = dyn Fn(&str, &str, Timestamp) + Send + Sync;
 
@@ -62,6 +64,10 @@ struct Inner {
     /// Who holds leases: this process.
     holder: String,
     wake: Notify,
+    /// Writers of this process into a project take turns, item by item.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What came of items lately, by id and version: whoever waits for one may not be who did it.
+    lately: moka::sync::Cache<(String, i64), Outcome>,
 }
 
 /// What came of items, by their id.
@@ -77,7 +83,9 @@ impl Provisioner {
     /// A provisioner of what `store` wants. Who loses a role is cut off at `issuer`.
     pub fn new(store: Store, management: Management, issuer: Option<String>) -> Self {
         let holder = RandomIds.uuid(Timestamp::default()).to_string();
-        Self(Arc::new(Inner { store, management, issuer, cut_off: None, holder, wake: Notify::new() }))
+        let lately = moka::sync::Cache::builder().max_capacity(10_000).time_to_live(LATELY).build();
+        let (wake, turns) = (Notify::new(), Mutex::default());
+        Self(Arc::new(Inner { store, management, issuer, cut_off: None, holder, wake, turns, lately }))
     }
 
     /// With what makes a cut-off hold in this process at once. To be called before it is shared.
@@ -110,7 +118,7 @@ impl Provisioner {
             return;
         }
         loop {
-            if let Err(error) = self.round(None).await {
+            if let Err(error) = self.round().await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "provisioning: the store cannot be read");
             }
             tokio::select! {
@@ -120,70 +128,80 @@ impl Provisioner {
         }
     }
 
-    /// Everything that is due, once; for a command line that does not stay.
+    /// Makes everything so that is due, once; whether there was anything.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn run_once(&self) -> Result<Outcomes, StoreError> {
-        self.round(None).await
+    pub async fn run_once(&self) -> Result<bool, StoreError> {
+        self.round().await
     }
 
-    /// Makes `project`'s items so while the caller waits, at most for `patience`. What
-    /// then is not so is made so later.
+    /// Makes a project's items so while the caller waits for `items`, at most for `patience`.
+    /// What then is not so is made so later.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn converge(&self, project: &str, patience: Duration) -> Result<Outcomes, StoreError> {
+    pub async fn converge(
+        &self,
+        project: &str,
+        items: &[ProvisionItem],
+        patience: Duration,
+    ) -> Result<Outcomes, StoreError> {
         if !self.0.management.is_configured() {
             return Ok(Outcomes::new());
         }
         let until = Instant::now() + patience;
-        let mut outcomes = Outcomes::new();
         loop {
-            if self.project(project, Some(until), &mut outcomes).await? || Instant::now() >= until {
-                self.wake();
-                return Ok(outcomes);
+            let turn = self.project(project, Some(until));
+            let all = tokio::time::timeout_at(until, turn).await.unwrap_or(Ok(true))?;
+            if all || Instant::now() >= until {
+                break;
             }
             // Another gateway is at it.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        self.wake();
+        let known = |item: &ProvisionItem| {
+            let id = item.id.to_string();
+            self.0.lately.get(&(id.clone(), item.version)).map(|outcome| (id, outcome))
+        };
+        Ok(items.iter().filter_map(known).collect())
     }
 
-    async fn round(&self, until: Option<Instant>) -> Result<Outcomes, StoreError> {
+    /// Everything that is due, once; whether there was anything.
+    async fn round(&self) -> Result<bool, StoreError> {
         let projects = self.0.store.read(&Granted::system()).await?.due_projects().await?;
-        let mut outcomes = Outcomes::new();
-        for project in projects {
-            self.project(&project, until, &mut outcomes).await?;
+        for project in &projects {
+            self.project(project, None).await?;
         }
-        Ok(outcomes)
+        Ok(!projects.is_empty())
     }
 
     /// Makes what is due in a project so; false when another gateway is at it.
-    async fn project(
-        &self,
-        project: &str,
-        until: Option<Instant>,
-        outcomes: &mut Outcomes,
-    ) -> Result<bool, StoreError> {
+    async fn project(&self, project: &str, until: Option<Instant>) -> Result<bool, StoreError> {
         let system = Granted::system();
+        let turns = {
+            let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(project.to_owned()).or_default())
+        };
         loop {
-            let Some(item) = self.0.store.read(&system).await?.due_item(project).await? else { break };
+            let _turn = turns.lock().await;
+            let item = self.0.store.read(&system).await?.due_item(project).await?;
+            let Some(item) = item.filter(|_| until.is_none_or(|until| Instant::now() < until)) else {
+                let mut tx = self.0.store.begin(&system).await?;
+                tx.release_project(project, &self.0.holder).await?;
+                tx.commit().await?;
+                return Ok(true);
+            };
             if !self.lease(project).await? {
                 return Ok(false);
-            }
-            if until.is_some_and(|until| Instant::now() >= until) {
-                break;
             }
             let outcome = tokio::select! {
                 outcome = self.item(&item) => outcome?,
                 lost = self.keep_lease(project) => return lost.map(|()| false),
             };
-            outcomes.insert(item.id.to_string(), outcome);
+            self.0.lately.insert((item.id.to_string(), item.version), outcome);
         }
-        let mut tx = self.0.store.begin(&system).await?;
-        tx.release_project(project, &self.0.holder).await?;
-        tx.commit().await?;
-        Ok(true)
     }
 
     async fn lease(&self, project: &str) -> Result<bool, StoreError> {
@@ -268,14 +286,9 @@ impl Provisioner {
         tx.put_revocation(&revocation).await.map(Some)
     }
 
-    /// An account's grants were to be seen to by somebody; for the operator's answer.
+    /// Whether there are credentials to make anything with.
     pub fn is_configured(&self) -> bool {
         self.0.management.is_configured()
-    }
-
-    /// The issuer whose subjects are cut off.
-    pub fn issuer(&self) -> Option<&str> {
-        self.0.issuer.as_deref()
     }
 
     /// Tells this process of a cut-off that is committed.
@@ -285,9 +298,6 @@ impl Provisioner {
         }
     }
 }
-
-/// The account of an item, for messages.
-pub type AccountId = crate::id::Id<Account>;
 
 /// What is noted of an outcome.
 fn attempt(item: &ProvisionItem, outcome: &Outcome, now: Timestamp) -> Attempt {

@@ -166,8 +166,8 @@ async fn call(of: &OfAccount, method: Method, rest: &str, body: Option<Value>) -
     if status.is_success() {
         return Ok(body);
     }
-    let detail = body["detail"].as_str().unwrap_or("refused").to_owned();
-    let to_put_right = status == 400 && body["code"] == "zitadel_not_configured";
+    let detail = body.get("detail").and_then(Value::as_str).unwrap_or("refused").to_owned();
+    let to_put_right = status == 400 && word(&body, "code") == "zitadel_not_configured";
     Err(if to_put_right { Failure::misconfigured(detail) } else { Failure::failed(detail) })
 }
 
@@ -176,7 +176,12 @@ fn pretty(value: &Value) -> Result<(), Failure> {
 }
 
 fn word<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or("-")
+    at(value, key).as_str().unwrap_or("-")
+}
+
+/// A member, or `null`.
+fn at<'a>(value: &'a Value, key: &str) -> &'a Value {
+    value.get(key).unwrap_or(&Value::Null)
 }
 
 fn words(value: &Value) -> String {
@@ -193,18 +198,18 @@ async fn plan(of: &OfAccount) -> Result<(), Failure> {
     if of.json {
         return pretty(&plan);
     }
-    let config = &plan["zitadel_config"];
+    let config = at(&plan, "zitadel_config");
     say(&format!(
         "project {}, organisation {}; what Zitadel holds is {}",
         word(config, "project_id"),
         word(config, "organization_id"),
         word(&plan, "remote")
     ))?;
-    for role in each(&plan["standard_roles"]) {
+    for role in each(at(&plan, "standard_roles")) {
         say(&format!("role   {:<28} {}", word(role, "key"), word(role, "remote")))?;
     }
-    for admin in each(&plan["account_admins"]) {
-        let keys = words(&admin["resolved_role_keys"]);
+    for admin in each(at(&plan, "account_admins")) {
+        let keys = words(at(admin, "resolved_role_keys"));
         let keys = if keys.is_empty() { word(admin, "problem").to_owned() } else { keys };
         say(&format!("admin  {:<28} {keys}", word(admin, "user_email")))?;
     }
@@ -217,29 +222,30 @@ async fn bootstrap(of: &OfAccount, body: Value) -> Result<(), Failure> {
         return pretty(&made);
     }
     let line = |kind: &str, name: &str, result: &Value| {
-        let state = if result["status"] == "skipped" { word(result, "remote") } else { word(result, "status") };
-        let why = result["message"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+        let state = if at(result, "status") == "skipped" { word(result, "remote") } else { word(result, "status") };
+        let why = at(result, "message").as_str().map(|why| format!(": {why}")).unwrap_or_default();
         say(&format!("{kind:<8} {name:<28} {state}{why}"))
     };
-    let result = &made["result"];
-    for role in each(&result["roles"]["results"]) {
+    let result = at(&made, "result");
+    for role in each(at(at(result, "roles"), "results")) {
         line("role", word(role, "key"), role)?;
     }
-    if result["project_grant"].is_object() {
-        line("project", "grant to the organisation", &result["project_grant"])?;
+    if at(result, "project_grant").is_object() {
+        line("project", "grant to the organisation", at(result, "project_grant"))?;
     }
-    for grant in each(&result["admin_grants"]["grants"]) {
+    for grant in each(at(at(result, "admin_grants"), "grants")) {
         line("admin", word(grant, "email"), grant)?;
     }
-    for admin in each(&made["summary"]["unresolved_admins"]) {
+    for admin in each(at(at(&made, "summary"), "unresolved_admins")) {
         say(&format!("{:<8} {:<28} unresolved: {}", "admin", word(admin, "email"), word(admin, "reason")))?;
-        for candidate in each(&admin["candidates"]) {
+        for candidate in each(at(admin, "candidates")) {
             say(&format!("{:<8} {:<28} could be {}", "", word(candidate, "login_name"), word(candidate, "user_id")))?;
         }
     }
-    let open = |summary: &Value| summary["failed"].as_u64().unwrap_or(0) + summary["pending"].as_u64().unwrap_or(0);
-    let summary = &made["summary"];
-    match open(&summary["role_sync_summary"]) + open(&summary["admin_grant_summary"]) {
+    let open =
+        |summary: &Value| at(summary, "failed").as_u64().unwrap_or(0) + at(summary, "pending").as_u64().unwrap_or(0);
+    let summary = at(&made, "summary");
+    match open(at(summary, "role_sync_summary")) + open(at(summary, "admin_grant_summary")) {
         0 => Ok(()),
         n => Err(Failure::failed(format!("{n} are not as they should be; a running gateway tries them again"))),
     }
@@ -250,23 +256,23 @@ async fn drift(of: &OfAccount) -> Result<(), Failure> {
     if of.json {
         pretty(&drift)?;
     } else {
-        for item in each(&drift["items"]) {
-            let why = item["detail"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+        for item in each(at(&drift, "items")) {
+            let why = at(item, "detail").as_str().map(|why| format!(": {why}")).unwrap_or_default();
             let (kind, target) = (word(item, "kind"), word(item, "target"));
             say(&format!("{kind:<14} {target:<28} {:<9} {}{why}", word(item, "state"), word(item, "remote")))?;
         }
-        for grant in each(&drift["unexpected"]) {
-            let keys = words(&grant["role_keys"]);
+        for grant in each(at(&drift, "unexpected")) {
+            let keys = words(at(grant, "role_keys"));
             say(&format!("{:<14} {:<28} unexpected: {keys}", "user_grant", word(grant, "user_id")))?;
         }
     }
-    if drift["in_sync"] == true {
+    if at(&drift, "in_sync") == true {
         return say("Zitadel holds what is wanted");
     }
-    let nothing = drift["items"].as_array().is_none_or(Vec::is_empty);
+    let nothing = at(&drift, "items").as_array().is_none_or(Vec::is_empty);
     Err(Failure::failed(if nothing {
         "nothing is provisioned for this account yet: `alchemi zitadel bootstrap`"
-    } else if drift["remote"] == "unknown" {
+    } else if at(&drift, "remote") == "unknown" {
         "what Zitadel holds cannot be told: it has no credentials here, or does not answer"
     } else {
         "Zitadel does not hold what is wanted: `alchemi zitadel bootstrap` puts it right"

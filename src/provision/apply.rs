@@ -14,6 +14,9 @@ use crate::zitadel::{Error, FoundUser, NewGrant, ProjectRole, UserGrant};
 /// Pauses between looks at a list that may lag behind; in milliseconds.
 const LOOKS: [u64; 7] = [50, 100, 200, 400, 800, 1_600, 3_200];
 
+/// Before a grant that is gone is looked for again.
+const RACE: Duration = Duration::from_millis(200);
+
 /// How often a grant that changes under our hands is begun anew.
 const RACES: u32 = 3;
 
@@ -103,6 +106,12 @@ impl Outcome {
 
     fn did(did: Did) -> Self {
         Self { result: Ok(did), user: None, grant: None, lost: Vec::new(), retires: false }
+    }
+
+    /// What another process has come to: that the item is so, if it is.
+    pub fn elsewhere(item: &ProvisionItem) -> Option<Self> {
+        let user = item.user_id.clone();
+        (item.state == ItemState::Applied).then(|| Self { user, ..Self::did(Did::Nothing) })
     }
 
     /// What was done, or why it is not so.
@@ -320,7 +329,7 @@ impl Provisioner {
                     return Ok(if keys.is_empty() { Did::Removed } else { Did::Updated });
                 }
                 // It was removed since it was listed.
-                Err(error) if error.not_found() => tokio::time::sleep(Duration::from_millis(LOOKS[2])).await,
+                Err(error) if error.not_found() => tokio::time::sleep(RACE).await,
                 Err(error) => return Err(error.into()),
             }
         }

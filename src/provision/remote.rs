@@ -17,12 +17,6 @@ pub enum UserLookup {
     Several(Vec<FoundUser>),
 }
 
-/// The keys of a project's roles.
-pub type RemoteRoles = Vec<String>;
-
-/// What a user holds.
-pub type RemoteUser = UserGrant;
-
 impl<'a> Remote<'a> {
     pub(super) fn new(management: &'a Management) -> Self {
         Self(management)
@@ -49,7 +43,7 @@ impl<'a> Remote<'a> {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn roles(&self, project: &str, organization: Option<&str>) -> Result<RemoteRoles, Error> {
+    pub async fn roles(&self, project: &str, organization: Option<&str>) -> Result<Vec<String>, Error> {
         let owner = self.0.project_owner(project, organization).await?;
         Ok(self.0.roles(project, &owner).await?.into_iter().map(|role| role.key).collect())
     }

@@ -196,7 +196,7 @@ pub(super) async fn begin(pools: &Pools) -> Result<Inner> {
         #[cfg(feature = "sqlite")]
         Pools::Sqlite { writer, .. } => Inner::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
         #[cfg(feature = "postgres")]
-        Pools::Postgres(pool) => Inner::Postgres(pool.begin().await?),
+        Pools::Postgres(pool) => Inner::Postgres(begin_whole(pool, "BEGIN").await?),
     })
 }
 
@@ -206,9 +206,21 @@ pub(super) async fn begin_read(pools: &Pools) -> Result<Inner> {
         Pools::Sqlite { readers, .. } => Inner::Sqlite(readers.begin().await?),
         #[cfg(feature = "postgres")]
         Pools::Postgres(pool) => {
-            Inner::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?)
+            Inner::Postgres(begin_whole(pool, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?)
         }
     })
+}
+
+/// Begins in a task of its own: a caller who goes away while `BEGIN` is under way would else leave the
+/// connection in a transaction that nobody ends, for the next caller to write into, or to fail in.
+#[cfg(feature = "postgres")]
+async fn begin_whole(
+    pool: &sqlx::PgPool,
+    statement: &'static str,
+) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+    Ok(begun.await.map_err(|error| StoreError::Unavailable(error.to_string()))??)
 }
 
 pub(super) async fn commit(inner: Inner) -> Result<()> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::accounts::{ACCOUNT_NOT_FOUND, AtAccount, held_account};
-use super::answer::{Answer, Halt, Outcome, Refusals, StatusOk, or_404};
+use super::answer::{Answer, Halt, Refusals, StatusOk, or_404};
 use super::call::{Call, SuperAdmin};
 use super::input::{Body, Path, Query};
 use crate::context::Tenant;
@@ -21,7 +21,7 @@ use crate::model::provision::{ProvisionItem, Wanted, role_key};
 use crate::model::revocations::Revocation;
 use crate::model::text::Name;
 use crate::problem::Problem;
-use crate::provision::{Outcomes, Provisioner};
+use crate::provision::{Outcome, Outcomes, Provisioner};
 use crate::store::audit::Entry;
 use crate::store::{StoreError, Tx};
 
@@ -34,7 +34,8 @@ mod roles;
 mod told;
 
 pub use admins::*;
-pub use asked::*;
+use asked::AdminGrants;
+pub use asked::{AdminGrantSync, Bootstrap, NewProjectRole, NewUserGrant, RoleSync};
 pub use bootstrap::*;
 pub use drift::*;
 pub use plan::*;
@@ -127,8 +128,22 @@ async fn want_all(tx: &mut Tx<Tenant>, wanted: &[Wanted]) -> Result<Vec<Provisio
 }
 
 /// Makes it so while the caller waits.
-async fn converged(call: &Call<SuperAdmin>, project: &str) -> Result<Outcomes, Halt> {
-    Ok(call.app.provisioner.converge(project, PATIENCE).await?)
+async fn converged(
+    call: &Call<SuperAdmin>,
+    account: &Id<Account>,
+    project: &str,
+    items: &[ProvisionItem],
+) -> Result<Outcomes, Halt> {
+    let mut outcomes = call.app.provisioner.converge(project, items, PATIENCE).await?;
+    if items.iter().any(|item| !outcomes.contains_key(item.id.as_str())) {
+        // Another gateway was quicker.
+        for item in call.read().await?.within(account.clone()).provision_items().await? {
+            if let (false, Some(outcome)) = (outcomes.contains_key(item.id.as_str()), Outcome::elsewhere(&item)) {
+                outcomes.insert(item.id.to_string(), outcome);
+            }
+        }
+    }
+    Ok(outcomes)
 }
 
 /// Writes the audit row of an operation and answers.

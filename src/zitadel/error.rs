@@ -200,31 +200,31 @@ impl Error {
             return Self::Throttled(retry_after);
         }
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let code = match &body["code"] {
-            Value::String(name) => Code::of_name(name),
-            Value::Number(number) => Code::of_number(number.as_u64().unwrap_or_default()),
+        let code = match body.get("code") {
+            Some(Value::String(name)) => Code::of_name(name),
+            Some(Value::Number(number)) => Code::of_number(number.as_u64().unwrap_or_default()),
             _ => Code::of_status(status),
         };
         if status.is_server_error() && code != Code::Unimplemented {
             return Self::Failed(status.as_u16());
         }
-        let details = body["details"].as_array().into_iter().flatten();
+        let details = body.get("details").and_then(Value::as_array).into_iter().flatten();
         let id = details.filter_map(detail_id).next().map(|id| ErrorId::checked(&id)).unwrap_or_default();
         Self::Refused { code, id }
     }
 
     pub(super) fn of_token(body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let word = body["error"].as_str().unwrap_or_default();
+        let word = body.get("error").and_then(Value::as_str).unwrap_or_default();
         let plain = word.len() <= 64 && !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         Self::Credential(TokenRefusal(if plain { word } else { "refused" }.to_owned()))
     }
 }
 
 fn detail_id(detail: &Value) -> Option<String> {
-    let texts = [&detail["slug"], &detail["id"], &detail["debug"]["slug"], &detail["debug"]["id"]];
-    let named = texts.into_iter().find_map(|text| text.as_str().map(str::to_owned));
-    named.or_else(|| first_text(detail["value"].as_str()?))
+    let places = ["/slug", "/id", "/debug/slug", "/debug/id"];
+    let named = places.into_iter().find_map(|place| detail.pointer(place)?.as_str().map(str::to_owned));
+    named.or_else(|| first_text(detail.get("value")?.as_str()?))
 }
 
 /// The first field of a protobuf message in base64, if it is a short text: id and slug are.

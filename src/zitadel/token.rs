@@ -36,6 +36,12 @@ struct Token {
     fresh_until: Timestamp,
 }
 
+/// The fields of a form.
+type Form = Vec<(&'static str, String)>;
+
+/// Name and password of HTTP's Basic scheme.
+pub(super) type Basic = (String, SecretString);
+
 #[derive(Deserialize)]
 struct Issued {
     access_token: SecretString,
@@ -98,7 +104,7 @@ impl TokenSource {
         }
     }
 
-    fn form(&self, issuer: &str) -> Result<(Vec<(&'static str, String)>, Option<(String, SecretString)>), Error> {
+    fn form(&self, issuer: &str) -> Result<(Form, Option<Basic>), Error> {
         let scope = ("scope", self.scope.clone());
         match &self.credential {
             Credential::KeyFile(key) => {

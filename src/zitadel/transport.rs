@@ -15,9 +15,8 @@ use url::{Host, Url};
 use super::config::{Address, ManagementConfig, ManagementConfigError, Surface};
 use super::error::{Code, Error};
 use super::metrics::{ManagementMetrics, Operation};
-use super::token::TokenSource;
+use super::token::{Basic, TokenSource};
 use crate::clock::SharedClock;
-use crate::secret::SecretString;
 
 /// Largest answer that is read: a page of a thousand users.
 const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -93,7 +92,7 @@ impl Wire {
         operation: Operation,
         path: &str,
         form: &[(&'static str, String)],
-        basic: Option<(String, SecretString)>,
+        basic: Option<Basic>,
     ) -> Result<(StatusCode, Vec<u8>), Error> {
         let mut request = self.client.post(self.url(path)).form(form);
         if let Some((user, password)) = &basic {

@@ -66,7 +66,7 @@ impl Person {
     }
 
     /// Of this organisation, which grants the roles too.
-    pub(crate) fn from_org(mut self, org: &str) -> Self {
+    pub(crate) fn of_org(mut self, org: &str) -> Self {
         self.home.id = org.to_owned();
         self
     }

@@ -95,9 +95,9 @@ const ROLES: [&str; 6] =
 
 #[tokio::test]
 async fn a_bootstrap_makes_all_of_it_and_a_second_one_changes_nothing() {
-    for backend in backends().await {
-        for without_v2 in [false, true] {
-            let setting = Setting::new(backend.clone()).await;
+    for without_v2 in [false, true] {
+        for backend in backends().await {
+            let setting = Setting::new(backend).await;
             setting.zitadel.knobs(|knobs| knobs.without_v2 = without_v2);
             let ada = setting.zitadel.user(&setting.org, "Ada@acme.com");
             let bob = setting.zitadel.user(&setting.org, "bob@acme.com");
@@ -127,6 +127,9 @@ async fn a_bootstrap_makes_all_of_it_and_a_second_one_changes_nothing() {
             assert_eq!(setting.roles_of(&bob), ["copilot_org_admin"]);
             let config = setting.operator().get(&setting.path("zitadel/config")).await.ok();
             assert_eq!(config["zitadel_config"]["organization_id"], setting.org);
+            let metrics = setting.operator().get("/metrics").await.text();
+            let counted = "alchemi_zitadel_calls_total{operation=\"add_role\",outcome=\"ok\"} 6";
+            assert!(metrics.contains(counted), "{metrics}");
 
             let writes = setting.zitadel.world().writes;
             let again = setting.post("bootstrap", setting.bootstrap()).await;
@@ -181,9 +184,9 @@ async fn a_dry_run_writes_nothing_and_needs_no_credentials() {
 
 #[tokio::test]
 async fn nobody_elses_roles_are_touched() {
-    for backend in backends().await {
-        for without_v2 in [false, true] {
-            let setting = Setting::new(backend.clone()).await;
+    for without_v2 in [false, true] {
+        for backend in backends().await {
+            let setting = Setting::new(backend).await;
             setting.zitadel.knobs(|knobs| knobs.without_v2 = without_v2);
             let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
             let eve = setting.zitadel.user(&setting.org, "eve@acme.com");
@@ -259,7 +262,7 @@ async fn a_prefix_holds_in_both_directions() {
     assert_eq!(bundle["zitadel_config"]["role_mappings"]["account_admin"], "acme_account_admin");
     // What is granted is what the gateway reads.
     let mut person = crate::common::Person::of(&setting.account, &ada).role("acme_copilot_org_admin");
-    person = person.from_org(&setting.org);
+    person = person.of_org(&setting.org);
     let client = setting.gateway.sign_in(&person);
     let context = client.get("/v1/me/context").await.ok();
     assert_eq!(context["roles"], json!(["copilot_org_admin"]), "{context}");

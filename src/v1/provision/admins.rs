@@ -142,14 +142,15 @@ pub(super) async fn dry_grants(
 pub async fn sync_zitadel_admin_grants(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
-    Body(sync): Body<AdminGrantSync>,
-) -> Outcome {
+    Body(mut sync): Body<AdminGrantSync>,
+) -> super::super::answer::Outcome {
+    let who = sync.who();
     let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
     let project = project_of(sync.project_id, &bound.config)?;
     let organization = sync.organization_id.map(Name::into_string).or_else(|| bound.config.organization_id.clone());
     let prefix = prefix_of(sync.role_prefix, &bound.config);
     let mut result = GrantsSynced::default();
-    let intended = sync.who.intended(tx.all_admins().await?, &bound.config, &prefix, &mut result);
+    let intended = who.intended(tx.all_admins().await?, &bound.config, &prefix, &mut result);
     if sync.dry_run {
         drop(tx);
         dry_grants(&call, &project, organization.as_deref(), intended, &mut result).await;
@@ -160,8 +161,8 @@ pub async fn sync_zitadel_admin_grants(
         let wanted: Vec<_> = intended.iter().map(|one| one.wanted(&project, organization.as_deref())).collect();
         let items = want_all(&mut tx, &wanted).await?;
         tx.commit().await?;
-        let outcomes = converged(&call, &project).await?;
-        result.made(intended, &items, &outcomes, sync.who.skip_existing);
+        let outcomes = converged(&call, &id, &project, &items).await?;
+        result.made(intended, &items, &outcomes, who.skip_existing);
     }
     let asked = serde_json::json!({
         "operation": "sync_admin_grants", "project_id": project, "organization_id": organization,

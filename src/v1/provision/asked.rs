@@ -94,34 +94,26 @@ pub struct AdminGrantSync {
     #[serde(default, deserialize_with = "blank_is_none")]
     #[schema(value_type = Option<String>, example = "acme_")]
     pub(super) role_prefix: Option<Name>,
-    #[serde(flatten)]
-    #[schema(inline)]
-    pub(super) who: AdminGrants,
+    /// Ids of users by their e-mail addresses.
+    #[serde(default)]
+    #[schema(value_type = Object, example = json!({"ada@acme.com": "259242039378444291"}))]
+    user_id_by_email: BTreeMap<Email, Name>,
+    /// Whether to look the others up in Zitadel.
+    #[serde(default)]
+    #[schema(example = true)]
+    resolve_user_ids_from_zitadel: bool,
+    /// Roles of every admin, beside their own.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, example = json!(["end_user"]))]
+    default_role_keys: Vec<Name>,
+    /// Whether what is there already is as good as made, or a failure.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    skip_existing: bool,
     /// Only say what would be done.
     #[serde(default)]
     #[schema(example = true)]
     pub(super) dry_run: bool,
-}
-
-/// How admins are found, and what else they are granted.
-#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
-pub struct AdminGrants {
-    /// Ids of users by their e-mail addresses.
-    #[serde(default)]
-    #[schema(value_type = Object, example = json!({"ada@acme.com": "259242039378444291"}))]
-    pub(super) user_id_by_email: BTreeMap<Email, Name>,
-    /// Whether to look the others up in Zitadel.
-    #[serde(default)]
-    #[schema(example = true)]
-    pub(super) resolve_user_ids_from_zitadel: bool,
-    /// Roles of every admin, beside their own.
-    #[serde(default)]
-    #[schema(value_type = Vec<String>, example = json!(["end_user"]))]
-    pub(super) default_role_keys: Vec<Name>,
-    /// Whether a grant that is there is as good as made, or a failure.
-    #[serde(default = "yes")]
-    #[schema(default = true)]
-    pub(super) skip_existing: bool,
 }
 
 /// Everything that an account needs.
@@ -150,11 +142,49 @@ pub struct Bootstrap {
     #[serde(default = "yes")]
     #[schema(default = true)]
     pub(super) grant_existing_account_admins: bool,
-    #[serde(flatten)]
-    #[schema(inline)]
-    pub(super) who: AdminGrants,
+    /// Ids of users by their e-mail addresses.
+    #[serde(default)]
+    #[schema(value_type = Object, example = json!({"ada@acme.com": "259242039378444291"}))]
+    user_id_by_email: BTreeMap<Email, Name>,
+    /// Whether to look the others up in Zitadel.
+    #[serde(default)]
+    #[schema(example = true)]
+    resolve_user_ids_from_zitadel: bool,
+    /// Roles of every admin, beside their own.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, example = json!(["end_user"]))]
+    default_role_keys: Vec<Name>,
+    /// Whether what is there already is as good as made, or a failure.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    skip_existing: bool,
     /// Only say what would be done.
     #[serde(default)]
     #[schema(example = true)]
     pub(super) dry_run: bool,
 }
+
+/// How admins are found, and what else they are granted.
+#[derive(Debug, Default)]
+pub(super) struct AdminGrants {
+    pub(super) user_id_by_email: BTreeMap<Email, Name>,
+    pub(super) resolve_user_ids_from_zitadel: bool,
+    pub(super) default_role_keys: Vec<Name>,
+    pub(super) skip_existing: bool,
+}
+
+macro_rules! who {
+    ($($asked:ty),*) => {$(
+        impl $asked {
+            pub(super) fn who(&mut self) -> AdminGrants {
+                AdminGrants {
+                    user_id_by_email: std::mem::take(&mut self.user_id_by_email),
+                    resolve_user_ids_from_zitadel: self.resolve_user_ids_from_zitadel,
+                    default_role_keys: std::mem::take(&mut self.default_role_keys),
+                    skip_existing: self.skip_existing,
+                }
+            }
+        }
+    )*};
+}
+who!(AdminGrantSync, Bootstrap);

@@ -1,11 +1,11 @@
 //! All of it at once.
 
 use super::super::answer::taken;
-use super::admins::dry_grants;
+use super::admins::{Intended, dry_grants};
 use super::roles::{dry_roles, remote_word, synced_roles, wanted_role};
 use super::*;
 use crate::model::accounts::ADMIN_ROLES;
-use crate::model::provision::StandardRole;
+use crate::model::provision::{ItemKind, StandardRole};
 
 /// The binding that a bootstrap leaves.
 fn draft(stored: &ZitadelConfig, ask: &mut Bootstrap, project: &str) -> ZitadelConfig {
@@ -40,7 +40,7 @@ pub async fn bootstrap_zitadel(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(mut ask): Body<Bootstrap>,
-) -> Outcome {
+) -> super::super::answer::Outcome {
     let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
     let project = project_of(ask.project_id.take(), &bound.config)?;
     let zitadel_config = draft(&bound.config, &mut ask, &project);
@@ -49,8 +49,9 @@ pub async fn bootstrap_zitadel(
     let organization = zitadel_config.organization_id.clone();
     let roles = if ask.create_project_roles { roles_of(&zitadel_config, &prefix) } else { Vec::new() };
     let mut admin_grants = GrantsSynced::default();
+    let who = ask.who();
     let intended = if ask.grant_existing_account_admins {
-        ask.who.intended(tx.all_admins().await?, &zitadel_config, &prefix, &mut admin_grants)
+        who.intended(tx.all_admins().await?, &zitadel_config, &prefix, &mut admin_grants)
     } else {
         Vec::new()
     };
@@ -58,7 +59,7 @@ pub async fn bootstrap_zitadel(
     if !ask.dry_run && !reads_only && !call.app.provisioner.is_configured() {
         return Err(not_configured().into());
     }
-    let (roles, project_grant) = if ask.dry_run {
+    let made = if ask.dry_run {
         drop(tx);
         let grant = dry_project_grant(&call, &project, organization.as_deref(), &roles).await;
         let roles = dry_roles(&call, &project, &zitadel_config, roles).await;
@@ -68,22 +69,10 @@ pub async fn bootstrap_zitadel(
         if config_updated {
             write_config(&mut tx, &bound, &zitadel_config).await?;
         }
-        let wanted: Vec<Wanted> = roles.iter().map(|role| wanted_role(&project, &zitadel_config, role)).collect();
-        let role_items = want_all(&mut tx, &wanted).await?;
-        let keys: Vec<String> = roles.iter().map(|role| role.key.clone()).collect();
-        let granted = organization.as_deref().filter(|_| !keys.is_empty());
-        let grant_item = match granted {
-            Some(organization) => Some(tx.want(&Wanted::project_grant(&project, organization, keys)).await?),
-            None => None,
-        };
-        let wanted: Vec<_> = intended.iter().map(|one| one.wanted(&project, organization.as_deref())).collect();
-        let grant_items = want_all(&mut tx, &wanted).await?;
-        tx.commit().await?;
-        let outcomes = converged(&call, &project).await?;
-        admin_grants.made(intended, &grant_items, &outcomes, ask.who.skip_existing);
-        let project_grant = grant_item.map(|item| ItemResult::of(&item, &outcomes, true));
-        (synced_roles(roles, &role_items, &outcomes, ask.who.skip_existing), project_grant)
+        let all = All { project: &project, config: &zitadel_config, roles, intended, skip_existing: who.skip_existing };
+        make(&call, tx, all, &mut admin_grants).await?
     };
+    let (roles, project_grant) = made;
     let summary = BootstrapSummary {
         account_id: id.clone(),
         dry_run: ask.dry_run,
@@ -97,6 +86,37 @@ pub async fn bootstrap_zitadel(
     let asked = serde_json::json!({"operation": "bootstrap", "summary": summary});
     let result = BootstrapResult { zitadel_config, roles, project_grant, admin_grants };
     audited(&call, &id, &asked, &Bootstrapped { status: StatusOk::OK, summary, result }).await
+}
+
+/// Everything that a bootstrap makes.
+struct All<'a> {
+    project: &'a str,
+    config: &'a ZitadelConfig,
+    roles: Vec<StandardRole>,
+    intended: Vec<Intended>,
+    skip_existing: bool,
+}
+
+/// Writes down what is wanted, with the binding's change, and makes it so.
+async fn make(
+    call: &Call<SuperAdmin>,
+    mut tx: Tx<Tenant>,
+    all: All<'_>,
+    admin_grants: &mut GrantsSynced,
+) -> Result<(RolesSynced, Option<ItemResult>), Halt> {
+    let All { project, config, roles, intended, skip_existing } = all;
+    let (account, organization) = (tx.account().clone(), config.organization_id.as_deref());
+    let mut wanted: Vec<Wanted> = roles.iter().map(|role| wanted_role(project, config, role)).collect();
+    let keys: Vec<String> = roles.iter().map(|role| role.key.clone()).collect();
+    wanted.extend(organization.filter(|_| !keys.is_empty()).map(|id| Wanted::project_grant(project, id, keys)));
+    wanted.extend(intended.iter().map(|one| one.wanted(project, organization)));
+    let items = want_all(&mut tx, &wanted).await?;
+    tx.commit().await?;
+    let outcomes = converged(call, &account, project, &items).await?;
+    let of = |kind: ItemKind| items.iter().filter(|item| item.kind == kind).cloned().collect::<Vec<_>>();
+    admin_grants.made(intended, &of(ItemKind::UserGrant), &outcomes, skip_existing);
+    let project_grant = of(ItemKind::ProjectGrant).first().map(|item| ItemResult::of(item, &outcomes, true));
+    Ok((synced_roles(roles, &of(ItemKind::Role), &outcomes, skip_existing), project_grant))
 }
 
 async fn write_config(tx: &mut Tx<Tenant>, bound: &Bound, draft: &ZitadelConfig) -> Result<(), Halt> {

@@ -1,5 +1,7 @@
 //! How what is wanted and what is there differ.
 
+use std::collections::btree_map::Entry;
+
 use super::*;
 use crate::clock::Timestamp;
 use crate::model::provision::{ItemKind, ItemState};
@@ -98,7 +100,10 @@ async fn held(provisioner: &Provisioner, project: &str, organization: Option<&st
 /// Reads only; `sync-roles`, `sync-admin-grants` and `bootstrap` put it right.
 #[utoipa::path(get, path = "/v1/accounts/{account_id}/zitadel/provision/drift", tag = "accounts", params(AtAccount),
     responses((status = 200, description = "What differs", body = Drift), Refusals))]
-pub async fn get_zitadel_drift(call: Call<SuperAdmin>, Path(AtAccount { account_id: id }): Path<AtAccount>) -> Outcome {
+pub async fn get_zitadel_drift(
+    call: Call<SuperAdmin>,
+    Path(AtAccount { account_id: id }): Path<AtAccount>,
+) -> super::super::answer::Outcome {
     let (mut tx, bound) = read_bound(&call, id.clone()).await?;
     let items = tx.provision_items().await?;
     let suspended = tx.this_account().await?.is_some_and(|a| a.status != crate::model::accounts::AccountStatus::Active);
@@ -106,9 +111,10 @@ pub async fn get_zitadel_drift(call: Call<SuperAdmin>, Path(AtAccount { account_
     let mut places = Places::new();
     for item in &items {
         let place = (item.project_id.clone(), item.organization_id.clone());
-        if !places.contains_key(&place) {
-            let held = held(&call.app.provisioner, &place.0, place.1.as_deref()).await;
-            places.insert(place, held);
+        if let Entry::Vacant(vacant) = places.entry(place) {
+            let (project, organization) = vacant.key();
+            let held = held(&call.app.provisioner, project, organization.as_deref()).await;
+            vacant.insert(held);
         }
     }
     let unexpected = unexpected(&bound.config, &items, &places);

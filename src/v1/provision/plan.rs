@@ -57,7 +57,7 @@ pub async fn get_zitadel_plan(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Query(params): Query<PlanParams>,
-) -> Outcome {
+) -> super::super::answer::Outcome {
     let (mut tx, bound) = read_bound(&call, id.clone()).await?;
     let admins = tx.all_admins().await?;
     drop(tx);

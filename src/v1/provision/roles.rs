@@ -23,7 +23,7 @@ pub async fn provision_user_grant(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(new): Body<NewUserGrant>,
-) -> Outcome {
+) -> super::super::answer::Outcome {
     let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
     let project = project_of(new.project_id, &bound.config)?;
     let organization = new.organization_id.map(Name::into_string).or(bound.config.organization_id);
@@ -56,7 +56,7 @@ pub async fn provision_user_grant(
         add_missing(&mut wanted.role_keys, known.into_iter().flat_map(|known| known.role_keys));
         let item = tx.want(&wanted).await?;
         tx.commit().await?;
-        let outcomes = converged(&call, &project).await?;
+        let outcomes = converged(&call, &id, &project, std::slice::from_ref(&item)).await?;
         ItemResult::of(&item, &outcomes, true)
     };
     if matches!(result.status, "failed" | "pending") {
@@ -86,7 +86,7 @@ pub async fn provision_project_role(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(new): Body<NewProjectRole>,
-) -> Outcome {
+) -> super::super::answer::Outcome {
     let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
     let project = project_of(new.project_id, &bound.config)?;
     let key = new.key.into_string();
@@ -111,7 +111,7 @@ pub async fn provision_project_role(
         }
         let item = tx.want(&wanted_role(&project, &bound.config, &role)).await?;
         tx.commit().await?;
-        let outcomes = converged(&call, &project).await?;
+        let outcomes = converged(&call, &id, &project, std::slice::from_ref(&item)).await?;
         ItemResult::of(&item, &outcomes, true)
     };
     if matches!(result.status, "failed" | "pending") {
@@ -142,7 +142,7 @@ pub async fn sync_zitadel_roles(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(sync): Body<RoleSync>,
-) -> Outcome {
+) -> super::super::answer::Outcome {
     let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
     let project = project_of(sync.project_id, &bound.config)?;
     let prefix = prefix_of(sync.role_prefix, &bound.config);
@@ -157,7 +157,7 @@ pub async fn sync_zitadel_roles(
         let wanted: Vec<Wanted> = roles.iter().map(|role| wanted_role(&project, &bound.config, role)).collect();
         let items = want_all(&mut tx, &wanted).await?;
         tx.commit().await?;
-        let outcomes = converged(&call, &project).await?;
+        let outcomes = converged(&call, &id, &project, &items).await?;
         synced_roles(roles, &items, &outcomes, sync.skip_existing)
     };
     let asked = serde_json::json!({
