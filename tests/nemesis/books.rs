@@ -147,17 +147,22 @@ impl World {
     pub(crate) async fn last_credit(&self) -> Vec<String> {
         let scarce = &self.accounts[1];
         let person = scarce.person.at(&self.gateways[0].url);
+        let mut refused = false;
         for _ in 0..200 {
             let request = person.request(Method::POST, "/v1/chat/completions").json(&question(false));
             let status = person.try_send(request).await.map(|reply| reply.status.as_u16());
-            if matches!(status, Ok(402)) {
+            if matches!(status, Ok(402)) && !std::mem::replace(&mut refused, true) {
+                // What the one before held and did not need is about to be given back.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            } else if matches!(status, Ok(402)) {
                 let (cap, taken) = (scarce.cap.load(Ordering::SeqCst), taken(&self.cluster.pool).await.unwrap());
                 let taken = taken.into_iter().filter(|(id, _)| *id == scarce.id).map(|(_, taken)| taken);
                 let left = cap - taken.max().unwrap_or_default();
                 let fits = (0..MOST_HELD).contains(&left);
                 return if fits { Vec::new() } else { vec![format!("refused with {left} nano-credits left of {cap}")] };
-            }
-            if !matches!(status, Ok(200)) {
+            } else if matches!(status, Ok(200)) {
+                refused = false;
+            } else {
                 return vec![format!("neither admitted nor exhausted: {status:?}")];
             }
         }

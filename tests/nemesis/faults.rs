@@ -52,8 +52,7 @@ fn name(spoil: Spoil) -> &'static str {
 }
 
 /// Faults of machines and processes.
-const LOCAL: [Fault; 5] =
-    [Fault::Kill, Fault::Freeze, Fault::DatabaseStop, Fault::DiskFull, Fault::ClockJump];
+const LOCAL: [Fault; 5] = [Fault::Kill, Fault::Freeze, Fault::DatabaseStop, Fault::DiskFull, Fault::ClockJump];
 
 /// What a seed brings: a fault of a machine, one of the network, then both at once. Ten seeds in a row bring them all.
 pub(crate) fn plan(seed: u64) -> [Vec<Fault>; 3] {

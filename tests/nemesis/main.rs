@@ -102,6 +102,10 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
     for (episode, tally) in tallies {
         episodes[episode].tally = tally;
     }
+    if let Some(times) = seen.failed.get(&500) {
+        let logs: Vec<_> = world.gateways.iter().map(|gateway| gateway.complaints()).collect();
+        violations.push(format!("{times} times 500: {}", logs.concat()));
+    }
     if seen.answered.is_empty() {
         violations.push("nobody was answered".to_owned());
     }

@@ -103,6 +103,13 @@ impl Process {
         None
     }
 
+    /// What it logged as an error, the first few lines.
+    pub(crate) fn complaints(&self) -> String {
+        let log = std::fs::read(self.folder.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        log.lines().filter(|line| line.contains("ERROR")).take(5).fold(String::new(), |all, line| all + "\n" + line)
+    }
+
     /// The end of its log.
     pub(crate) fn last_words(&self) -> String {
         let log = std::fs::read(self.folder.join("log")).unwrap_or_default();

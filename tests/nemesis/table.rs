@@ -47,7 +47,10 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| fault | times | upstream calls | charged exactly | charged and marked | lost | sent twice | recovery, median | longest |")?;
+        writeln!(
+            f,
+            "| fault | times | upstream calls | charged exactly | charged and marked | lost | sent twice | recovery, median | longest |"
+        )?;
         writeln!(f, "|---|---|---|---|---|---|---|---|---|")?;
         for (title, (recoveries, tally)) in &self.0 {
             let mut recoveries = recoveries.clone();

@@ -18,7 +18,7 @@ use crate::seed::Dice;
 /// Tokens of every question, whatever it says; the gateway's estimate of it is higher.
 const INPUT: i64 = 8;
 
-/// Tokens of a whole answer; less than every request allows.
+/// Tokens of a whole answer; less than every request allows, and not less than four bytes each would make.
 const OUTPUT: i64 = 10;
 
 /// Nano-dollars for each token, as [`PRICES`] says.
@@ -121,7 +121,13 @@ async fn chat(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
         "usage": {"prompt_tokens": INPUT, "completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT},
     });
     let cost = format!("0.{WHOLE:09}");
-    ([(header::CONTENT_TYPE, "application/json"), (header::HeaderName::from_static("x-litellm-response-cost"), &cost)], text.to_string())
+    (
+        [
+            (header::CONTENT_TYPE, "application/json"),
+            (header::HeaderName::from_static("x-litellm-response-cost"), &cost),
+        ],
+        text.to_string(),
+    )
         .into_response()
 }
 
@@ -138,7 +144,7 @@ fn stream(shared: Arc<Shared>, id: String) -> Response {
             let frame = match n {
                 0..OUTPUT => {
                     shared.earned(&id, 1);
-                    event(json!({"choices": [{"index": 0, "delta": {"content": "word "}}]}), &id)
+                    event(json!({"choices": [{"index": 0, "delta": {"content": "oh "}}]}), &id)
                 }
                 OUTPUT => event(json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}), &id),
                 11 => {

@@ -77,7 +77,13 @@ impl World {
             std::fs::create_dir_all(home.join("data")).unwrap();
             mounts.extend(Mount::small(&home.join("data")));
             let port = free_port();
-            let config = config(port, &home.join("data"), &cluster.url_through(&to_database.address), &issuer, &to_upstream.address);
+            let config = config(
+                port,
+                &home.join("data"),
+                &cluster.url_through(&to_database.address),
+                &issuer,
+                &to_upstream.address,
+            );
             std::fs::write(home.join("alchemi.toml"), config).unwrap();
             gateways.push(Process::new(home, port));
         }
@@ -153,8 +159,7 @@ impl World {
         let plan = id(&operator.post("/v1/budgets/copilot/plans", json!({"name": "plan"})).await.ok());
         operator.post(&format!("/v1/budgets/copilot/plans/{plan}/activate"), json!({})).await.ok();
         for (scope, id) in [("org", &org), ("team", &team), ("user", &user)] {
-            let share =
-                json!({"plan_id": plan, "scope_type": scope, "scope_id": id, "allocated_credits": 10_000});
+            let share = json!({"plan_id": plan, "scope_type": scope, "scope_id": id, "allocated_credits": 10_000});
             operator.post("/v1/budgets/copilot/allocations/upsert", share).await.ok();
         }
     }
@@ -170,7 +175,8 @@ impl World {
 
     /// A token that is good on a clock which is hours off.
     fn token(&self, account: &str) -> String {
-        let home = Org { id: format!("org-of-{account}"), name: "Home".to_owned(), domain: "acme.localhost".to_owned() };
+        let home =
+            Org { id: format!("org-of-{account}"), name: "Home".to_owned(), domain: "acme.localhost".to_owned() };
         self.issuer.add_user(DevUser {
             subject: "ada".to_owned(),
             email: None,
