@@ -279,12 +279,13 @@ pub(super) async fn close(pools: &Pools) {
 /// Whether the same statement may succeed when tried again, by the error's code.
 ///
 /// PostgreSQL's codes have five characters: it is starting, stopping, out of
-/// connections, or broke a deadlock. SQLite's are numbers, the kind in the low byte:
-/// busy, locked, an I/O error, a file that cannot be opened.
+/// connections, in a transaction that somebody left, or broke a deadlock. SQLite's are
+/// numbers, the kind in the low byte: busy, locked, an I/O error, a file that cannot be
+/// opened.
 pub(super) fn is_transient(code: &str) -> bool {
     if code.len() == 5 {
         return ["08", "53", "57P"].iter().any(|class| code.starts_with(class))
-            || matches!(code, "40001" | "40P01" | "55P03");
+            || matches!(code, "25P02" | "40001" | "40P01" | "55P03");
     }
     code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 14))
 }
@@ -467,13 +468,29 @@ where
 #[cfg(test)]
 mod tests {
     use super::{is_read_only, is_transient};
+    use crate::store::StoreError;
+
+    #[test]
+    fn a_conversation_that_breaks_is_an_outage_and_not_a_failed_statement() {
+        let broken = [
+            sqlx::Error::Protocol("unknown message type: '\u{d2}'".to_owned()),
+            sqlx::Error::WorkerCrashed,
+            sqlx::Error::PoolTimedOut,
+            std::io::Error::from(std::io::ErrorKind::ConnectionReset).into(),
+        ];
+        for error in broken {
+            let error = StoreError::from(error);
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+        }
+        assert!(matches!(StoreError::from(sqlx::Error::RowNotFound), StoreError::Statement(_)));
+    }
 
     #[test]
     fn codes_that_are_worth_another_try() {
         // SQLITE_BUSY, _BUSY_SNAPSHOT, _LOCKED, _LOCKED_SHAREDCACHE, _IOERR, _IOERR_WRITE, _IOERR_IN_PAGE,
         // _CANTOPEN, _CANTOPEN_FULLPATH; then PostgreSQL's.
         let transient = ["5", "517", "6", "262", "10", "778", "8714", "14", "782"];
-        let of_postgres = ["08006", "53300", "57P01", "57P03", "40001", "40P01", "55P03"];
+        let of_postgres = ["08006", "53300", "57P01", "57P03", "25P02", "40001", "40P01", "55P03"];
         for code in transient.into_iter().chain(of_postgres) {
             assert!(is_transient(code), "{code}");
         }

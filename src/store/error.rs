@@ -65,9 +65,13 @@ impl From<sqlx::Error> for StoreError {
                 }
                 _ => Self::Statement(error),
             },
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => {
-                Self::Unavailable(error.to_string())
-            }
+            // `Protocol`: the server said what cannot be understood, as when bytes are lost or mangled on the way.
+            sqlx::Error::Io(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::Tls(_) => Self::Unavailable(error.to_string()),
             _ => Self::Statement(error),
         }
     }
