@@ -28,6 +28,7 @@ mod features;
 mod gateway;
 mod guardrails;
 mod idempotency;
+mod marketplace;
 mod models;
 mod operations;
 mod pages;
