@@ -15,7 +15,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::Deserialize;
 use url::Url;
 
-use crate::allocation::AllocationConfig;
+use crate::allocation::{AllocationConfig, Enforcement};
 use crate::context::Domain;
 use crate::identity::{IdentityConfig, MasterKey};
 use crate::model::models::AccessMode;
@@ -69,6 +69,8 @@ pub struct Config {
     pub context: ContextConfig,
     /// How allocations are enforced.
     pub allocation: AllocationConfig,
+    /// Who gets into the directory.
+    pub directory: DirectoryConfig,
     /// How use is measured.
     pub metering: MeteringConfig,
     /// What holds where no grant says anything.
@@ -122,6 +124,15 @@ impl Default for PolicyConfig {
     fn default() -> Self {
         Self { default_model_access: AccessMode::Deny }
     }
+}
+
+/// Who gets into the directory.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DirectoryConfig {
+    /// Whether a subject that the directory does not know is given a user row with the
+    /// first request that the account's roles admit.
+    pub jit: bool,
 }
 
 /// The form of log lines.
@@ -244,6 +255,22 @@ impl Config {
         Ok(())
     }
 
+    /// What is allowed but should be looked after, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self.identity.warnings().into_iter().map(str::to_owned).collect();
+        match self.allocation.enforcement {
+            Enforcement::Hard => {}
+            Enforcement::Soft => {
+                warnings.push("allocation: enforcement = \"soft\" lets requests over their budget".to_owned())
+            }
+            Enforcement::Off => warnings.push("allocation: enforcement = \"off\" holds nobody to a budget".to_owned()),
+        }
+        if self.upstream.api_key.is_none() {
+            warnings.push("upstream: without api_key the upstream lets everybody in who reaches it".to_owned());
+        }
+        warnings
+    }
+
     /// The networks whose forwarding headers are believed.
     ///
     /// # Errors
@@ -270,6 +297,7 @@ impl Config {
             litellm: self.context.litellm,
             signer: self.context.signing_key.clone(),
             leaks: self.context.hidden_response_headers.clone(),
+            jit: self.directory.jit,
             callers_capacity: self.allocation.rules_capacity,
             callers_ttl: Duration::from_secs(self.allocation.rules_ttl_seconds.max(1)),
         }
@@ -390,6 +418,7 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("ZITADEL_ACCOUNT_ID_CLAIMS", "identity.account_id_claims", Read::List),
     ("ZITADEL_SUPER_ADMIN_ROLES", "identity.super_admin_roles", Read::List),
     ("ZITADEL_SUPER_ADMIN_ORG_ID", "identity.super_admin_org_id", Read::Text),
+    ("ZITADEL_LOGOUT_CLIENT_IDS", "identity.logout_client_ids", Read::List),
 ];
 
 /// Variables that say more about the issuers of `ZITADEL_ISSUER`.
@@ -513,6 +542,7 @@ mod tests {
         assert_eq!(format!("{:?}", config.upstream), format!("{:?}", UpstreamConfig::default()));
         assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
         assert_eq!(format!("{:?}", config.allocation), format!("{:?}", AllocationConfig::default()));
+        assert_eq!(format!("{:?}", config.directory), format!("{:?}", DirectoryConfig::default()));
         assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
         assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));
         assert_eq!(format!("{:?}", config.ask), format!("{:?}", AskRules::default()));

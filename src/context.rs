@@ -331,13 +331,17 @@ impl Granted<Platform> {
 
     /// alchemi's own right, for settlement, caches and jobs.
     pub(crate) fn system() -> Self {
-        let by = ActingAs {
-            actor: Actor::system(),
-            roles: Vec::new(),
-            provider: "system",
-            request_id: None,
-            source_ip: None,
-        };
+        Self::of("system", Actor::system())
+    }
+
+    /// The right of an identity provider, whose token was verified, to end what it
+    /// began: `actor` is whom it speaks of.
+    pub(crate) fn identity_provider(actor: Actor) -> Self {
+        Self::of(AuthProvider::Zitadel.as_str(), actor)
+    }
+
+    fn of(provider: &'static str, actor: Actor) -> Self {
+        let by = ActingAs { actor, roles: Vec::new(), provider, request_id: None, source_ip: None };
         Self::new(Id::nobody(), by)
     }
 }

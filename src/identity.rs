@@ -14,6 +14,8 @@ mod issuer;
 mod json;
 pub mod jwks;
 pub mod jwt;
+mod logout;
+mod revalidation;
 mod revocation;
 mod verified;
 
@@ -22,30 +24,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Map, Value};
+use tokio::runtime::Handle;
 
 pub use self::claims::{
     AccountBinding, ClaimRules, ContextError, MIN_MASTER_KEY_CHARS, MasterKey, WeakMasterKey, context,
     master_key_context,
 };
-pub use self::config::{IdentityConfig, IdentityConfigError, IssuerConfig, ScopesSource};
+pub use self::config::{IdentityConfig, IdentityConfigError, IssuerConfig, RevalidateConfig, ScopesSource};
 pub use self::error::{Flaw, IdentityError};
 pub use self::fetch::FetchError;
 pub use self::issuer::IssuerStatus;
-pub use self::revocation::{Revocation, Revocations};
+pub use self::logout::logout_refused;
+pub use self::revocation::{Revocation, Revocations, Seen};
 pub use self::verified::{Source, Verified};
 
 use self::claims::sha256;
 use self::introspection::Introspector;
 use self::issuer::Issuer;
 use self::jwt::{Claims, Jws, TimeLimits, Typ};
+use self::revalidation::{LastAsked, Revalidation};
 use self::verified::{Reading, Registered};
 use crate::clock::{SharedClock, Timestamp};
-
-/// What a logout token's `events` must name (OpenID Connect Back-Channel Logout 1.0 section 2.4).
-const LOGOUT_EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
+use crate::secret::SecretString;
 
 type Digest = [u8; 32];
-type Verdict = Result<Arc<Verified>, IdentityError>;
 
 /// Verifies tokens. Clones share keys, caches and counters.
 #[derive(Clone)]
@@ -59,10 +61,13 @@ struct Inner {
     limits: TimeLimits,
     max_token_bytes: usize,
     allowed_client_ids: Vec<String>,
+    /// Clients whose logout tokens are meant for us.
+    logout_clients: Vec<String>,
     allow_delegation: bool,
     claim_rules: ClaimRules,
     cache: moka::sync::Cache<Digest, Arc<Entry>, foldhash::fast::RandomState>,
     revocations: Revocations,
+    revalidation: Option<Revalidation>,
     counters: Counters,
     clock: SharedClock,
 }
@@ -73,6 +78,7 @@ struct Entry {
     verified: Arc<Verified>,
     until: Timestamp,
     key: Option<KeyUsed>,
+    revalidated: LastAsked,
 }
 
 struct KeyUsed {
@@ -101,6 +107,10 @@ pub struct IdentityCounts {
     pub signature_checks: u64,
     /// Introspection requests sent.
     pub introspections: u64,
+    /// Signed tokens that the issuer was asked about again.
+    pub revalidations: u64,
+    /// Those that it had ended.
+    pub revalidations_ended: u64,
 }
 
 /// Which keys an entry of the cache may rest on.
@@ -139,12 +149,14 @@ impl Identity {
             limits: config.time_limits(),
             max_token_bytes: config.max_token_bytes,
             allowed_client_ids: config.allowed_client_ids.clone(),
+            logout_clients: [&*config.logout_client_ids, &*config.allowed_client_ids].concat(),
             allow_delegation: config.allow_delegation,
             claim_rules: config.claim_rules(),
             cache: moka::sync::Cache::builder()
                 .max_capacity(config.cache_capacity)
                 .build_with_hasher(foldhash::fast::RandomState::default()),
             revocations: Revocations::default(),
+            revalidation: Revalidation::new(config),
             counters: Counters::default(),
             clock,
         })))
@@ -165,16 +177,15 @@ impl Identity {
     pub async fn verify(&self, token: &str) -> Result<Arc<Verified>, IdentityError> {
         let inner = &*self.0;
         let digest = inner.digest(token)?;
-        if let Some(verdict) = inner.cached(&digest, Keys::Fresh) {
-            inner.counters.hits.fetch_add(1, Ordering::Relaxed);
-            return verdict;
-        }
-        let verdict = match token.bytes().filter(|byte| *byte == b'.').count() {
-            2 => inner.verify_jwt(token, digest).await,
-            4 => Err(Flaw::Encrypted.into()),
-            _ => inner.verify_opaque(token, digest).await,
+        let entry = match inner.cached(&digest, Keys::Fresh) {
+            Some(entry) => entry,
+            None => match token.bytes().filter(|byte| *byte == b'.').count() {
+                2 => inner.verify_jwt(token, digest).await?,
+                4 => return Err(Flaw::Encrypted.into()),
+                _ => inner.verify_opaque(token, digest).await?,
+            },
         };
-        verdict.and_then(|verified| inner.unless_revoked(verified))
+        self.admit(token, digest, &entry)
     }
 
     /// The verdict on a token that was verified before, without waiting: `None` means
@@ -184,36 +195,36 @@ impl Identity {
             Ok(digest) => digest,
             Err(error) => return Some(Err(error)),
         };
-        let verdict = self.0.cached(&digest, Keys::Fresh)?;
-        self.0.counters.hits.fetch_add(1, Ordering::Relaxed);
-        Some(verdict)
+        let entry = self.0.cached(&digest, Keys::Fresh)?;
+        Some(self.admit(token, digest, &entry))
     }
 
-    /// Verifies a logout token and says whom it cuts off: every token of its subject
-    /// that was issued up to then. The caller stores it and
-    /// [inserts](Revocations::insert) it.
-    ///
-    /// # Errors
-    /// [`IdentityError`] as for [`verify`](Self::verify); [`Flaw::Claim`] for `sub` when
-    /// the token names only a session, which no access token of Zitadel shows.
-    pub async fn verify_logout(&self, token: &str) -> Result<Revocation, IdentityError> {
-        let inner = &*self.0;
-        inner.digest(token)?;
-        let signed = inner.verify_signature(token).await?;
-        let map = &signed.claims;
-        let is_logout = map.get("events").and_then(|events| events.get(LOGOUT_EVENT)).is_some_and(Value::is_object);
-        if signed.typ == Typ::AccessToken || map.contains_key("nonce") || !is_logout {
-            return Err(Flaw::Claim("events").into());
+    /// The last look at a good token: whether it was cut off since.
+    fn admit(&self, token: &str, digest: Digest, entry: &Entry) -> Result<Arc<Verified>, IdentityError> {
+        if self.0.revocations.revoked(&entry.verified) {
+            return Err(IdentityError::Revoked);
         }
-        let claims = Claims::read(map, inner.limits, inner.clock.now())?;
-        let clients = jwt::Audiences::These(inner.allowed_client_ids.clone());
-        jwt::check_audience(map, &signed.issuer.audiences).or_else(|_| jwt::check_audience(map, &clients))?;
-        Ok(Revocation {
-            issuer: signed.issuer.url.to_string(),
-            subject: claims.subject.to_owned(),
-            // `iat` counts whole seconds, so the second of the logout goes too.
-            issued_before: Timestamp::from_secs(claims.issued_at.as_secs().saturating_add(1)),
-        })
+        self.revalidate(token, digest, entry);
+        Ok(Arc::clone(&entry.verified))
+    }
+
+    /// Asks the issuer about a signed token again, if it is its turn, beside the
+    /// request and never in its way.
+    fn revalidate(&self, token: &str, digest: Digest, entry: &Entry) {
+        let inner = &self.0;
+        let (Some(revalidation), Some(introspector)) = (&inner.revalidation, &inner.introspector) else { return };
+        // An issuer calls every token of another one inactive.
+        if introspector.issuer.url != *entry.verified.issuer() {
+            return;
+        }
+        let now = inner.clock.now();
+        let Some(permit) = revalidation.turn(&entry.verified, &entry.revalidated, now) else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (inner, token) = (Arc::clone(inner), SecretString::from(token));
+        runtime.spawn(async move {
+            inner.ask_again(&token, digest).await;
+            drop(permit);
+        });
     }
 
     /// The deny-list.
@@ -241,6 +252,8 @@ impl Identity {
             key_fetches: inner.issuers.iter().map(|issuer| read(&issuer.fetches)).sum(),
             signature_checks: read(&inner.counters.signatures),
             introspections: inner.introspector.as_ref().map_or(0, |introspector| read(&introspector.asked)),
+            revalidations: inner.revalidation.as_ref().map_or(0, |revalidation| read(&revalidation.asked)),
+            revalidations_ended: inner.revalidation.as_ref().map_or(0, |revalidation| read(&revalidation.ended)),
         }
     }
 }
@@ -263,27 +276,23 @@ impl Inner {
         }
     }
 
-    fn cached(&self, digest: &Digest, keys: Keys) -> Option<Verdict> {
+    fn cached(&self, digest: &Digest, keys: Keys) -> Option<Arc<Entry>> {
         let entry = self.cache.get(digest)?;
         let now = self.clock.now();
         if entry.until <= now || !entry.key.as_ref().is_none_or(|used| used.is_published(keys, now)) {
             return None;
         }
-        Some(self.unless_revoked(Arc::clone(&entry.verified)))
+        self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        Some(entry)
     }
 
-    fn unless_revoked(&self, verified: Arc<Verified>) -> Verdict {
-        if self.revocations.revoked(&verified) { Err(IdentityError::Revoked) } else { Ok(verified) }
-    }
-
-    async fn verify_jwt(&self, token: &str, digest: Digest) -> Verdict {
+    async fn verify_jwt(&self, token: &str, digest: Digest) -> Result<Arc<Entry>, IdentityError> {
         if let Some(known) = self.cache.get(&digest)
             && let Some(used) = &known.key
         {
             used.issuer.freshen().await;
-            if let Some(verdict) = self.cached(&digest, Keys::Usable) {
-                self.counters.hits.fetch_add(1, Ordering::Relaxed);
-                return verdict;
+            if let Some(entry) = self.cached(&digest, Keys::Usable) {
+                return Ok(entry);
             }
         }
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
@@ -300,10 +309,16 @@ impl Inner {
                 (verified, until)
             }
         };
-        Ok(self.remember(digest, Arc::new(verified), until, Some(signed.key)))
+        let entry = self.remember(digest, Arc::new(verified), until, Some(signed.key));
+        // After it was remembered, so that an end that came meanwhile is not missed.
+        if self.revalidation.as_ref().is_some_and(|revalidation| revalidation.has_ended(&digest)) {
+            self.cache.invalidate(&digest);
+            return Err(IdentityError::Revoked);
+        }
+        Ok(entry)
     }
 
-    async fn verify_opaque(&self, token: &str, digest: Digest) -> Verdict {
+    async fn verify_opaque(&self, token: &str, digest: Digest) -> Result<Arc<Entry>, IdentityError> {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
         let introspector = self.introspector.as_ref().ok_or(Flaw::OpaqueNotAccepted)?;
         if !is_credential(token) {
@@ -315,15 +330,30 @@ impl Inner {
         Ok(self.remember(digest, verified, answer.until, None))
     }
 
-    fn remember(
-        &self,
-        digest: Digest,
-        verified: Arc<Verified>,
-        until: Timestamp,
-        key: Option<KeyUsed>,
-    ) -> Arc<Verified> {
-        self.cache.insert(digest, Arc::new(Entry { verified: Arc::clone(&verified), until, key }));
-        verified
+    fn remember(&self, digest: Digest, verified: Arc<Verified>, until: Timestamp, key: Option<KeyUsed>) -> Arc<Entry> {
+        let entry = Arc::new(Entry { verified, until, key, revalidated: LastAsked::default() });
+        self.cache.insert(digest, Arc::clone(&entry));
+        entry
+    }
+
+    /// Asks the issuer whether a signed token is still active; one that is not is
+    /// refused from then on.
+    async fn ask_again(&self, token: &SecretString, digest: Digest) {
+        let (Some(revalidation), Some(introspector)) = (&self.revalidation, &self.introspector) else { return };
+        revalidation.asked.fetch_add(1, Ordering::Relaxed);
+        // An issuer that cannot be reached has ended nothing; it is logged there.
+        let Ok(answer) = introspector.ask(token.expose(), digest).await else { return };
+        match answer.outcome {
+            Ok(_) => {}
+            Err(IdentityError::Invalid(Flaw::Inactive) | IdentityError::Expired) => {
+                revalidation.end(digest);
+                self.cache.invalidate(&digest);
+                tracing::info!("identity: the issuer has ended a token before it expires");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "identity: the introspection answer about a signed token cannot be used")
+            }
+        }
     }
 
     async fn verify_signature(&self, token: &str) -> Result<Signed, IdentityError> {

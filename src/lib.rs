@@ -62,7 +62,7 @@
 
 pub use context::Context;
 pub use identity::Identity;
-pub use layer::{AuthenticateLayer, Authenticator};
+pub use layer::{AuthenticateLayer, Authenticator, CallerContext};
 pub use plugin::Guardrail;
 pub use problem::Problem;
 pub use proxy::Gateway;

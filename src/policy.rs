@@ -134,6 +134,8 @@ pub enum Denial {
         /// The model.
         model: String,
     },
+    /// What it could cost fits into no budget.
+    EstimateTooLarge,
     /// The account has no allocation, and one is required.
     AllocationMissing,
     /// A scope's credits do not suffice.
@@ -160,6 +162,7 @@ impl Denial {
             Self::AgentDenied => "agent_denied",
             Self::ConnectionDenied => "connection_denied",
             Self::ModelUnpriced { .. } => "model_unpriced",
+            Self::EstimateTooLarge => "estimate_too_large",
             Self::AllocationMissing => "allocation_missing",
             Self::AllocationExhausted { .. } => "allocation_exhausted",
         }
@@ -376,6 +379,10 @@ impl From<Denial> for Problem {
                 format!(
                     "Model `{model}` has no price: ask the operator to set one in the upstream or under metering.prices"
                 ),
+            ),
+            Denial::EstimateTooLarge => Self::bad_request(
+                code,
+                "This request could cost more than any budget holds: ask for fewer tokens or answers",
             ),
             Denial::AllocationMissing => Self::new(
                 http::StatusCode::PAYMENT_REQUIRED,

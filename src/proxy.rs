@@ -273,9 +273,13 @@ impl Gateway {
         let domain = asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
         let team = asked.team_id.as_deref().map(str::parse).transpose();
         let team = team.map_err(|_| Problem::bad_request("invalid_header", "x-alchemi-team-id is not an id"))?;
-        let epoch = book.epoch(&account);
+        let mut epoch = book.epoch(&account);
         let subject = Subject { account, domain, actor: context.actor().clone(), team };
-        let rules = book.rules(&subject).await?;
+        let mut rules = book.rules(&subject).await?;
+        if own.config.jit && rules.placement.user.is_none() && book.enrol(&context, &subject).await {
+            epoch = book.epoch(&subject.account);
+            rules = book.rules(&subject).await?;
+        }
         let headers = Caller::facts(&context, &rules).headers(own.config.litellm);
         Ok(Caller { _verified: verified, context, rules, headers, epoch, bindings })
     }
@@ -389,7 +393,9 @@ impl Gateway {
     fn output_bound(&self, ask: &ParsedAsk) -> Option<u64> {
         let own = &self.0.parts;
         let model = ask.ask.model.as_deref()?;
-        let estimate = own.catalogue.book().estimate(model, &ask.ask.size, own.config.metering.default_max_output);
+        // What is too dear is refused when it comes to be reserved.
+        let estimate =
+            own.catalogue.book().estimate(model, &ask.ask.size, own.config.metering.default_max_output).ok()?;
         Some(estimate.tokens.output / ask.ask.size.answers.max(1))
     }
 

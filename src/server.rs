@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
@@ -25,10 +26,11 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::context::{Context, RequestInfo};
 use crate::id::{IdSource, RandomIds};
-use crate::identity::{Identity, MasterKey, Revocation};
+use crate::identity::{Identity, MasterKey, Revocation, logout_refused};
 use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{AuthenticateLayer, Authenticator};
 use crate::metering::settler::{Settler, SettlerCounts};
+use crate::model::revocations::Logout;
 use crate::plugin::Guardrail;
 use crate::problem::Problem;
 use crate::proxy::balance::Balancer;
@@ -42,6 +44,7 @@ use crate::telemetry::Metrics;
 use crate::v1;
 
 mod background;
+pub mod identities;
 mod listener;
 mod operations;
 mod tls;
@@ -131,7 +134,7 @@ impl Server {
         }
         let wrong = |text: String| StartError::Config(ConfigError(text));
         let identity = Identity::new(&config.identity, Arc::clone(&clock)).map_err(|e| wrong(e.to_string()))?;
-        for warning in config.identity.warnings() {
+        for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
         let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
@@ -168,12 +171,14 @@ impl Server {
         });
         let changes = store.changes();
         background::load_revocations(&store, &identity).await?;
+        background::look_for_lost_keys(&store, &config.secrets.keys).await?;
         let operations = Operations {
             store: store.clone(),
             identity: identity.clone(),
             balancer: Arc::clone(&balancer),
             metrics,
             secrets: config.secrets.keys.clone(),
+            warnings: config.warnings().into(),
         };
         let front = Front(Arc::new(FrontParts {
             gateway,
@@ -303,6 +308,7 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
             let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
             identity.revocations().insert(&Revocation { issuer, subject, issued_before });
         }))
+        .with_sign_out(authenticator.identity().clone())
         .with_secrets(config.secrets.keys.clone())
         .with_outbound(config.outbound.clone())
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
@@ -327,6 +333,16 @@ fn control_plane(config: &Config, store: &Store, authenticator: &Authenticator, 
         ])
         .expose_headers([header::ETAG, ingress::REQUEST_ID]);
     v1::router(app).layer(AuthenticateLayer::new(authenticator.clone())).layer(cors)
+}
+
+impl v1::logout::SignOut for Identity {
+    fn verify(&self, token: String) -> BoxFuture<'_, Result<Logout, Problem>> {
+        Box::pin(async move { self.verify_logout(&token).await.map_err(logout_refused) })
+    }
+
+    fn cut_off(&self, logout: &Logout) {
+        self.revocations().insert_logout(logout);
+    }
 }
 
 fn documentation() -> Router {
@@ -427,7 +443,12 @@ impl Front {
     async fn own(&self, request: &Request<Incoming>, exchange: &Exchange) -> Option<Response<Body>> {
         let own = &*self.0;
         let route = match OperatorRoute::of(request)? {
-            Ok(OperatorRoute::Metrics) => self.may_see_metrics(request).await.map(|()| OperatorRoute::Metrics),
+            Ok(OperatorRoute::Metrics) if own.metrics_elsewhere => {
+                Err(Problem::not_found("Metrics are on the address of admin_listen"))
+            }
+            Ok(route @ (OperatorRoute::Metrics | OperatorRoute::Verbose)) => {
+                self.is_operator(request).await.map(|()| route)
+            }
             other => other,
         };
         Some(match route {
@@ -436,10 +457,7 @@ impl Front {
         })
     }
 
-    async fn may_see_metrics(&self, request: &Request<Incoming>) -> Result<(), Problem> {
-        if self.0.metrics_elsewhere {
-            return Err(Problem::not_found("Metrics are on the address of admin_listen"));
-        }
+    async fn is_operator(&self, request: &Request<Incoming>) -> Result<(), Problem> {
         let asked = RequestHeaders::take(&mut request.headers().clone())?;
         let presented = asked.bearer.as_ref().map(Bearer::token);
         let credential = self.0.authenticator.credential(presented).await?;
@@ -467,6 +485,8 @@ impl Answer for AdminFront {
 enum OperatorRoute {
     Health,
     Readiness,
+    /// Readiness with what only operators are to know.
+    Verbose,
     Metrics,
 }
 
@@ -475,6 +495,7 @@ impl OperatorRoute {
     fn of(request: &Request<Incoming>) -> Option<Result<Self, Problem>> {
         let route = match request.uri().path() {
             "/healthz" => Self::Health,
+            "/readyz" if is_verbose(request.uri().query()) => Self::Verbose,
             "/readyz" => Self::Readiness,
             "/metrics" => Self::Metrics,
             _ => return None,
@@ -486,8 +507,8 @@ impl OperatorRoute {
     async fn answer(self, operations: &Operations) -> Response<Body> {
         match self {
             Self::Health => (StatusCode::OK, "ok\n").into_response(),
-            Self::Readiness => {
-                let (status, readiness) = operations.readiness().await;
+            Self::Readiness | Self::Verbose => {
+                let (status, readiness) = operations.readiness(matches!(self, Self::Verbose)).await;
                 (status, axum::Json(readiness)).into_response()
             }
             Self::Metrics => {
@@ -496,6 +517,11 @@ impl OperatorRoute {
             }
         }
     }
+}
+
+/// Whether a query has `verbose`, with or without a value.
+fn is_verbose(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")))
 }
 
 fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {

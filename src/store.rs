@@ -14,7 +14,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::{SharedClock, Timestamp};
@@ -86,6 +86,9 @@ pub enum StoreError {
     /// The database cannot be reached, or is too busy.
     #[error("the database cannot be reached: {0}")]
     Unavailable(String),
+    /// The database can be read but not written: a standby, a full or a read-only disk.
+    #[error("the database can only be read: {0}")]
+    ReadOnly(String),
     /// The URL or the schema is not usable.
     #[error("{0}")]
     Setup(String),
@@ -122,6 +125,9 @@ impl From<sqlx::Error> for StoreError {
                 }
                 ErrorKind::ForeignKeyViolation => Self::ForeignKey,
                 ErrorKind::CheckViolation | ErrorKind::NotNullViolation => Self::Check,
+                _ if database.code().is_some_and(|code| dialect::is_read_only(&code)) => {
+                    Self::ReadOnly(database.message().to_owned())
+                }
                 _ if database.code().is_some_and(|code| dialect::is_transient(&code)) => {
                     Self::Unavailable(database.message().to_owned())
                 }
@@ -149,6 +155,10 @@ impl From<StoreError> for Problem {
                 tracing::warn!(%reason, "the database cannot be reached");
                 Self::unavailable("store_unavailable", "The database cannot be reached; try again", 1)
             }
+            StoreError::ReadOnly(reason) => {
+                tracing::error!(%reason, "the database can only be read");
+                Self::unavailable("store_unavailable", "The database can only be read; try again later", 5)
+            }
             StoreError::Overflow => Self::invalid("", "the resulting amount is too large"),
             error @ (StoreError::Setup(_) | StoreError::Unreadable { .. } | StoreError::Statement(_)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "store failed");
@@ -171,6 +181,8 @@ struct Shared {
     ids: Arc<dyn IdSource>,
     feed: ChangeFeed,
     statements: AtomicU64,
+    /// A write was refused since one last succeeded.
+    refuses_writes: AtomicBool,
 }
 
 enum Pools {
@@ -224,7 +236,14 @@ impl Store {
     pub async fn open(config: &DatabaseConfig, clock: SharedClock, ids: Arc<dyn IdSource>) -> Result<Self> {
         let pools = dialect::connect(config).await?;
         let feed = ChangeFeed::start(&pools).await?;
-        Ok(Self(Arc::new(Shared { pools, clock, ids, feed, statements: AtomicU64::new(0) })))
+        Ok(Self(Arc::new(Shared {
+            pools,
+            clock,
+            ids,
+            feed,
+            statements: AtomicU64::new(0),
+            refuses_writes: AtomicBool::new(false),
+        })))
     }
 
     /// `sqlite` or `postgres`.
@@ -245,7 +264,7 @@ impl Store {
     where
         Granted<R>: Reach,
     {
-        self.open_tx(granted, dialect::begin(&self.0.pools).await?)
+        self.open_tx(granted, dialect::begin(&self.0.pools).await.map_err(|error| self.failed(error))?)
     }
 
     /// A transaction that only reads; on SQLite it does not wait for the writer.
@@ -292,17 +311,37 @@ impl Store {
         self.0.statements.load(Ordering::Relaxed)
     }
 
-    /// Whether the database answers, within two seconds; a writer under way is no reason
-    /// to say no.
+    /// Whether the database answers and can be written, within two seconds. A writer under
+    /// way is no reason to say no, and is waited for only when a write was refused before.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`].
+    /// [`StoreError::Unavailable`], [`StoreError::ReadOnly`].
     pub async fn ping(&self) -> Result<()> {
         let asked = tokio::time::timeout(Duration::from_secs(2), async {
             let mut tx = self.read(&Granted::system()).await?;
-            on!(tx, |c| sqlx::query_scalar::<_, i64>("SELECT CAST(1 AS BIGINT)").fetch_one(c).await).map(drop)
+            on!(tx, |c| sqlx::query_scalar::<_, i64>("SELECT CAST(1 AS BIGINT)").fetch_one(c).await)?;
+            dialect::check_writable(&mut tx.inner).await?;
+            drop(tx);
+            if self.0.refuses_writes.load(Ordering::Relaxed) { self.try_write().await } else { Ok(()) }
         });
         asked.await.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer within 2 s".to_owned())))
+    }
+
+    /// Writes something that changes nothing.
+    async fn try_write(&self) -> Result<()> {
+        let mut tx = self.begin(&Granted::system()).await?;
+        run!(tx, r#"UPDATE "Alchemi_MigrationTable" SET name = name"#)?;
+        tx.commit().await?;
+        self.0.refuses_writes.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes what a failure says about the database.
+    fn failed(&self, error: StoreError) -> StoreError {
+        if matches!(error, StoreError::ReadOnly(_)) {
+            self.0.refuses_writes.store(true, Ordering::Relaxed);
+        }
+        error
     }
 
     /// Closes every connection; what is open is rolled back.
@@ -371,19 +410,23 @@ impl<R> Tx<R> {
         }
         dialect::notify(&mut inner, &changes).await?;
         if changes.is_empty() {
-            return dialect::commit(inner).await;
+            return dialect::commit(inner).await.map_err(|error| store.failed(error));
         }
         // A task of its own: what is committed after the caller went away is told all the same, and told afterwards.
         let committed = tokio::spawn(async move {
             let outcome = dialect::commit(inner).await;
             store.0.feed.publish(&changes);
-            outcome
+            outcome.map_err(|error| store.failed(error))
         });
         committed.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
     }
 
     pub(crate) fn count_statement(&self) {
         self.store.0.statements.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self, error: sqlx::Error) -> StoreError {
+        self.store.failed(error.into())
     }
 }
 

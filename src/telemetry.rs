@@ -83,7 +83,7 @@ impl Metrics {
         text
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, u64); 11] {
+    fn counters(&self) -> [(&'static str, &'static str, u64); 13] {
         let identity = self.identity.counts();
         let (reserved, exhausted) = self.allocations.counts();
         [
@@ -92,6 +92,8 @@ impl Metrics {
             ("signature_checks", "Signatures checked", identity.signature_checks),
             ("jwks_fetches", "Key sets asked for", identity.key_fetches),
             ("introspections", "Introspection requests sent", identity.introspections),
+            ("token_revalidations", "Signed tokens that the issuer was asked about again", identity.revalidations),
+            ("token_revalidations_ended", "Those of them that it had ended", identity.revalidations_ended),
             ("rule_loads", "Reads of effective rules from the database", self.rules.loads()),
             ("reservations", "Reservations made", reserved),
             ("reservations_refused", "Reservations refused for want of credits", exhausted),

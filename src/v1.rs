@@ -43,6 +43,7 @@ pub mod explain;
 pub mod features;
 pub mod guardrails;
 pub mod input;
+pub mod logout;
 pub mod marketplace;
 pub mod models;
 mod openapi;
@@ -78,6 +79,7 @@ pub struct App {
     pub outbound: OutboundRules,
     /// Told of a revocation before its answer is given.
     pub cut_off: revocations::CutOff,
+    sign_out: logout::SharedSignOut,
     in_flight: call::InFlightSet,
     parameters: parameters::Parameters,
 }
@@ -91,6 +93,7 @@ impl App {
             secrets: KeyRing::default(),
             outbound: OutboundRules::default(),
             cut_off: revocations::CutOff::default(),
+            sign_out: Arc::new(logout::NoSignOut),
             catalogue: models::Catalogue::default(),
             default_model_access: AccessMode::Deny,
             estimator: explain::Estimator::default(),
@@ -113,6 +116,12 @@ impl App {
     #[must_use]
     pub fn with_cut_off(self, cut_off: revocations::CutOff) -> Self {
         Self { cut_off, ..self }
+    }
+
+    /// With who judges logout tokens; without, none is accepted.
+    #[must_use]
+    pub fn with_sign_out(self, sign_out: impl logout::SignOut + 'static) -> Self {
+        Self { sign_out: Arc::new(sign_out), ..self }
     }
 
     /// With the keys that secrets are sealed under.
@@ -173,6 +182,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(context::get_zitadel_status))
         .routes(routes!(revocations::list_revocations, revocations::create_revocation))
         .routes(routes!(revocations::delete_revocation))
+        .routes(routes!(logout::receive_logout))
         // Accounts, by the operator
         .routes(routes!(accounts::list_accounts, accounts::create_account))
         .routes(routes!(accounts::get_account, accounts::update_account, accounts::delete_account))
@@ -340,11 +350,9 @@ async fn digest_idempotent(State(app): State<App>, request: Request, next: Next)
     }
     let (mut parts, body) = request.into_parts();
     let body = input::read_body(body, app.body_timeout).await?;
-    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    digest.update(parts.uri.query().unwrap_or_default().as_bytes());
-    digest.update(b"\n");
-    digest.update(&body);
-    parts.extensions.insert(call::BodyDigest(crate::id::hex(digest.finish().as_ref())));
+    // The body may hold secrets: what is kept of it must not let them be guessed.
+    let whole = [parts.uri.query().unwrap_or_default().as_bytes(), b"\n", &body].concat();
+    parts.extensions.insert(call::BodyDigest(app.secrets.fingerprint(&whole)));
     Ok(next.run(Request::from_parts(parts, body.into())).await)
 }
 

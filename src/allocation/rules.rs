@@ -16,15 +16,17 @@ use std::time::Duration;
 use moka::future::Cache;
 
 use super::AllocationConfig;
-use crate::context::{Actor, Domain, Granted, Tenant};
+use crate::context::{Actor, Context, Domain, Granted, Tenant};
 use crate::credits::Factor;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountStatus, ZitadelConfig};
-use crate::model::directory::{Placement, Team};
+use crate::model::audit::Action;
+use crate::model::directory::{Placement, Team, User};
 use crate::model::models::AccessMode;
 use crate::policy::Rules;
 use crate::policy::models::ModelRules;
 use crate::problem::Problem;
+use crate::store::audit::Entry;
 use crate::store::changes::{Change, ChangeKind};
 use crate::store::directory::PlacementError;
 use crate::store::{Store, StoreError, Tx};
@@ -240,9 +242,31 @@ impl RuleBook {
         let entry = (subject.clone(), inner.epochs.of(&subject.account));
         inner.subjects.try_get_with(entry, inner.load_rules(subject)).await.map_err(|e| (*e).clone())
     }
+
+    /// Gives a caller whom the directory does not know a row in it, and says whether it
+    /// has made one: a subject of the account itself, in a domain that they may use. A
+    /// row that cannot be made refuses nobody.
+    pub async fn enrol(&self, caller: &Context, subject: &Subject) -> bool {
+        let of_the_account = !caller.is_super_admin() && caller.check_domain(subject.domain).is_ok();
+        let Some(granted) = caller.member().ok().filter(|_| of_the_account) else { return false };
+        self.0.enrol(&granted, subject).await.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a caller cannot be put into the directory");
+            false
+        })
+    }
 }
 
 impl Inner {
+    async fn enrol(&self, granted: &Granted<Tenant>, subject: &Subject) -> Result<bool, StoreError> {
+        let mut tx = self.store.begin(granted).await?;
+        let Some(user) = tx.enrol_user(subject.domain, &subject.actor).await? else { return Ok(false) };
+        let label = subject.domain.into();
+        let entry = Entry { action: Action::Create, table: "Alchemi_UserTable", id: user.id.as_str(), label };
+        tx.audit(entry, None::<&User>, &user).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
     async fn load_account(&self, key: &str) -> Result<Option<Arc<AccountFacts>>, StoreError> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         let mut tx = self.store.read(&Granted::system()).await?;

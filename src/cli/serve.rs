@@ -3,6 +3,7 @@
 use super::{Failure, block_on, say};
 use crate::config::Config;
 use crate::server::{Server, StartError, Stopped, Surroundings};
+use crate::store::StoreError;
 use crate::telemetry;
 
 pub(super) fn serve(config: &Config) -> Result<(), Failure> {
@@ -25,7 +26,7 @@ pub(super) fn serve(config: &Config) -> Result<(), Failure> {
 
 pub(super) fn start_failure(error: StartError) -> Failure {
     match error {
-        StartError::Store(crate::store::StoreError::Unavailable(_)) => Failure::failed(error),
+        StartError::Store(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => Failure::failed(error),
         other => Failure::misconfigured(other),
     }
 }

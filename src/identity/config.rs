@@ -31,6 +31,9 @@ pub struct IdentityConfig {
     pub audiences: Vec<String>,
     /// When not empty, only tokens issued to these clients are accepted.
     pub allowed_client_ids: Vec<String>,
+    /// Clients of ours that the identity provider logs people out of, besides those
+    /// of `allowed_client_ids`: the audience of Zitadel's logout tokens.
+    pub logout_client_ids: Vec<String>,
     /// Whether tokens with `act` (token exchange, impersonation) are accepted.
     pub allow_delegation: bool,
     /// Client that asks the first issuer about opaque tokens (RFC 7662).
@@ -63,6 +66,24 @@ pub struct IdentityConfig {
     pub cache_capacity: u64,
     /// How long an introspection answer is believed, in seconds, at most 60.
     pub introspection_cache_seconds: u64,
+    /// Which signed tokens the issuer is asked about again.
+    pub revalidate: RevalidateConfig,
+}
+
+/// Signed tokens that the issuer is asked about again (RFC 7662), beside the request.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RevalidateConfig {
+    /// The share of their uses that makes the gateway ask, 0 to 1; 0 switches it off.
+    pub probability: f64,
+    /// How old a token is before it is asked about, and how long it then rests, in seconds.
+    pub min_age_seconds: u64,
+}
+
+impl Default for RevalidateConfig {
+    fn default() -> Self {
+        Self { probability: 0.0, min_age_seconds: 300 }
+    }
 }
 
 impl Default for IdentityConfig {
@@ -73,6 +94,7 @@ impl Default for IdentityConfig {
             project_id: None,
             audiences: Vec::new(),
             allowed_client_ids: Vec::new(),
+            logout_client_ids: Vec::new(),
             allow_delegation: true,
             introspection_client_id: None,
             introspection_client_secret: None,
@@ -94,6 +116,7 @@ impl Default for IdentityConfig {
             jwks_max_stale_seconds: 3600,
             cache_capacity: 100_000,
             introspection_cache_seconds: 60,
+            revalidate: RevalidateConfig::default(),
         }
     }
 }
@@ -223,6 +246,10 @@ impl IdentityConfig {
     }
 
     fn check_introspection(&self) -> Result<(), IdentityConfigError> {
+        let revalidates = self.revalidate.probability > 0.0;
+        if !(0.0..=1.0).contains(&self.revalidate.probability) {
+            return Err(IdentityConfigError::Introspection("revalidate.probability must be 0 to 1"));
+        }
         let flaw = match (
             &self.introspection_client_id,
             &self.introspection_client_secret,
@@ -237,6 +264,9 @@ impl IdentityConfig {
             }
             (None, None, None) if self.scopes_source == ScopesSource::Introspection => {
                 "scopes_source = \"introspection\" needs introspection_client_id and introspection_client_secret, or introspection_key_file"
+            }
+            (None, None, None) if revalidates => {
+                "revalidate needs introspection_client_id and introspection_client_secret, or introspection_key_file"
             }
             (None, None, None) => return Ok(()),
             _ if self.issuers.is_empty() => "introspection needs an issuer (ZITADEL_ISSUER)",

@@ -46,7 +46,7 @@ pub(super) struct Answer {
 /// Asks the issuer about tokens.
 #[derive(Debug)]
 pub(super) struct Introspector {
-    issuer: Arc<Issuer>,
+    pub issuer: Arc<Issuer>,
     client: ClientAuth,
     reading: Arc<Reading>,
     limits: TimeLimits,

@@ -1,8 +1,10 @@
 //! One issuer: where its keys are, and the last good set of them.
 //!
-//! Readers take the set without a lock. Fetches are single-flight, at least a
-//! cooldown apart whether they succeed or fail, and run in a task of their own, so
-//! that no caller's disconnect wastes one.
+//! Readers take the set without a lock. Fetches are single-flight and run in a task of
+//! their own, so that no caller's disconnect wastes one. Those for the age of the set
+//! are at least a cooldown apart, whether they succeed or fail, and so are those for an
+//! unknown `kid`; the two do not wait for each other, so that a key that is used as soon
+//! as it is published is found though the set is young.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +24,10 @@ use super::jwks::{KeySet, KeySetFlaw, MAX_KEY_SET_BYTES};
 use super::jwt::Audiences;
 use crate::clock::{SharedClock, Timestamp};
 
-/// Least time between the end of one fetch and the start of the next.
+/// Least time between the end of one fetch and the start of the next for the same reason.
 const COOLDOWN: Duration = Duration::from_secs(30);
+/// A set that is younger than this is not fetched again for a `kid` that it lacks.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How long a `kid` that a fetch did not find causes no other fetch.
 const ABSENT_FOR: Duration = Duration::from_secs(60);
 /// Most such `kid`s that are remembered.
@@ -55,6 +59,15 @@ pub struct IssuerStatus {
     pub stale_since: Option<Timestamp>,
 }
 
+/// Why keys are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// There is no set, or it grows old.
+    Age,
+    /// A token names a `kid` that the set lacks.
+    UnknownKey,
+}
+
 /// The addresses that discovery gave.
 #[derive(Debug)]
 struct Endpoints {
@@ -66,6 +79,8 @@ struct Endpoints {
 struct Fetching {
     in_flight: Option<watch::Receiver<()>>,
     last_attempt: Option<Timestamp>,
+    /// When a fetch for an unknown `kid` last began.
+    last_search: Option<Timestamp>,
     last_error: Option<FetchError>,
     absent: HashMap<String, Timestamp>,
 }
@@ -137,7 +152,7 @@ impl Issuer {
         if self.fresh(now).is_some() {
             return;
         }
-        let Some(done) = self.refresh() else { return };
+        let Some(done) = self.refresh(Reason::Age) else { return };
         let failing = self.fetching().last_error.is_some();
         let may_go_on = if failing { self.usable(now) } else { self.younger_than(self.ttl, now) };
         if may_go_on.is_none() {
@@ -152,7 +167,7 @@ impl Issuer {
             None if self.is_absent(kid) => return Err(Flaw::UnknownKey.into()),
             None => {}
         }
-        let fetched = match self.refresh() {
+        let fetched = match self.refresh(Reason::UnknownKey) {
             Some(done) => {
                 wait(done).await;
                 true
@@ -200,14 +215,25 @@ impl Issuer {
     }
 
     /// Joins the fetch under way, or starts one if the cooldown is over.
-    fn refresh(self: &Arc<Self>) -> Option<watch::Receiver<()>> {
+    fn refresh(self: &Arc<Self>, reason: Reason) -> Option<watch::Receiver<()>> {
         let now = self.clock.now();
+        let settled = self.younger_than(SETTLED, now).is_none();
         let mut fetching = self.fetching();
         if let Some(done) = fetching.in_flight.as_ref().filter(|done| done.has_changed().is_ok()) {
             return Some(done.clone());
         }
-        if fetching.last_attempt.is_some_and(|at| !due(now, at, COOLDOWN)) {
+        let over = |last: Option<Timestamp>| last.is_none_or(|at| due(now, at, COOLDOWN));
+        let may = match reason {
+            Reason::Age => over(fetching.last_attempt),
+            // An issuer that fails is left alone for whatever reason.
+            Reason::UnknownKey if fetching.last_error.is_some() => over(fetching.last_attempt),
+            Reason::UnknownKey => settled && over(fetching.last_search),
+        };
+        if !may {
             return None;
+        }
+        if reason == Reason::UnknownKey {
+            fetching.last_search = Some(now);
         }
         let (finished, done) = watch::channel(());
         fetching.last_attempt = Some(now);

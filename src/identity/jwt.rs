@@ -131,6 +131,22 @@ pub(super) struct TimeLimits {
 }
 
 impl TimeLimits {
+    /// Checks the times of a signed token, of whatever kind; gives `iat` and `exp`.
+    pub(super) fn check(
+        &self,
+        map: &Map<String, Value>,
+        now: Timestamp,
+    ) -> Result<(Timestamp, Timestamp), IdentityError> {
+        let required = |name| moment(map, name)?.ok_or(Flaw::Claim(name));
+        let (issued_at, expires_at) = (required("iat")?, required("exp")?);
+        self.check_expiry(expires_at, now)?;
+        self.check_start(moment(map, "nbf")?, Some(issued_at), now)?;
+        if expires_at > issued_at.plus(self.max_lifetime) {
+            return Err(Flaw::Lifetime.into());
+        }
+        Ok((issued_at, expires_at))
+    }
+
     pub(super) fn check_expiry(&self, expires_at: Timestamp, now: Timestamp) -> Result<(), IdentityError> {
         if now >= expires_at.plus(self.leeway) { Err(IdentityError::Expired) } else { Ok(()) }
     }
@@ -162,21 +178,10 @@ pub(super) struct Claims<'m> {
 }
 
 impl<'m> Claims<'m> {
-    /// Reads the claims that every kind of token needs and checks their times.
+    /// Reads the claims that every access token needs and checks its times.
     pub(super) fn read(map: &'m Map<String, Value>, limits: TimeLimits, now: Timestamp) -> Result<Self, IdentityError> {
-        let required = |name| moment(map, name)?.ok_or(Flaw::Claim(name));
-        let claims = Self {
-            subject: text(map, "sub")?,
-            issued_at: required("iat")?,
-            expires_at: required("exp")?,
-            token_id: text(map, "jti")?,
-        };
-        limits.check_expiry(claims.expires_at, now)?;
-        limits.check_start(moment(map, "nbf")?, Some(claims.issued_at), now)?;
-        if claims.expires_at > claims.issued_at.plus(limits.max_lifetime) {
-            return Err(Flaw::Lifetime.into());
-        }
-        Ok(claims)
+        let (issued_at, expires_at) = limits.check(map, now)?;
+        Ok(Self { subject: text(map, "sub")?, issued_at, expires_at, token_id: text(map, "jti")? })
     }
 }
 

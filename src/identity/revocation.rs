@@ -1,12 +1,13 @@
-//! Subjects that were cut off before their tokens expire.
+//! Subjects and sessions that were cut off before their tokens expire.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use super::verified::Verified;
 use crate::clock::Timestamp;
+use crate::model::revocations::Logout;
 
 /// Every token of a subject that was issued before a moment is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,41 +20,89 @@ pub struct Revocation {
     pub issued_before: Timestamp,
 }
 
-type BySubject = HashMap<Box<str>, Timestamp>;
+/// What an issuer's tokens are refused for.
+#[derive(Debug, Clone, Default)]
+struct Denied {
+    subjects: HashMap<Box<str>, Timestamp>,
+    sessions: HashSet<Box<str>>,
+}
+
+type ByIssuer = HashMap<Box<str>, Denied>;
 
 /// The deny-list, looked at on every verification, cached or not, without a lock.
 #[derive(Debug, Default)]
-pub struct Revocations(ArcSwap<HashMap<Box<str>, BySubject>>);
+pub struct Revocations(ArcSwap<ByIssuer>);
+
+/// A state of the list.
+#[derive(Debug, Clone)]
+pub struct Seen(Arc<ByIssuer>);
 
 impl Revocations {
-    /// Replaces the whole list, as read from the store.
-    pub fn replace(&self, list: Vec<Revocation>) {
-        let mut map = HashMap::new();
-        for revocation in list {
-            add(&mut map, &revocation);
+    /// The state of the list, to be taken before it is read from the store.
+    pub fn seen(&self) -> Seen {
+        Seen(self.0.load_full())
+    }
+
+    /// Replaces the whole list, as read from the store after `seen`. False when something
+    /// was added meanwhile, which the reading may lack: it is kept, and the list to be
+    /// read again.
+    #[must_use]
+    pub fn replace(&self, seen: &Seen, revocations: Vec<Revocation>, logouts: Vec<Logout>) -> bool {
+        let mut map = ByIssuer::new();
+        for revocation in revocations {
+            cut_off(&mut map, &revocation);
         }
-        self.0.store(Arc::new(map));
+        for logout in logouts {
+            end(&mut map, &logout);
+        }
+        let before = self.0.compare_and_swap(&seen.0, Arc::new(map));
+        Arc::ptr_eq(&before, &seen.0)
     }
 
     /// Adds one; of two for a subject, the later moment holds.
     pub fn insert(&self, revocation: &Revocation) {
+        self.change(|map| cut_off(map, revocation));
+    }
+
+    /// Adds what a logout ends: the subject's tokens, or the session's when it names
+    /// no subject.
+    pub fn insert_logout(&self, logout: &Logout) {
+        self.change(|map| end(map, logout));
+    }
+
+    fn change(&self, change: impl Fn(&mut ByIssuer)) {
         self.0.rcu(|map| {
             let mut map = HashMap::clone(map);
-            add(&mut map, revocation);
+            change(&mut map);
             map
         });
     }
 
     pub(super) fn revoked(&self, verified: &Verified) -> bool {
         let map = self.0.load();
-        map.get(&**verified.issuer())
-            .and_then(|subjects| subjects.get(&**verified.subject()))
-            .is_some_and(|before| verified.issued_at().is_none_or(|at| at < *before))
+        let Some(denied) = map.get(&**verified.issuer()) else { return false };
+        let before = denied.subjects.get(&**verified.subject());
+        before.is_some_and(|before| verified.issued_at().is_none_or(|at| at < *before))
+            || verified.session().is_some_and(|session| denied.sessions.contains(session))
     }
 }
 
-fn add(map: &mut HashMap<Box<str>, BySubject>, revocation: &Revocation) {
-    let subjects = map.entry(revocation.issuer.as_str().into()).or_default();
-    let before = subjects.entry(revocation.subject.as_str().into()).or_insert(revocation.issued_before);
-    *before = (*before).max(revocation.issued_before);
+fn cut_off(map: &mut ByIssuer, Revocation { issuer, subject, issued_before }: &Revocation) {
+    deny(map, issuer, subject, *issued_before);
+}
+
+fn end(map: &mut ByIssuer, logout: &Logout) {
+    match (&logout.subject, &logout.session) {
+        (Some(subject), _) => deny(map, &logout.issuer, subject, logout.issued_before),
+        (None, Some(session)) => {
+            map.entry(logout.issuer.as_str().into()).or_default().sessions.insert(session.as_str().into());
+        }
+        (None, None) => {}
+    }
+}
+
+fn deny(map: &mut ByIssuer, issuer: &str, subject: &str, issued_before: Timestamp) {
+    let subjects = &mut map.entry(issuer.into()).or_default().subjects;
+    let before = subjects.entry(subject.into()).or_insert(issued_before);
+    *before = (*before).max(issued_before);
 }

@@ -33,6 +33,7 @@ pub struct Verified {
     subject: Arc<str>,
     client_id: Option<String>,
     token_id: Option<String>,
+    session: Option<Box<str>>,
     issued_at: Option<Timestamp>,
     expires_at: Timestamp,
     email: Option<Arc<str>>,
@@ -111,6 +112,11 @@ impl Verified {
     pub fn product_domains(&self) -> Option<&[String]> {
         self.product_domains.as_deref()
     }
+    /// The session (`sid`), where an introspection answer names one; signed access
+    /// tokens never do.
+    pub fn session(&self) -> Option<&str> {
+        self.session.as_deref()
+    }
     /// How the token was checked.
     pub fn source(&self) -> Source {
         self.source
@@ -172,6 +178,7 @@ impl Reading {
             subject: base.subject.into(),
             client_id: text("client_id").map(str::to_owned),
             token_id: base.token_id.map(str::to_owned),
+            session: text("sid").map(Into::into),
             issued_at: base.issued_at,
             expires_at: base.expires_at,
             email: text("email").filter(|_| email_is_verified).map(Into::into),

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use tower::{Layer, Service};
+use tracing::{Instrument, Span};
 
+use super::caller::CallerContext;
 use super::headers::RequestHeaders;
 use crate::allocation::rules::{AccountFacts, RuleBook};
-use crate::context::{AskedPlace, Context};
+use crate::context::{AskedPlace, Context, Domain, RequestInfo};
 use crate::identity::{
     AccountBinding, Identity, IdentityError, MasterKey, Verified, context as context_of, master_key_context,
 };
@@ -153,6 +155,10 @@ fn binding(facts: &AccountFacts) -> AccountBinding {
 /// Puts the caller's [`Context`] into the extensions of each request that brings a
 /// credential, and answers 401 or 403 itself when the credential is not good. A
 /// request without one passes with no context: what needs one refuses it.
+///
+/// What serves the request also finds the context by [`CallerContext`], and runs in a
+/// tracing span `caller` with account, subject, domain, team and request id. Headers
+/// that only a gateway may set (`x-alchemi-*`, `x-account-id`) do not reach it.
 #[derive(Debug, Clone)]
 pub struct AuthenticateLayer(Authenticator);
 
@@ -200,9 +206,13 @@ where
         let authenticator = self.authenticator.clone();
         Box::pin(async move {
             match authenticator.context_of(&mut request).await {
-                Ok(()) => inner.call(request).await,
+                Ok(Some(caller)) => {
+                    let span = span_of(&caller, request.extensions());
+                    CallerContext::scope(caller, async move { inner.call(request).await }).instrument(span).await
+                }
+                Ok(None) => inner.call(request).await,
                 Err(problem) => {
-                    let id = request.extensions().get::<crate::context::RequestInfo>().map(|info| Arc::clone(&info.id));
+                    let id = request.extensions().get::<RequestInfo>().map(|info| Arc::clone(&info.id));
                     let mut refusal = problem.clone().into_http(id.as_deref());
                     refusal.extensions_mut().insert(problem);
                     Ok(refusal)
@@ -215,13 +225,26 @@ where
 impl Authenticator {
     /// Reads and removes the credential of a request, and leaves its context, and where
     /// the caller asks to act from, in the extensions.
-    async fn context_of<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
+    async fn context_of<B>(&self, request: &mut Request<B>) -> Result<Option<Context>, Problem> {
         let asked = RequestHeaders::take(request.headers_mut())?;
         request.extensions_mut().insert(AskedPlace { domain: asked.domain, team: asked.team_id.clone() });
-        let Some(bearer) = &asked.bearer else { return Ok(()) };
+        let Some(bearer) = &asked.bearer else { return Ok(None) };
         let credential = self.credential(Some(bearer.token())).await?;
         let established = self.establish(&credential, asked.account_id.as_deref()).await?;
-        request.extensions_mut().insert(established.context);
-        Ok(())
+        request.extensions_mut().insert(established.context.clone());
+        Ok(Some(established.context))
     }
+}
+
+/// What every event of a request's work is found by.
+fn span_of(caller: &Context, extensions: &Extensions) -> Span {
+    let place = extensions.get::<AskedPlace>();
+    tracing::info_span!(
+        "caller",
+        account = caller.account().map(AsRef::as_ref),
+        subject = &*caller.actor().subject,
+        domain = place.and_then(|place| place.domain).map(Domain::as_str),
+        team = place.and_then(|place| place.team.as_deref()),
+        request_id = extensions.get::<RequestInfo>().map(|info| &*info.id),
+    )
 }

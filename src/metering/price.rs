@@ -75,6 +75,11 @@ pub struct Estimate {
     pub cost: Option<Usd>,
 }
 
+/// A request that could cost more than books can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the request could cost more than any budget holds")]
+pub struct TooDear;
+
 /// The prices of all models: an immutable snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct PriceBook {
@@ -138,7 +143,13 @@ impl PriceBook {
     /// # Ok::<(), alchemi::metering::price::PriceBookError>(())
     /// ```
     pub fn price(&self, model: &str, used: &Reported) -> Option<Usd> {
-        usd_from_atto(self.get(model)?.atto(used)?)
+        self.checked_price(model, used).ok().flatten()
+    }
+
+    /// As [`price`](Self::price), but what does not fit is told from what is not known.
+    fn checked_price(&self, model: &str, used: &Reported) -> Result<Option<Usd>, TooDear> {
+        let atto = self.get(model).map_or(Ok(None), |price| price.atto(used))?;
+        atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()
     }
 
     /// The most output tokens that the model can make, if known.
@@ -148,37 +159,40 @@ impl PriceBook {
 
     /// What a request will use at most, as far as can be told: its input, and its
     /// own limit or `default_max_output` for each answer, never above the model's maximum.
-    pub fn estimate(&self, model: &str, size: &AskSize, default_max_output: u64) -> Estimate {
+    ///
+    /// # Errors
+    /// [`TooDear`] when the model has a price and the product does not fit.
+    pub fn estimate(&self, model: &str, size: &AskSize, default_max_output: u64) -> Result<Estimate, TooDear> {
         let output = output_bound(size, default_max_output, self.max_output(model));
         let tokens = Tokens { input: size.input_tokens, output, ..Tokens::default() };
         let used = Reported { images: Some(size.answers.max(1)), queries: Some(1), ..tokens.into() };
-        Estimate { tokens, cost: self.price(model, &used) }
+        Ok(Estimate { tokens, cost: self.checked_price(model, &used)? })
     }
 }
 
 impl ModelPrice {
-    /// The cost in units of 1e-18 dollars.
-    fn atto(&self, used: &Reported) -> Option<i128> {
+    /// The cost in units of 1e-18 dollars; `None` if a price is missing.
+    fn atto(&self, used: &Reported) -> Result<Option<i128>, TooDear> {
         let by_token = match used.tokens {
-            Some(tokens) if self.input.is_some() || self.output.is_some() => Some(self.tokens(&tokens)?),
+            Some(tokens) if self.input.is_some() || self.output.is_some() => match self.tokens(&tokens)? {
+                Some(0) => Some(0),
+                whole => return Ok(whole),
+            },
             _ => None,
         };
-        let by_unit = || {
-            let nanos = used.duration.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
-            let second = per(self.second, nanos)?.map(|atto| atto / 1_000_000_000);
-            [second, per(self.image, used.images)?, per(self.query, used.queries)?]
-                .into_iter()
-                .flatten()
-                .try_fold(None, |sum: Option<i128>, part| sum.unwrap_or(0).checked_add(part).map(Some))?
-        };
-        match by_token {
-            Some(0) | None => by_unit().or(by_token),
-            priced => priced,
-        }
+        let nanos = used.duration.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+        let second = per(self.second, nanos)?.map(|atto| atto / 1_000_000_000);
+        let parts = [second, per(self.image, used.images)?, per(self.query, used.queries)?];
+        let by_unit = parts
+            .into_iter()
+            .flatten()
+            .try_fold(None, |sum: Option<i128>, part| sum.unwrap_or(0).checked_add(part).map(Some))
+            .ok_or(TooDear)?;
+        Ok(by_unit.or(by_token))
     }
 
     /// The parts of input and output at their own prices, the rest at the plain one.
-    fn tokens(&self, used: &Tokens) -> Option<i128> {
+    fn tokens(&self, used: &Tokens) -> Result<Option<i128>, TooDear> {
         let cached = used.cached.min(used.input);
         let cache_creation = used.cache_creation.min(used.input - cached);
         let audio_input = used.audio_input.min(used.input - cached - cache_creation);
@@ -193,10 +207,12 @@ impl ModelPrice {
             (reasoning, self.reasoning.or(self.output)),
             (audio_output, self.audio_output.or(self.output)),
         ];
-        parts
-            .into_iter()
-            .filter(|(count, _)| *count > 0)
-            .try_fold(0_i128, |sum, (count, price)| sum.checked_add(price?.times(count)?))
+        let mut sum = 0_i128;
+        for (count, price) in parts.into_iter().filter(|(count, _)| *count > 0) {
+            let Some(part) = per(price, Some(count))? else { return Ok(None) };
+            sum = sum.checked_add(part).ok_or(TooDear)?;
+        }
+        Ok(Some(sum))
     }
 
     /// The dearer of two deployments, part by part.
@@ -238,11 +254,11 @@ impl ModelPrice {
     }
 }
 
-/// The cost of `quantity` units: outer `None` when it does not fit, inner when either is unknown.
-fn per(price: Option<UnitPrice>, quantity: Option<u64>) -> Option<Option<i128>> {
+/// The cost of `quantity` units; `None` when either is unknown.
+fn per(price: Option<UnitPrice>, quantity: Option<u64>) -> Result<Option<i128>, TooDear> {
     match (price, quantity) {
-        (Some(price), Some(quantity)) => price.times(quantity).map(Some),
-        _ => Some(None),
+        (Some(price), Some(quantity)) => price.times(quantity).map(Some).ok_or(TooDear),
+        _ => Ok(None),
     }
 }
 

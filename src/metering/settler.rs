@@ -132,9 +132,9 @@ impl Settler {
                     self.counts.settled.fetch_add(u64::try_from(batch.len()).unwrap_or(0), Ordering::Relaxed);
                     return Ok(());
                 }
-                Err(StoreError::Unavailable(reason)) => {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::ReadOnly(_))) => {
                     self.counts.failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%reason, waiting, "the ledger cannot be reached; trying again");
+                    tracing::warn!(%error, waiting, "the ledger cannot be written; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

@@ -156,3 +156,102 @@ impl Placement {
         self.status == Some(UserStatus::Suspended)
     }
 }
+
+/// How the search for a user's id at the identity provider stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LookupState {
+    /// Not asked yet.
+    Pending,
+    /// Nobody there has the address.
+    Unknown,
+    /// Several people there have it.
+    Ambiguous,
+    /// Another user here has the id.
+    Taken,
+    /// The identity provider could not be asked.
+    Failed,
+}
+
+impl LookupState {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Unknown, Self::Ambiguous, Self::Taken, Self::Failed];
+
+    /// The name in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Unknown => "unknown",
+            Self::Ambiguous => "ambiguous",
+            Self::Taken => "taken",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The search for the id of a user who is known by e-mail address alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct IdentityLookup {
+    /// The account.
+    #[serde(skip)]
+    pub account_id: Id<Account>,
+    /// The product domain.
+    #[serde(skip)]
+    pub domain: Domain,
+    /// The user.
+    #[serde(skip)]
+    pub user_id: Id<User>,
+    /// How the last attempt ended; at first, pending.
+    pub state: LookupState,
+    /// Why, where there is more to say.
+    #[schema(example = "one of: 291047613578412035, 291047613578412099")]
+    pub detail: Option<String>,
+    /// Attempts so far.
+    pub attempts: i64,
+}
+
+/// What the identity provider said about an e-mail address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookupOutcome {
+    /// One person, with this id.
+    Found(String),
+    /// Nobody.
+    Unknown,
+    /// Several, with these ids.
+    Ambiguous(Vec<String>),
+    /// Nothing: it could not be asked, for this reason.
+    Failed(String),
+}
+
+impl LookupOutcome {
+    /// Of the people whose address it is.
+    pub fn of(mut ids: Vec<String>) -> Self {
+        match (ids.pop(), ids.len()) {
+            (None, _) => Self::Unknown,
+            (Some(only), 0) => Self::Found(only),
+            (Some(last), _) => {
+                ids.push(last);
+                Self::Ambiguous(ids)
+            }
+        }
+    }
+
+    /// The state of a lookup that is left open with it.
+    pub fn state(&self) -> LookupState {
+        match self {
+            Self::Found(_) => LookupState::Pending,
+            Self::Unknown => LookupState::Unknown,
+            Self::Ambiguous(_) => LookupState::Ambiguous,
+            Self::Failed(_) => LookupState::Failed,
+        }
+    }
+
+    /// What an admin has to know about it.
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Self::Found(_) | Self::Unknown => None,
+            Self::Ambiguous(ids) => Some(format!("one of: {}", ids.join(", "))),
+            Self::Failed(reason) => Some(reason.clone()),
+        }
+    }
+}

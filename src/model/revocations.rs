@@ -1,4 +1,4 @@
-//! Subjects whose tokens were cut off before they expire.
+//! Subjects and sessions whose tokens were cut off before they expire.
 
 use serde::Serialize;
 
@@ -25,4 +25,22 @@ pub struct Revocation {
     pub created_by: Option<String>,
     /// When the subject was first cut off.
     pub created_at: Timestamp,
+}
+
+/// What a logout token of an issuer says (OpenID Connect Back-Channel Logout 1.0).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Logout {
+    /// The issuer, whose own tokens it ends.
+    pub issuer: String,
+    /// The `jti` of the logout token: it is taken once.
+    pub token_id: String,
+    /// Who signed out. Zitadel's access tokens name no session, so all of the
+    /// subject's tokens end.
+    pub subject: Option<String>,
+    /// The session that ended.
+    pub session: Option<String>,
+    /// Tokens of the subject that were issued before this end.
+    pub issued_before: Timestamp,
+    /// When every token that it ends has expired.
+    pub until: Timestamp,
 }

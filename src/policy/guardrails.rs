@@ -382,9 +382,7 @@ fn merged(mut masks: Vec<Mask>) -> Vec<Mask> {
     let mut out: Vec<Mask> = Vec::with_capacity(masks.len());
     for mask in masks {
         match out.last_mut() {
-            Some(last)
-                if (last.passage, last.part) == (mask.passage, mask.part) && mask.at.start < last.at.end =>
-            {
+            Some(last) if (last.passage, last.part) == (mask.passage, mask.part) && mask.at.start < last.at.end => {
                 last.at.end = last.at.end.max(mask.at.end);
                 if last.text.is_empty() {
                     last.text = mask.text;

@@ -46,7 +46,8 @@ fn answers_asked(field: &'static str, asked: u64) -> Result<u64, AskError> {
 #[serde(default, deny_unknown_fields)]
 pub struct AskRules {
     /// Members that are refused wherever they would steer the upstream around the
-    /// policy: in the outer object, in fallbacks, and with `metadata.` in front, in `metadata`.
+    /// policy: in the outer object and in fallbacks; with `metadata.` in front, in `metadata`,
+    /// and likewise with `prompt.` and `tools.`, in `prompt` and in each of `tools`.
     pub forbidden_fields: Vec<String>,
     /// How text becomes tokens.
     pub count: CountRules,
@@ -92,6 +93,11 @@ impl Default for AskRules {
             "background",
             // Stored state of the upstream that alchemi cannot tell the owner of.
             "conversation",
+            "prompt.id",
+            // Servers that the upstream calls, or its own ones, beside the connections that are granted.
+            "mcp_servers",
+            "tools.server_url",
+            "tools.connector_id",
             // Whom it charges.
             "tags",
             "metadata.tags",
@@ -106,8 +112,9 @@ impl AskRules {
         self.forbidden_fields.iter().any(|forbidden| forbidden == field)
     }
 
-    fn forbidden_in_metadata(&self) -> impl Iterator<Item = &str> {
-        self.forbidden_fields.iter().filter_map(|field| field.strip_prefix("metadata."))
+    /// What is forbidden inside of the outer member `outer`.
+    fn forbidden_in(&self, outer: &str) -> impl Iterator<Item = &str> {
+        self.forbidden_fields.iter().filter_map(move |field| field.strip_prefix(outer)?.strip_prefix('.'))
     }
 }
 

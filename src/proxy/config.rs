@@ -44,6 +44,8 @@ pub struct GatewayConfig {
     pub litellm: bool,
     /// Response headers that clients do not get to see.
     pub leaks: Leaks,
+    /// Whether a caller whom the directory does not know is given a row.
+    pub jit: bool,
     /// How many callers are kept ready.
     pub callers_capacity: u64,
     /// For how long, without a word from the change feed.
@@ -100,9 +102,9 @@ impl MeteringConfig {
     /// what holds for a model without one.
     ///
     /// # Errors
-    /// [`Denial::ModelUnpriced`].
+    /// [`Denial::ModelUnpriced`], [`Denial::EstimateTooLarge`].
     pub fn expected(&self, prices: &PriceBook, model: &str, size: &AskSize) -> Result<(Tokens, Usd), Denial> {
-        let estimate = prices.estimate(model, size, self.default_max_output);
+        let estimate = prices.estimate(model, size, self.default_max_output).map_err(|_| Denial::EstimateTooLarge)?;
         match (estimate.cost, self.unpriced) {
             (Some(cost), _) => Ok((estimate.tokens, cost)),
             (None, Unpriced::Deny) => Err(Denial::ModelUnpriced { model: model.to_owned() }),

@@ -54,10 +54,12 @@ pub enum Refusal {
     Target,
     /// A head over 64 KiB.
     HeadTooLarge,
+    /// More than 100 header fields.
+    TooManyFields,
 }
 
 impl Refusal {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::BareLineFeed,
         Self::ObsoleteFold,
         Self::ContentLength,
@@ -65,6 +67,7 @@ impl Refusal {
         Self::TransferEncoding,
         Self::Target,
         Self::HeadTooLarge,
+        Self::TooManyFields,
     ];
 
     const fn name(self) -> &'static str {
@@ -76,6 +79,7 @@ impl Refusal {
             Self::TransferEncoding => "transfer-encoding",
             Self::Target => "target",
             Self::HeadTooLarge => "head-too-large",
+            Self::TooManyFields => "too-many-fields",
         }
     }
 
@@ -88,6 +92,7 @@ impl Refusal {
             Self::TransferEncoding => "Transfer-Encoding must be exactly one `chunked`, in HTTP/1.1",
             Self::Target => "The request target must be ASCII without a fragment; percent-encode other characters",
             Self::HeadTooLarge => "The request head is larger than 64 KiB",
+            Self::TooManyFields => "The request has more than 100 header fields",
         }
     }
 
@@ -100,7 +105,7 @@ impl Refusal {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::HeadTooLarge => {
+            Refusal::HeadTooLarge | Refusal::TooManyFields => {
                 Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields_too_large", refusal.detail())
             }
             Refusal::Target => Self::bad_request("invalid_path", refusal.detail()),

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use aws_lc_rs::digest;
+use aws_lc_rs::{digest, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
@@ -117,6 +117,7 @@ pub enum KeyRingError {
 struct Key {
     id: String,
     aead: RandomizedNonceKey,
+    fingerprints: hmac::Key,
 }
 
 /// The keys that secrets are sealed under; cheap to clone.
@@ -161,6 +162,16 @@ impl KeyRing {
     /// The ids, the one that seals first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|key| key.id.as_str())
+    }
+
+    /// A digest of `bytes` by which they are known again; from it, even what is easily
+    /// guessed cannot be found out by trying, unless the ring is empty. Another first
+    /// key gives another digest.
+    pub fn fingerprint(&self, bytes: &[u8]) -> String {
+        match self.0.first() {
+            Some(key) => crate::id::hex(hmac::sign(&key.fingerprints, bytes).as_ref()),
+            None => crate::id::hex(digest::digest(&digest::SHA256, bytes).as_ref()),
+        }
     }
 
     /// Seals `plain` for `place` under the first key.
@@ -224,15 +235,18 @@ fn read_key(text: &str) -> Result<Key, KeyRingError> {
     }
     let id = id.map_or_else(|| name_of(&bytes), str::to_owned);
     let aead = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| KeyRingError::NotAKey)?;
-    Ok(Key { id, aead })
+    // One key for one purpose.
+    let fingerprints = hmac::Key::new(hmac::HMAC_SHA256, derived(&bytes, b"fingerprint").as_ref());
+    Ok(Key { id, aead, fingerprints })
 }
 
 /// The first 32 bits of a digest: enough to tell keys apart, and nothing about the key.
 fn name_of(key: &[u8]) -> String {
-    let mut context = digest::Context::new(&digest::SHA256);
-    context.update(b"alchemi secret key\n");
-    context.update(key);
-    crate::id::hex(context.finish().as_ref().first_chunk::<4>().unwrap_or(&[0; 4]))
+    crate::id::hex(derived(key, b"name").as_ref().first_chunk::<4>().unwrap_or(&[0; 4]))
+}
+
+fn derived(key: &[u8], purpose: &[u8]) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), &[b"alchemi secret key ".as_slice(), purpose].concat())
 }
 
 impl fmt::Debug for KeyRing {
@@ -300,6 +314,13 @@ mod tests {
         assert_eq!(ring(&[&other]).open(&before.envelope, PLACE), Err(SealError::Broken));
         assert_eq!(KeyRing::default().seal(b"", PLACE), Err(SealError::NoKey));
         assert_eq!(KeyRing::default().open(&after.envelope, PLACE), Err(SealError::NoKey));
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_the_first_key() {
+        let (one, other) = (ring(&[NEW, OLD]).fingerprint(b"a"), ring(&[OLD]).fingerprint(b"a"));
+        assert_eq!(one, ring(&[NEW]).fingerprint(b"a"));
+        assert!(one != other && one != KeyRing::default().fingerprint(b"a") && one != ring(&[NEW]).fingerprint(b"b"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::allocation::Allocations;
 use crate::context::Granted;
 use crate::identity::{Identity, Revocation};
+use crate::secret::KeyRing;
 use crate::store::changes::{Change, ChangeKind};
 use crate::store::{Store, StoreError};
 
@@ -23,13 +24,33 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Reads the deny-list.
 pub(super) async fn load_revocations(store: &Store, identity: &Identity) -> Result<(), StoreError> {
-    let rows = store.read(&Granted::system()).await?.revocations().await?;
-    let list = rows.into_iter().map(|row| Revocation {
-        issuer: row.issuer,
-        subject: row.subject,
-        issued_before: row.issued_before,
-    });
-    identity.revocations().replace(list.collect());
+    loop {
+        let seen = identity.revocations().seen();
+        let mut tx = store.read(&Granted::system()).await?;
+        let (rows, logouts) = (tx.revocations().await?, tx.logouts().await?);
+        let list = rows.into_iter().map(|row| Revocation {
+            issuer: row.issuer,
+            subject: row.subject,
+            issued_before: row.issued_before,
+        });
+        if identity.revocations().replace(&seen, list.collect(), logouts) {
+            return Ok(());
+        }
+    }
+}
+
+/// Says which keys the database's secrets need and the configuration does not have.
+pub(super) async fn look_for_lost_keys(store: &Store, keys: &KeyRing) -> Result<(), StoreError> {
+    for count in store.read(&Granted::system()).await?.sealed_counts().await? {
+        if !keys.ids().any(|id| id == count.key_id) {
+            tracing::warn!(
+                table = count.table,
+                key = count.key_id,
+                secrets = count.secrets,
+                "secrets are sealed under a key that is not among secrets.keys (ALCHEMI_SECRET_KEY)"
+            );
+        }
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Serialize;
 
+use crate::context::Granted;
 use crate::identity::Identity;
 use crate::proxy::balance::Balancer;
 use crate::secret::KeyRing;
@@ -24,6 +25,8 @@ pub(super) struct Operations {
     pub(super) metrics: Arc<Metrics>,
     /// What secrets are sealed under.
     pub(super) secrets: KeyRing,
+    /// What the configuration leaves open, a sentence each.
+    pub(super) warnings: Arc<[String]>,
 }
 
 /// The answer of `/readyz`.
@@ -31,6 +34,9 @@ pub(super) struct Operations {
 pub(super) struct Readiness {
     status: &'static str,
     checks: Vec<Check>,
+    /// What works but should not stay so; told to who asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warnings: Option<Vec<String>>,
 }
 
 /// One dependency.
@@ -49,8 +55,9 @@ impl Check {
 }
 
 impl Operations {
-    /// Asks every dependency; 503 when one that requests need is down.
-    pub(super) async fn readiness(&self) -> (StatusCode, Readiness) {
+    /// Asks every dependency; 503 when one that requests need is down. With `verbose`,
+    /// also says what an operator should look after.
+    pub(super) async fn readiness(&self, verbose: bool) -> (StatusCode, Readiness) {
         let mut checks = Vec::new();
         let database = self.store.ping().await;
         checks.push(Check::new("database", database.is_ok(), database.err().map(|error| error.to_string())));
@@ -68,7 +75,31 @@ impl Operations {
         let required = |check: &Check| check.status != "missing" && !check.name.starts_with("upstream");
         let ready = checks.iter().filter(|c| required(c)).all(|c| c.status == "ok") && self.balancer.is_ready();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (status, Readiness { status: if ready { "ready" } else { "not ready" }, checks })
+        let warnings = if verbose { Some(self.warnings().await) } else { None };
+        (status, Readiness { status: if ready { "ready" } else { "not ready" }, checks, warnings })
+    }
+
+    async fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.warnings.to_vec();
+        let unbound = async { self.store.read(&Granted::system()).await?.unbound_accounts().await };
+        match unbound.await {
+            Ok(0) => {}
+            Ok(count) => warnings.push(format!(
+                "{count} accounts are bound to no Zitadel organisation (PUT /v1/accounts/{{account_id}}/zitadel/config): \
+                 roles of the project count there, whichever organisation granted them"
+            )),
+            Err(error) => tracing::debug!(%error, "accounts cannot be counted"),
+        }
+        for upstream in self.balancer.status().iter().filter(|upstream| upstream.ejected) {
+            warnings
+                .push(format!("upstream {} failed {} times in a row and is left out", upstream.url, upstream.failures));
+        }
+        for issuer in self.identity.status() {
+            if let Some(error) = issuer.last_error {
+                warnings.push(format!("the keys of an issuer could not be fetched: {error}"));
+            }
+        }
+        warnings
     }
 
     /// A note: without a key, only what has secrets is refused.

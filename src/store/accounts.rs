@@ -87,6 +87,21 @@ impl Tx<Platform> {
         Ok(slice.page(rows, |a| (a.created_at, a.account_id.as_str())))
     }
 
+    /// How many active accounts are bound to no Zitadel organisation.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn unbound_accounts(&mut self) -> Result<i64> {
+        on!(self, |c| sqlx::query_scalar(
+            r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_AccountTable" a
+               LEFT JOIN "Alchemi_AccountZitadelTable" z ON z.account_id = a.account_id AND z.enabled
+               WHERE a.status = $1 AND z.organization_id IS NULL"#
+        )
+        .bind(AccountStatus::Active)
+        .fetch_one(c)
+        .await)
+    }
+
     /// The account whose id, or whose Zitadel organisation, is `key`; the id wins.
     ///
     /// # Errors

@@ -64,7 +64,8 @@ impl Tx<Tenant> {
         let account = self.account.clone();
         let (at, id) = slice.before();
         let rows: Vec<Agent> = on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(r#"SELECT a.* FROM "Alchemi_CopilotAgentTable" a WHERE a.account_id = "#);
+            let mut q =
+                sqlx::QueryBuilder::new(r#"SELECT a.* FROM "Alchemi_CopilotAgentTable" a WHERE a.account_id = "#);
             q.push_bind(&account).push(" AND (a.created_at, a.id) < (").push_bind(at).push(", ").push_bind(&id);
             q.push(
                 r#") AND (a.visibility = 'account' OR EXISTS (SELECT 1 FROM "Alchemi_CopilotAgentGrantTable" g
@@ -162,12 +163,8 @@ impl Tx<Tenant> {
     pub async fn delete_agent(&mut self, id: &Id<Agent>) -> Result<bool> {
         let account = self.account.clone();
         self.replace_agent_presets(id, &[]).await?;
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotAgentTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone =
+            run!(self, r#"DELETE FROM "Alchemi_CopilotAgentTable" WHERE account_id = $1 AND id = $2"#, &account, id)?;
         self.changed(ChangeKind::Agents);
         Ok(gone > 0)
     }
@@ -203,7 +200,8 @@ impl Tx<Tenant> {
     pub async fn grants_of_agents(&mut self, agents: &[Id<Agent>]) -> Result<Vec<AgentGrant>> {
         let account = self.account.clone();
         on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotAgentGrantTable" WHERE account_id = "#);
+            let mut q =
+                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotAgentGrantTable" WHERE account_id = "#);
             q.push_bind(&account).push(" AND agent_id IN (");
             push_ids!(q, agents);
             q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await

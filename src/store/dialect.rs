@@ -33,7 +33,7 @@ macro_rules! on {
                 $body
             }
         };
-        outcome.map_err($crate::store::StoreError::from)
+        outcome.map_err(|error| $tx.failed(error))
     }};
 }
 pub(crate) use on;
@@ -219,13 +219,39 @@ pub(super) async fn close(pools: &Pools) {
 ///
 /// PostgreSQL's codes have five characters: it is starting, stopping, out of
 /// connections, or broke a deadlock. SQLite's are numbers, the kind in the low byte:
-/// busy, locked, an I/O error, a full disk, a file that cannot be opened.
+/// busy, locked, an I/O error, a file that cannot be opened.
 pub(super) fn is_transient(code: &str) -> bool {
     if code.len() == 5 {
         return ["08", "53", "57P"].iter().any(|class| code.starts_with(class))
             || matches!(code, "40001" | "40P01" | "55P03");
     }
-    code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
+    code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 14))
+}
+
+/// Whether the database can be read only, by the error's code: PostgreSQL's
+/// `read_only_sql_transaction`, as a standby says, and a full disk; SQLite's read-only
+/// file and full disk.
+pub(super) fn is_read_only(code: &str) -> bool {
+    matches!(code, "25006" | "53100")
+        || (code.len() != 5 && code.parse::<i32>().is_ok_and(|n| matches!(n & 0xff, 8 | 13)))
+}
+
+/// Whether writes would be refused, where the database tells without one: a standby of
+/// PostgreSQL, or one that an operator has set to read only.
+pub(super) async fn check_writable(inner: &mut Inner) -> Result<()> {
+    match inner {
+        #[cfg(feature = "sqlite")]
+        Inner::Sqlite(_) => Ok(()),
+        #[cfg(feature = "postgres")]
+        Inner::Postgres(transaction) => {
+            let sql = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on'";
+            let read_only: bool = sqlx::query_scalar(sql).fetch_one(&mut **transaction).await?;
+            if read_only {
+                return Err(StoreError::ReadOnly("a standby, or default_transaction_read_only".to_owned()));
+            }
+            Ok(())
+        }
+    }
 }
 
 macro_rules! stored_as_integer {
@@ -325,6 +351,7 @@ stored_as_name!(
     crate::model::usage::CostSource,
     crate::model::scope::ScopeType,
     crate::model::accounts::AccountStatus,
+    crate::model::directory::LookupState,
     crate::model::directory::UserStatus,
 );
 
@@ -379,13 +406,13 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::is_transient;
+    use super::{is_read_only, is_transient};
 
     #[test]
     fn codes_that_are_worth_another_try() {
-        // SQLITE_BUSY, _BUSY_SNAPSHOT, _LOCKED, _LOCKED_SHAREDCACHE, _IOERR, _IOERR_WRITE, _IOERR_IN_PAGE, _FULL,
+        // SQLITE_BUSY, _BUSY_SNAPSHOT, _LOCKED, _LOCKED_SHAREDCACHE, _IOERR, _IOERR_WRITE, _IOERR_IN_PAGE,
         // _CANTOPEN, _CANTOPEN_FULLPATH; then PostgreSQL's.
-        let transient = ["5", "517", "6", "262", "10", "778", "8714", "13", "14", "782"];
+        let transient = ["5", "517", "6", "262", "10", "778", "8714", "14", "782"];
         let of_postgres = ["08006", "53300", "57P01", "57P03", "40001", "40P01", "55P03"];
         for code in transient.into_iter().chain(of_postgres) {
             assert!(is_transient(code), "{code}");
@@ -393,6 +420,13 @@ mod tests {
         // SQLITE_ERROR, _CORRUPT, _CONSTRAINT_UNIQUE, _READONLY, _AUTH; then PostgreSQL's, some of which are numbers.
         for code in ["1", "11", "2067", "8", "23", "", "22003", "23505", "42601", "57014", "00005", "00010"] {
             assert!(!is_transient(code), "{code}");
+        }
+        // SQLITE_READONLY, _READONLY_DBMOVED, _FULL; then PostgreSQL's.
+        for code in ["8", "1032", "13", "25006", "53100"] {
+            assert!(is_read_only(code), "{code}");
+        }
+        for code in ["1", "5", "10", "23505", "00008", "57P01"] {
+            assert!(!is_read_only(code), "{code}");
         }
     }
 }

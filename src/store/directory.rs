@@ -22,6 +22,7 @@ use crate::model::models::ModelGrant;
 use crate::model::scope::ScopeType;
 use crate::problem::Problem;
 
+pub mod lookups;
 mod orgs;
 mod teams;
 mod users;

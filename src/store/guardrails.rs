@@ -42,8 +42,10 @@ pub struct PatternFilter {
 /// Begins a select of patterns that a filter lets through; `$prefix` names what is selected.
 macro_rules! select_patterns {
     ($q:ident, $prefix:literal, $account:expr, $filter:expr) => {
-        let mut $q =
-            sqlx::QueryBuilder::new(concat!($prefix, r#" FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = "#));
+        let mut $q = sqlx::QueryBuilder::new(concat!(
+            $prefix,
+            r#" FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = "#
+        ));
         $q.push_bind($account);
         if let Some(guard_type) = $filter.guard_type {
             $q.push(" AND guard_type = ").push_bind(guard_type);
@@ -337,7 +339,8 @@ impl Tx<Tenant> {
     /// [`StoreError::Unique`](super::StoreError::Unique) on `pattern_name`.
     pub async fn update_guardrail_pattern(&mut self, pattern: &GuardrailPattern) -> Result<GuardrailPattern> {
         let (account, now) = (self.account.clone(), self.now);
-        let changed = on!(self, |c| sqlx::query_as(
+        let changed = on!(self, |c| {
+            sqlx::query_as(
             r#"UPDATE "Alchemi_CopilotGuardrailPatternTable" SET pattern_name = $3, pattern_regex = $4, pattern_type = $5,
                action = $6, enabled = $7, updated_at = $8, version = version + 1
                WHERE account_id = $1 AND id = $2 RETURNING *"#
@@ -351,7 +354,8 @@ impl Tx<Tenant> {
         .bind(pattern.enabled)
         .bind(now)
         .fetch_one(c)
-        .await)?;
+        .await
+        })?;
         self.patterns_changed(&pattern.preset_id).await?;
         Ok(changed)
     }
@@ -401,8 +405,9 @@ impl Tx<Tenant> {
         let account = self.account.clone();
         let (at, id) = slice.before();
         let rows: Vec<GuardrailAssignment> = on!(self, |c| {
-            let mut q =
-                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#);
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#,
+            );
             q.push_bind(&account).push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
             if let Some(scope) = scope {
                 q.push(" AND scope_type = ").push_bind(scope.scope_type);
@@ -499,7 +504,8 @@ impl Tx<Tenant> {
     /// [`StoreError`](super::StoreError).
     pub async fn agents_guarded_only_by(&mut self, preset: &Id<GuardrailPreset>) -> Result<Vec<Id<Agent>>> {
         let account = self.account.clone();
-        on!(self, |c| sqlx::query_scalar(
+        on!(self, |c| {
+            sqlx::query_scalar(
             r#"SELECT a.scope_id FROM "Alchemi_CopilotGuardrailAssignmentTable" a
                WHERE a.account_id = $1 AND a.preset_id = $2 AND a.scope_type = 'agent'
                AND NOT EXISTS (SELECT 1 FROM "Alchemi_CopilotGuardrailAssignmentTable" b WHERE b.account_id = a.account_id
@@ -509,7 +515,8 @@ impl Tx<Tenant> {
         .bind(&account)
         .bind(preset)
         .fetch_all(c)
-        .await)
+        .await
+        })
     }
 
     /// What is assigned to each of `scopes`, in their order, and in each by the age of
@@ -520,8 +527,9 @@ impl Tx<Tenant> {
     pub async fn assigned_presets(&mut self, scopes: &[Scope]) -> Result<Vec<AssignedPreset>> {
         let account = self.account.clone();
         let assignments: Vec<GuardrailAssignment> = on!(self, |c| {
-            let mut q =
-                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#);
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#,
+            );
             q.push_bind(&account).push(" AND (1 = 0");
             for scope in scopes {
                 q.push(" OR (scope_type = ").push_bind(scope.scope_type);

@@ -22,14 +22,14 @@ pub struct RequestKey {
     pub route: String,
     /// The header's value.
     pub key: String,
-    /// SHA-256 of query and body, in hex.
+    /// A fingerprint of query and body, in hex.
     pub body_hash: String,
 }
 
 /// An answer that was given before.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct GivenAnswer {
-    /// SHA-256 of the query and body that it answered.
+    /// The fingerprint of the query and body that it answered.
     pub body_hash: String,
     /// Its status.
     pub status: i64,

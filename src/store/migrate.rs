@@ -71,6 +71,8 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 2, "0002", "connections"),
                 step!($folder, 3, "0003", "guardrails"),
                 step!($folder, 4, "0004", "marketplace"),
+                step!($folder, 6, "0006", "lifecycle"),
+                step!($folder, 7, "0007", "listings"),
             ]
         };
     }

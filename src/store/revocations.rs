@@ -1,13 +1,16 @@
-//! Subjects whose tokens were cut off: the operator's, in no account.
+//! Whose tokens were cut off, by the operator or by an identity provider: in no account.
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::{Result, Tx, from_columns, on, run};
 use crate::context::Platform;
 use crate::id::Id;
-use crate::model::revocations::Revocation;
+use crate::model::revocations::{Logout, Revocation};
 
-from_columns! { Revocation { id, issuer, subject, issued_before, reason, created_by, created_at } }
+from_columns! {
+    Revocation { id, issuer, subject, issued_before, reason, created_by, created_at }
+    Logout { issuer, token_id, subject, session, issued_before, until }
+}
 
 impl Tx<Platform> {
     /// All of them, for the deny-list that every verification looks at.
@@ -99,5 +102,42 @@ impl Tx<Platform> {
         let gone = run!(self, r#"DELETE FROM "Alchemi_RevocationTable" WHERE id = $1"#, id)?;
         self.changed_in(&Id::nobody(), ChangeKind::Revocations);
         Ok(gone > 0)
+    }
+
+    /// Keeps a logout; false, and nothing is written, when its token was taken before.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn insert_logout(&mut self, logout: &Logout) -> Result<bool> {
+        let made = run!(
+            self,
+            r#"INSERT INTO "Alchemi_LogoutTable" (issuer, token_id, subject, session, issued_before, until)
+               VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (issuer, token_id) DO NOTHING"#,
+            &logout.issuer,
+            &logout.token_id,
+            &logout.subject,
+            &logout.session,
+            logout.issued_before,
+            logout.until
+        )?;
+        if made == 0 {
+            return Ok(false);
+        }
+        let now = self.now;
+        run!(self, r#"DELETE FROM "Alchemi_LogoutTable" WHERE until <= $1"#, now)?;
+        self.changed_in(&Id::nobody(), ChangeKind::Revocations);
+        Ok(true)
+    }
+
+    /// The logouts that still matter.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn logouts(&mut self) -> Result<Vec<Logout>> {
+        let now = self.now;
+        on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_LogoutTable" WHERE until > $1"#)
+            .bind(now)
+            .fetch_all(c)
+            .await)
     }
 }

@@ -1,10 +1,12 @@
 //! What is sealed, in every table that holds sealed secrets: under which keys, and
 //! sealed anew under the newest.
 
+use super::audit::Entry;
 use super::{Result, Store, StoreError, Tx, from_columns, on, run};
 use crate::context::{Granted, Platform};
 use crate::id::Id;
 use crate::model::accounts::Account;
+use crate::model::audit::{Action, Label};
 use crate::model::connections::Connection;
 use crate::model::sso::SsoConfig;
 use crate::secret::{KeyRing, Place, SealError, Sealed};
@@ -122,7 +124,7 @@ impl Tx<Platform> {
 /// Seals everything anew that is not under the first key of `ring`, in transactions of
 /// `batch` rows, and tells `progress` after each. It may be stopped at any moment and
 /// run again, beside gateways that are at work: a secret that is changed meanwhile is
-/// left as it is.
+/// left as it is. What was done is in the operator's audit.
 ///
 /// # Errors
 /// [`StoreError`]; what was committed before stays. [`StoreError::Setup`] without a key.
@@ -155,6 +157,13 @@ pub async fn rotate(
             tx.commit().await?;
             progress(&done);
         }
+    }
+    if done.resealed > 0 {
+        let mut tx = store.begin(&Granted::system()).await?;
+        let entry = Entry { action: Action::Update, table: "Alchemi_SecretKey", id: newest, label: Label::Iam };
+        let told = serde_json::json!({ "resealed": done.resealed, "failed": done.failed.len() });
+        tx.audit(entry, None::<&()>, &told).await?;
+        tx.commit().await?;
     }
     Ok(done)
 }

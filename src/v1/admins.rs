@@ -24,11 +24,11 @@ pub struct NoPassword;
 
 impl<'de> Deserialize<'de> for NoPassword {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)? {
-            Some(text) if !text.is_empty() => {
-                Err(serde::de::Error::custom("must be empty: Zitadel owns passwords, and people set theirs there"))
-            }
-            _ => Ok(Self),
+        // Whatever its type, it is not repeated.
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Null => Ok(Self),
+            serde_json::Value::String(text) if text.is_empty() => Ok(Self),
+            _ => Err(serde::de::Error::custom("must be empty: Zitadel owns passwords, and people set theirs there")),
         }
     }
 }

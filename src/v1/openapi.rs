@@ -6,7 +6,7 @@ use http::Method;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{OpenApi, Ref, RefOr, Required, Response};
 
 use crate::context::Domain;
@@ -132,8 +132,10 @@ fn takes_if_match(operation: &Operation) -> bool {
 /// has versions.
 fn add_headers(operation: &mut Operation, method: &Method, tagged: bool) {
     let operators_own = operation.tags.iter().flatten().any(|tag| tag == "accounts" || tag == "revocations");
+    let anonymous = SecurityRequirement::default();
+    let signed_in = operation.security.as_deref().is_none_or(|schemes| schemes != [anonymous]);
     let mut headers = Vec::new();
-    if *method == Method::POST {
+    if *method == Method::POST && signed_in {
         headers.push(header(
             "idempotency-key",
             "Any text of yours: the same request sent again gets the first answer",

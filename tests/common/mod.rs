@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod gateway;
 pub(crate) mod postgres;
+pub(crate) mod zitadel;
 
 pub(crate) use client::{Client, Reply};
 pub(crate) use database::{Backend, Row, backends};

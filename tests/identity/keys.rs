@@ -136,6 +136,25 @@ async fn a_new_key_is_accepted_after_one_fetch_and_a_removed_one_stops() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_used_as_soon_as_it_is_published_is_found() {
+    let issuer = TestIssuer::start().await;
+    let (identity, clock) = issuer.identity();
+    identity.verify(&issuer.token(json!({}))).await.unwrap();
+    clock.advance(Duration::from_secs(2));
+    issuer.publish(vec![RSA.jwk("rsa"), RSA_OTHER.jwk("next")]);
+    let tokens: Vec<String> = (0..50).map(|n| RSA_OTHER.sign("next", &issuer.claims(json!({"n": n})))).collect();
+    for verdict in futures_util::future::join_all(tokens.iter().map(|token| identity.verify(token))).await {
+        verdict.unwrap();
+    }
+    assert_eq!(issuer.fetches(), 2);
+    // The next search has to wait, whatever is searched for.
+    clock.advance(Duration::from_secs(29));
+    let unknown = RSA.sign("unknown", &issuer.claims(json!({})));
+    assert_eq!(identity.verify(&unknown).await.unwrap_err(), Flaw::UnknownKey.into());
+    assert_eq!(issuer.fetches(), 2);
+}
+
+#[tokio::test]
 async fn another_key_under_the_same_kid_ends_cached_tokens() {
     let issuer = TestIssuer::start().await;
     let (identity, clock) = issuer.identity();

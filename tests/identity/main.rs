@@ -13,5 +13,7 @@ mod config;
 mod introspection;
 mod issuer;
 mod keys;
+mod logout;
+mod revalidation;
 mod tokens;
 mod wycheproof;

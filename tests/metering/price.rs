@@ -147,7 +147,7 @@ fn estimates_are_bounded_by_request_and_model() {
                            {"model_name":"picture","model_info":{"output_cost_per_image":0.04}}]),
     );
     let estimate = |model: &str, max_output, answers| {
-        let estimate = book.estimate(model, &AskSize { input_tokens: 10, max_output, answers }, 1024);
+        let estimate = book.estimate(model, &AskSize { input_tokens: 10, max_output, answers }, 1024).unwrap();
         (estimate.tokens.input, estimate.tokens.output, estimate.cost.map(Usd::nanos))
     };
     assert_eq!(estimate("m", Some(20), 1), (10, 20, Some(50_000)));

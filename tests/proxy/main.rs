@@ -16,6 +16,7 @@ mod broken;
 mod concurrency;
 mod context;
 mod edge;
+mod enrolment;
 mod refused;
 mod settings;
 mod shape;

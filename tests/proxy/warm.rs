@@ -11,7 +11,7 @@ use crate::{Stage, chat};
 /// Statements and reads of rules that each of a few requests of a known caller needs, settlement included.
 async fn cost_of_a_warm_request(stage: &Stage) -> u64 {
     let mut seen = Vec::new();
-    for n in 0..6 {
+    for n in 0..8 {
         let before = (stage.gateway.metric("statements_total").await, stage.gateway.metric("rule_loads_total").await);
         stage.ada.post("/v1/chat/completions", chat("gpt-4o-mini")).await.ok();
         stage.settled(n + 1).await;
@@ -20,7 +20,8 @@ async fn cost_of_a_warm_request(stage: &Stage) -> u64 {
         }
         let statements = stage.gateway.metric("statements_total").await - before.0;
         let loads = stage.gateway.metric("rule_loads_total").await - before.1;
-        if n > 0 {
+        // The first ones may still see the database's echo of the changes before.
+        if n > 2 {
             assert_eq!(loads, 0, "request {n}");
             seen.push(statements);
         }

@@ -6,6 +6,7 @@ mod postgres;
 
 mod changes;
 mod litellm;
+mod lookups;
 mod migrations;
 mod transactions;
 

@@ -17,18 +17,21 @@ use crate::common::{Backend, Client, Reply, backends};
 /// What every secret of this test begins with.
 const CANARY: &str = "canary-5c1e7a";
 
+/// A secret that is a number.
+const NUMBER: u64 = 5_170_774_910_338_107;
+
 /// What is no secret: where it is not found, the search would find nothing either.
 const SPARROW: &str = "sparrow-5c1e7a";
 
 /// The process, and all that it writes.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     written: Arc<Mutex<String>>,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Process {
-    fn start(folder: &Path, database: &str, keys: &str) -> Self {
+    pub(crate) fn start(folder: &Path, database: &str, keys: &str) -> Self {
         let mut child =
             command(folder, database, keys).arg("serve").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let written = Arc::new(Mutex::new(String::new()));
@@ -55,7 +58,7 @@ impl Process {
         Self { child, written, url: format!("http://{address}") }
     }
 
-    fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::thread::sleep(Duration::from_millis(100));
@@ -63,7 +66,8 @@ impl Process {
     }
 }
 
-fn command(folder: &Path, database: &str, keys: &str) -> Command {
+/// The binary with its environment, all logged.
+pub(crate) fn command(folder: &Path, database: &str, keys: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_alchemi"));
     command
         .env_clear()
@@ -169,6 +173,8 @@ async fn send_secrets(operator: &Client, account: &str, found: &mut Found) -> St
         ),
         (Method::POST, &admins, json!({"user_email": "a@b.example", "password": canary()}), 422),
         (Method::POST, &admins, json!({"user_email": "a@b.example", "password": {"is": canary()}}), 422),
+        (Method::POST, &admins, json!({"user_email": "a@b.example", "password": NUMBER}), 422),
+        (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "secret_json": NUMBER}), 422),
     ];
     for (method, path, body, status) in cases {
         let reply = operator.send(operator.request(method.clone(), path).json(&body)).await;
@@ -296,6 +302,6 @@ async fn no_secret_comes_out_anywhere() {
         let log = &found.0.iter().find(|(place, _)| place == "the log").unwrap().1;
         assert!(log.len() > 10_000 && log.contains("TRACE"), "everything was logged");
         let (_, key) = SECRET_KEY.split_once(':').unwrap();
-        found.hold(&[CANARY, MASTER_KEY, key]);
+        found.hold(&[CANARY, &NUMBER.to_string(), MASTER_KEY, key]);
     }
 }

@@ -4,7 +4,7 @@ use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::common::{Client, Gateway, backends};
-use crate::operations::{Operation, operations};
+use crate::operations::{LOGOUT, Operation, operations};
 use crate::{invalid, refusal, with_the_issuer_of_examples};
 
 #[tokio::test]
@@ -13,7 +13,7 @@ async fn examples_of_the_description_are_accepted() {
         let gateway = with_the_issuer_of_examples(backend).await;
         let account = gateway.account("Other than the example's").await;
         let operator = gateway.operator_for(&account);
-        for operation in operations() {
+        for operation in operations().into_iter().filter(|operation| operation.name() != LOGOUT) {
             let reply = operation.call(&operator, &operation.ask(|_| None)).await;
             // The ids are nobody's; what is taken was made by an example before.
             let status = reply.status.as_u16();

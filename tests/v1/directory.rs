@@ -257,3 +257,23 @@ async fn lists_are_paged_to_their_end() {
         admin.get("/console/users?cursor=x").await.refused(422);
     }
 }
+
+#[tokio::test]
+async fn a_user_known_by_address_alone_is_looked_for() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_admin_of(&account).await;
+        let lookup =
+            async |id: &str| admin.get(&format!("/copilot/users/{id}")).await.ok()["item"]["identity_lookup"].clone();
+        let pending = json!({"state": "pending", "detail": null, "attempts": 0});
+        let ada = admin.made("/copilot/users", json!({"email": "ada@acme.com"})).await;
+        let bob = admin.made("/copilot/users", json!({"identity_user_id": "8002"})).await;
+        assert_eq!((lookup(&ada).await, lookup(&bob).await), (pending.clone(), Value::Null));
+        let one = format!("/copilot/users/{ada}");
+        admin.patch(&one, json!({"identity_user_id": "8001"})).await.ok();
+        assert_eq!(lookup(&ada).await, Value::Null);
+        admin.patch(&one, json!({"identity_user_id": null})).await.ok();
+        assert_eq!(lookup(&ada).await, pending);
+        admin.delete(&one).await.ok();
+    }
+}

@@ -25,7 +25,9 @@ async fn an_account_has_the_system_presets_from_its_start() {
         assert_eq!(patterns["total"], patterns["items"].as_array().unwrap().len());
         assert!(patterns["items"].as_array().unwrap().iter().all(|p| p["is_system"] == true && p["enabled"] == true));
         let pii = admin.get(&format!("{PATTERNS}?guard_type=pii")).await.column("pattern_name");
-        assert!(["email", "phone", "payment_card", "iban", "private_key"].iter().all(|n| pii.contains(&(*n).to_owned())));
+        assert!(
+            ["email", "phone", "payment_card", "iban", "private_key"].iter().all(|n| pii.contains(&(*n).to_owned()))
+        );
 
         // They can be switched off, and nothing else.
         let id = admin.get(&format!("{PATTERNS}?guard_type=toxic&limit=1")).await.column("id").remove(0);
@@ -51,7 +53,10 @@ async fn patterns_are_added_changed_and_removed() {
         let tried = admin.post(&format!("{PATTERNS}?dry_run=true"), body.clone()).await.ok();
         assert_eq!(tried["change_count"], 1);
         let made = admin.post(PATTERNS, body.clone()).await.ok()["item"].clone();
-        assert_eq!((&made["guard_type"], &made["is_system"], &made["enabled"]), (&json!("pii"), &json!(false), &json!(true)));
+        assert_eq!(
+            (&made["guard_type"], &made["is_system"], &made["enabled"]),
+            (&json!("pii"), &json!(false), &json!(true))
+        );
         assert_eq!(made["preset_id"], json!(preset(&admin, "pii").await));
         let taken = admin.post(PATTERNS, body).await;
         assert_eq!((&taken.json["code"], &taken.json["field"]), (&json!("already_exists"), &json!("pattern_name")));
@@ -87,13 +92,20 @@ async fn a_pattern_is_refused_with_the_reason() {
             (pattern("p", "a(b"), 422, "/pattern_regex: is not a regular expression at character 2: unclosed group"),
             (pattern("p", "a*"), 422, "/pattern_regex: must not match the empty text"),
             (pattern("p", ""), 422, "/pattern_regex: must have 1 to 1024 bytes"),
-            (with("action", json!("allow")), 422, "/action: must be left out, or allow, where pattern_type is allow, and only there"),
+            (
+                with("action", json!("allow")),
+                422,
+                "/action: must be left out, or allow, where pattern_type is allow, and only there",
+            ),
         ] {
             assert_eq!(admin.post(PATTERNS, body).await.refused(status), detail);
         }
         let huge = admin.post(PATTERNS, pattern("p", "(a{1000}){1000}")).await.refused(422);
         assert!(huge.starts_with("/pattern_regex: is too large once compiled"), "{huge}");
-        assert_eq!(admin.get(&format!("{PATTERNS}?guard_type=PII")).await.refused(400), "guard_type must be one of: pii,toxic,jailbreak");
+        assert_eq!(
+            admin.get(&format!("{PATTERNS}?guard_type=PII")).await.refused(400),
+            "guard_type must be one of: pii,toxic,jailbreak"
+        );
     }
 }
 
@@ -116,7 +128,8 @@ async fn a_preset_posted_again_keeps_its_patterns() {
         assert_eq!((&again["id"], &again["name"]), (&json!(id), &json!("Money")));
         assert_eq!(again["preset_json"], shown["preset_json"]);
         assert_eq!(again["preset_json"]["custom_patterns"][0]["id"], json!(own));
-        let more = json!({"code": "finance", "name": "Money", "preset_json": {"custom_patterns": [{"pattern_regex": "x"}]}});
+        let more =
+            json!({"code": "finance", "name": "Money", "preset_json": {"custom_patterns": [{"pattern_regex": "x"}]}});
         let refused = admin.post(PRESETS, more).await;
         assert_eq!(refused.json["errors"][0]["pointer"], "/preset_json/custom_patterns/0");
         refused.refused(422);
@@ -182,10 +195,14 @@ async fn the_union_of_a_chain_holds() {
         }
         let found = admin.get(&format!("/copilot/guardrails/effective?org_id={org}&agent_id={agent}")).await.ok();
         let items = found["items"].as_array().unwrap();
-        let from: Vec<_> = items.iter().map(|i| (i["code"].as_str().unwrap(), i["source_scope_type"].as_str().unwrap())).collect();
+        let from: Vec<_> =
+            items.iter().map(|i| (i["code"].as_str().unwrap(), i["source_scope_type"].as_str().unwrap())).collect();
         assert_eq!(from, [("jailbreak", "agent"), ("toxic", "org"), ("pii", "org"), ("pii", "account")]);
         let order = found["resolution_order"].as_array().unwrap();
-        assert_eq!(order.iter().map(|s| s["scope_type"].as_str().unwrap()).collect::<Vec<_>>(), ["agent", "org", "account"]);
+        assert_eq!(
+            order.iter().map(|s| s["scope_type"].as_str().unwrap()).collect::<Vec<_>>(),
+            ["agent", "org", "account"]
+        );
         let least = admin.get("/copilot/guardrails/effective").await.ok();
         assert_eq!(least["items"].as_array().unwrap().len(), 1);
         let gone = admin.get("/copilot/guardrails/effective?agent_id=gone").await;

@@ -28,6 +28,7 @@ mod features;
 mod gateway;
 mod guardrails;
 mod idempotency;
+mod logout;
 mod marketplace;
 mod models;
 mod operations;

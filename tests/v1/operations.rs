@@ -8,6 +8,9 @@ use crate::common::{Client, Reply};
 /// An id that nothing has.
 pub(crate) const NOBODY: &str = "019a3c5e-7d10-7c3a-9b1e-000000000000";
 
+/// Who is signed in does not matter here: the body is the credential, and the example's is no good one.
+pub(crate) const LOGOUT: &str = "POST /v1/auth/zitadel/backchannel-logout";
+
 /// An operation of the description.
 #[derive(Debug)]
 pub(crate) struct Operation {
@@ -22,6 +25,8 @@ pub(crate) struct Operation {
 pub(crate) struct Asked {
     pub(crate) path: String,
     pub(crate) body: Option<Value>,
+    /// The body, where it is a form.
+    pub(crate) form: Option<Value>,
 }
 
 /// All of them, in the order of their paths.
@@ -77,8 +82,11 @@ impl Operation {
                 joint = '&';
             }
         }
-        let body = &self.described["requestBody"]["content"]["application/json"]["example"];
-        Asked { path, body: (!body.is_null()).then(|| body.clone()) }
+        let example = |kind: &str| {
+            let example = &self.described["requestBody"]["content"][kind]["example"];
+            (!example.is_null()).then(|| example.clone())
+        };
+        Asked { path, body: example("application/json"), form: example("application/x-www-form-urlencoded") }
     }
 
     /// Sends a request.
@@ -94,6 +102,9 @@ impl Operation {
         }
         if let Some(body) = &asked.body {
             request = request.json(body);
+        }
+        if let Some(form) = &asked.form {
+            request = request.form(form);
         }
         client.send(request).await
     }

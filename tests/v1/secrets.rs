@@ -6,7 +6,8 @@ use alchemi::secret::{KeyRing, SealError};
 use alchemi::store::secrets::{Rotation, rotate};
 use serde_json::json;
 
-use crate::common::gateway::SECRET_KEY;
+use crate::common::backends;
+use crate::common::gateway::{MASTER_KEY, SECRET_KEY};
 use crate::gateway::{gateways, keyed};
 
 const NEW: &str = "new:AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
@@ -94,5 +95,70 @@ async fn every_secret_is_sealed_anew_and_what_does_not_open_is_named() {
             admin.patch(&format!("/copilot/connections/{id}"), json!({"secret_json": {"more": 1}})).await.ok();
         }
         assert!(rotate(&gateway.store, &KeyRing::default(), 100, |_| {}).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn of_many_changes_at_once_none_is_lost() {
+    for gateway in gateways(|app| keyed(app, SECRET_KEY)).await {
+        let account = gateway.account("Acme").await;
+        let (admin, operator) = (gateway.as_admin_of(&account).await, gateway.as_operator(None));
+        let id = admin.made("/copilot/connections/mcp", json!({"name": "a"})).await;
+        let (one, sso) = (format!("/copilot/connections/{id}"), format!("/accounts/{account}/sso"));
+        let changes = (0..8).map(async |n: i32| {
+            let secret = format!("secret_{n}");
+            admin.patch(&one, json!({"secret_json": {(secret): n}})).await.ok();
+            let secret = format!("n{n}_secret");
+            operator.post(&sso, json!({"sso_settings": {(secret): n}})).await.ok();
+        });
+        futures_util::future::join_all(changes).await;
+        assert_eq!(admin.get(&one).await.ok()["item"]["secret_keys"].as_array().unwrap().len(), 8);
+        assert_eq!(operator.get(&sso).await.ok()["sso_settings"].as_object().unwrap().len(), 8);
+    }
+}
+
+/// As the operator does it: the new key first, rotate, the old one out.
+#[tokio::test]
+async fn the_command_line_tells_and_rotates() {
+    for backend in backends().await {
+        let folder = tempfile::tempdir().unwrap();
+        let url = backend.url(folder.path());
+        let run = |keys: &str, arguments: &[&str]| {
+            let output = crate::canary::command(folder.path(), &url, keys).args(arguments).output().unwrap();
+            let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+            (output.status.code().unwrap(), text)
+        };
+        assert_eq!(run(SECRET_KEY, &["migrate"]).0, 0);
+        let process = crate::canary::Process::start(folder.path(), &url, SECRET_KEY);
+        let operator = crate::common::Client::new(&process.url).with_token(MASTER_KEY);
+        let account = operator.post("/v1/accounts", json!({"account_name": "Acme"})).await.ok()["account_id"].clone();
+        let operator = operator.within(account.as_str().unwrap());
+        let body = json!({"name": "a", "secret_json": {"api_key": "k"}});
+        operator.post("/v1/copilot/connections/mcp", body).await.ok();
+        let ready = operator.get("/readyz").await.text();
+        assert!(ready.contains(r#"{"name":"secret keys","status":"ok"}"#), "{ready}");
+        drop(process.stop());
+
+        let both = format!("{NEW},{SECRET_KEY}");
+        for (keys, arguments, status, told) in [
+            (SECRET_KEY, &["secrets", "status"][..], 0, "every secret is under the first key"),
+            (&both, &["secrets", "status"], 0, "1 under tests: waiting for `alchemi secrets rotate`"),
+            (NEW, &["secrets", "status"], 1, "1 under tests: this key is not configured"),
+            (NEW, &["secrets", "rotate"], 1, "was sealed under the key \"tests\""),
+            ("", &["secrets", "status"], 1, "no keys"),
+            ("", &["secrets", "rotate"], 2, "secrets.keys (ALCHEMI_SECRET_KEY) is empty"),
+            (&both, &["secrets", "rotate", "--batch", "1"], 0, "done: 1 sealed anew, 0 changed meanwhile, 0 failed"),
+            (NEW, &["secrets", "status"], 0, "every secret is under the first key"),
+            ("short", &["secrets", "status"], 2, "secrets.keys (ALCHEMI_SECRET_KEY)"),
+        ] {
+            let (code, text) = run(keys, arguments);
+            assert!(code == status && text.contains(told), "{keys} {arguments:?}: {code} {text}");
+        }
+        // Without any key it runs all the same, and says what it lacks.
+        let process = crate::canary::Process::start(folder.path(), &url, "");
+        let ready = operator.at(&process.url).get("/readyz").await.ok();
+        let check = ready["checks"].as_array().unwrap().iter().find(|check| check["name"] == "secret keys").unwrap();
+        assert_eq!(check["status"], "missing");
+        assert!(process.stop().contains("secrets are sealed under a key that is not among secrets.keys"));
     }
 }

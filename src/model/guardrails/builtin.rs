@@ -53,10 +53,7 @@ pub const ALL: &[Builtin] = &[
     masks("payment_card", r"(?-u:\b)[2-6][0-9](?:[ \-]?[0-9]){11,17}(?-u:\b)"),
     masks("iban", r"(?-u:\b)[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}(?-u:\b)"),
     masks("us_ssn", r"(?-u:\b)[0-9]{3}-[0-9]{2}-[0-9]{4}(?-u:\b)"),
-    masks(
-        "uk_nino",
-        r"(?-u:\b)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D](?-u:\b)",
-    ),
+    masks("uk_nino", r"(?-u:\b)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D](?-u:\b)"),
     masks("es_dni", r"(?-u:\b)[0-9XYZ][0-9]{7}-?[A-HJ-NP-TV-Z](?-u:\b)"),
     masks("br_cpf", r"(?-u:\b)[0-9]{3}\.?[0-9]{3}\.?[0-9]{3}-?[0-9]{2}(?-u:\b)"),
     masks("de_tax_id", r"(?-u:\b)[1-9][0-9]{10}(?-u:\b)"),

@@ -80,9 +80,15 @@ fn expressions_are_checked_before_they_are_kept() {
     for (text, error) in [
         ("", "must have 1 to 1024 bytes"),
         ("é(b", "is not a regular expression at character 2: unclosed group"),
-        ("a{2,1}", "is not a regular expression at character 2: invalid repetition count range, the start must be <= the end"),
+        (
+            "a{2,1}",
+            "is not a regular expression at character 2: invalid repetition count range, the start must be <= the end",
+        ),
         (r"(a)\1", "is not a regular expression at character 4: backreferences are not supported"),
-        ("a(?=b)", "is not a regular expression at character 2: look-around, including look-ahead and look-behind, is not supported"),
+        (
+            "a(?=b)",
+            "is not a regular expression at character 2: look-around, including look-ahead and look-behind, is not supported",
+        ),
         (r"\p{Foo}", "is not a regular expression at character 1: Unicode property not found"),
         ("a*", "must not match the empty text"),
         (r"\b", "must not match the empty text"),
@@ -118,7 +124,8 @@ fn system_patterns_find_what_they_are_for() {
     ] {
         assert_eq!(screened(&pii, &[text]), Ok(vec![masked.to_owned()]), "{text}");
     }
-    let blocked = |code: &str, pattern: &str| Err(Finding::Blocked { code: code.to_owned(), pattern: pattern.to_owned() });
+    let blocked =
+        |code: &str, pattern: &str| Err(Finding::Blocked { code: code.to_owned(), pattern: pattern.to_owned() });
     let key = format!("my key is AKIA{}", "IOSFODNN7EXAMPLE");
     assert_eq!(screened(&pii, &[&key]), blocked("pii", "aws_access_key"));
     let key = format!("use ghp_{}", "a1B2".repeat(9));
@@ -152,7 +159,10 @@ fn system_patterns_find_what_they_are_for() {
 
 #[test]
 fn blocking_comes_before_masking_and_masking_before_noting() {
-    let one = compiled("one", &[pattern("one", "m", "secret", MatchAction::Mask), pattern("one", "d", "word", MatchAction::Detect)]);
+    let one = compiled(
+        "one",
+        &[pattern("one", "m", "secret", MatchAction::Mask), pattern("one", "d", "word", MatchAction::Detect)],
+    );
     let two = compiled("two", &[pattern("two", "b", "bomb", MatchAction::Block)]);
     let both = [one, two];
     assert_eq!(screened(&both, &["a word"]), Err(Finding::Detected { code: "one".to_owned() }));

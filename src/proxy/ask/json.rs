@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed as _, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -32,6 +32,8 @@ pub(super) fn read(
     if let Some(raw) = fields.metadata {
         check_metadata(raw.get(), rules)?;
     }
+    check_inside("prompt", fields.prompt, rules)?;
+    check_inside("tools", fields.tools, rules)?;
     let mut fallbacks = Vec::new();
     for raw in fields.fallbacks.into_iter().flatten() {
         let value: Value = serde_json::from_str(raw.get()).map_err(|e| invalid_json(&e))?;
@@ -86,6 +88,8 @@ struct Fields<'a> {
     best_of: Option<&'a RawValue>,
     previous_response: Option<&'a RawValue>,
     fallbacks: [Option<&'a RawValue>; 3],
+    prompt: Option<&'a RawValue>,
+    tools: Option<&'a RawValue>,
     text: TextSize,
     /// Bytes of members that reach the model as they are written: tools and schemas.
     raw_bytes: u64,
@@ -173,12 +177,21 @@ impl<'a> Scan<'a, '_> {
                     _ => c,
                 }
             }
-            "messages" | "input" | "prompt" | "suffix" | "system" | "instructions" | "query" | "documents" => {
+            "messages" | "input" | "suffix" | "system" | "instructions" | "query" | "documents" => {
                 return map.next_value_seed(Measure::of(&mut fields.text));
+            }
+            "prompt" => {
+                let raw: &RawValue = map.next_value()?;
+                fields.prompt = Some(raw);
+                let mut json = serde_json::Deserializer::from_str(raw.get());
+                return Measure::of(&mut fields.text).deserialize(&mut json).map_err(A::Error::custom);
             }
             "tools" | "functions" | "response_format" => {
                 let raw: &RawValue = map.next_value()?;
                 fields.raw_bytes = fields.raw_bytes.saturating_add(raw.get().len() as u64);
+                if name == "tools" {
+                    fields.tools = Some(raw);
+                }
                 return Ok(());
             }
             _ => return map.next_value::<IgnoredAny>().map(drop),
@@ -215,8 +228,19 @@ pub(super) fn check_metadata(json: &str, rules: &AskRules) -> Result<(), AskErro
         return Ok(());
     }
     let names = names(json).ok_or(AskError::InvalidField { field: "metadata", expected: "must be an object" })?;
-    match rules.forbidden_in_metadata().find(|forbidden| names.iter().any(|name| name == forbidden)) {
-        Some(forbidden) => Err(AskError::FieldNotAllowed(format!("metadata.{forbidden}").into())),
+    check_names("metadata", &names, rules)
+}
+
+/// Refuses what is forbidden in an object, or in the objects of a list.
+fn check_inside(outer: &str, value: Option<&RawValue>, rules: &AskRules) -> Result<(), AskError> {
+    let Some(value) = value.filter(|_| rules.forbidden_in(outer).next().is_some()) else { return Ok(()) };
+    let items = serde_json::from_str(value.get()).unwrap_or_else(|_| vec![value]);
+    items.into_iter().filter_map(|item| names(item.get())).try_for_each(|names| check_names(outer, &names, rules))
+}
+
+fn check_names(outer: &str, names: &[Cow<'_, str>], rules: &AskRules) -> Result<(), AskError> {
+    match rules.forbidden_in(outer).find(|forbidden| names.iter().any(|name| name == forbidden)) {
+        Some(forbidden) => Err(AskError::FieldNotAllowed(format!("{outer}.{forbidden}").into())),
         None => Ok(()),
     }
 }
@@ -254,8 +278,8 @@ fn collect_models(value: &Value, rules: &AskRules, models: &mut Vec<String>) -> 
         }
         Value::Array(items) => items.iter().try_for_each(|item| collect_models(item, rules, models)),
         Value::Object(members) => members.iter().try_for_each(|(name, member)| {
-            // A prompt in a fallback would pass unseen by estimate and guardrails.
-            if rules.forbids(name) || matches!(name.as_str(), "messages" | "input" | "prompt") {
+            // A prompt or a tool in a fallback would pass unseen by estimate and guardrails.
+            if rules.forbids(name) || matches!(name.as_str(), "messages" | "input" | "prompt" | "tools") {
                 return Err(AskError::FieldNotAllowed(format!("fallbacks.{}", shown(name)).into()));
             }
             match (name.as_str(), member) {

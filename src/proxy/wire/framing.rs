@@ -11,6 +11,9 @@ use super::Refusal;
 /// Longest head that is waited for.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
 
+/// Most header fields of a request: hyper's own limit, which it would answer without a word.
+const MAX_FIELDS: usize = 100;
+
 /// Client connection preface of HTTP/2 (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -106,6 +109,7 @@ struct Head {
     /// Up to here there is no further line end.
     seen: usize,
     past_request_line: bool,
+    fields: usize,
     http10: bool,
     content_length: Option<u64>,
     chunked: bool,
@@ -146,6 +150,10 @@ impl Head {
     }
 
     fn field(&mut self, line: &[u8]) -> Result<(), Refusal> {
+        self.fields += 1;
+        if self.fields > MAX_FIELDS {
+            return Err(Refusal::TooManyFields);
+        }
         match line.first().map(u8::to_ascii_lowercase) {
             Some(b' ' | b'\t') => Err(Refusal::ObsoleteFold),
             Some(b'c') => value_of(line, b"content-length:").map_or(Ok(()), |v| self.content_length(v)),

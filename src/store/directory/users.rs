@@ -1,13 +1,14 @@
 //! Users.
 
 use super::Uprooted;
-use crate::context::{Domain, Tenant};
+use crate::context::{Actor, Domain, Tenant};
 use crate::id::Id;
-use crate::model::directory::User;
+use crate::model::directory::{User, UserStatus};
 use crate::model::scope::ScopeType;
+use crate::model::text::Email;
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, Tx, on, run};
+use crate::store::{Result, StoreError, Tx, on, run};
 
 impl Tx<Tenant> {
     /// Users of `domain`, newest first.
@@ -92,6 +93,40 @@ impl Tx<Tenant> {
         .await)
     }
 
+    /// Makes the row of a subject that signed in, unless there is one. Their e-mail
+    /// address stays out of it when another identity has it.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn enrol_user(&mut self, domain: Domain, actor: &Actor) -> Result<Option<User>> {
+        let email = actor.email.as_deref().and_then(|text| text.parse::<Email>().ok()).map(Email::into_string);
+        let known = self.hold_users_of(domain, Some(&actor.subject), email.as_deref()).await?;
+        // A row with the address and no identity is theirs already.
+        let theirs = |user: &User| user.identity_user_id.as_deref().is_none_or(|id| id == &*actor.subject);
+        if known.iter().any(theirs) {
+            return Ok(None);
+        }
+        let user = User {
+            id: self.new_id(),
+            account_id: self.account.clone(),
+            domain,
+            identity_user_id: Some(actor.subject.to_string()),
+            email: email.filter(|_| known.is_empty()),
+            display_name: None,
+            status: UserStatus::Active,
+            created_by: Some(actor.subject.to_string()),
+            created_at: self.now,
+            updated_at: self.now,
+            version: 1,
+        };
+        match self.insert_user(&user).await {
+            Ok(()) => Ok(Some(user)),
+            // Another request of theirs was first.
+            Err(StoreError::Unique(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes a user.
     ///
     /// # Errors
@@ -113,7 +148,7 @@ impl Tx<Tenant> {
             user.created_at
         )?;
         self.changed(ChangeKind::Directory);
-        Ok(())
+        self.note_identity(user).await
     }
 
     /// Changes every changeable column of a user; gives the new row.
@@ -123,7 +158,7 @@ impl Tx<Tenant> {
     pub async fn update_user(&mut self, user: &User) -> Result<User> {
         let (account, now) = (self.account.clone(), self.now);
         self.changed(ChangeKind::Directory);
-        on!(self, |c| sqlx::query_as(
+        let changed = on!(self, |c| sqlx::query_as(
             r#"UPDATE "Alchemi_UserTable" SET identity_user_id = $4, email = $5, display_name = $6, status = $7,
                updated_at = $8, version = version + 1
                WHERE account_id = $1 AND domain = $2 AND id = $3 RETURNING *"#
@@ -137,7 +172,9 @@ impl Tx<Tenant> {
         .bind(user.status)
         .bind(now)
         .fetch_one(c)
-        .await)
+        .await)?;
+        self.note_identity(&changed).await?;
+        Ok(changed)
     }
 
     /// Removes a user and everything that hangs on it.

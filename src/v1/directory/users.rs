@@ -8,7 +8,7 @@ use super::{hold_scope, not_found};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::audit::Action;
-use crate::model::directory::{Team, User, UserStatus};
+use crate::model::directory::{IdentityLookup, Team, User, UserStatus};
 use crate::model::field::Field;
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::text::{Email, Name, blank_is_none};
@@ -56,6 +56,16 @@ pub struct UserChange {
     #[serde(default)]
     #[schema(value_type = Option<UserStatus>)]
     status: Field<UserStatus>,
+}
+
+/// A user, and the search for their id.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ShownUser {
+    #[serde(flatten)]
+    user: User,
+    /// How the search for their id at Zitadel stands, which begins by itself where only
+    /// the e-mail address is known; `null` when there is nothing to find.
+    identity_lookup: Option<IdentityLookup>,
 }
 
 /// The user of the path.
@@ -152,10 +162,13 @@ async fn inserted(tx: &mut Tx<Tenant>, call: &Call<DomainAdmin>, new: &NewUser) 
 
 /// Show a user
 #[utoipa::path(get, path = "/v1/{domain}/users/{user_id}", tag = "directory", params(AtUser),
-    responses((status = 200, description = "The user", body = Item<User>), Refusals))]
+    responses((status = 200, description = "The user", body = Item<ShownUser>), Refusals))]
 pub async fn get_user(call: Call<DomainAdmin>, Path(AtUser { user_id: id }): Path<AtUser>) -> Outcome {
-    let user = call.read().await?.user(call.guard.0, &id).await?.ok_or_else(|| no_user(&call))?;
-    Ok(Answer::of(&Item { item: &user }).tagged(user.version))
+    let mut tx = call.read().await?;
+    let user = tx.user(call.guard.0, &id).await?.ok_or_else(|| no_user(&call))?;
+    let identity_lookup = tx.identity_lookup(call.guard.0, &id).await?;
+    let version = user.version;
+    Ok(Answer::of(&Item { item: ShownUser { user, identity_lookup } }).tagged(version))
 }
 
 /// Change a user

@@ -121,7 +121,10 @@ fn checked(pattern: GuardrailPattern) -> Result<GuardrailPattern, Problem> {
     check_pattern(&pattern.pattern_regex).map_err(|error| Problem::invalid("/pattern_regex", error.to_string()))?;
     let exempts = pattern.pattern_type == PatternType::Allow;
     if pattern.action.is_some_and(|action| (action == MatchAction::Allow) != exempts) {
-        return Err(Problem::invalid("/action", "must be left out, or allow, where pattern_type is allow, and only there"));
+        return Err(Problem::invalid(
+            "/action",
+            "must be left out, or allow, where pattern_type is allow, and only there",
+        ));
     }
     Ok(pattern)
 }
@@ -225,7 +228,8 @@ impl PatternChange {
     fn over(self, old: GuardrailPattern) -> Result<GuardrailPattern, Problem> {
         let Self { pattern_name, pattern_regex, pattern_type, action, enabled } = self;
         if old.is_system {
-            let more = !(pattern_name.is_keep() && pattern_regex.is_keep() && pattern_type.is_keep() && action.is_keep());
+            let more =
+                !(pattern_name.is_keep() && pattern_regex.is_keep() && pattern_type.is_keep() && action.is_keep());
             if more || enabled.is_keep() {
                 return Err(Problem::bad_request("system_pattern", "System patterns can only toggle enabled"));
             }

@@ -106,7 +106,10 @@ pub async fn create_guardrail_preset(
 /// Show a guardrail preset
 #[utoipa::path(get, path = "/v1/copilot/guardrails/presets/{preset_id}", tag = "guardrails", params(AtPreset),
     responses((status = 200, description = "The preset", body = Item<GuardrailPreset>), Refusals))]
-pub async fn get_guardrail_preset(call: Call<CopilotAdmin>, Path(AtPreset { preset_id: id }): Path<AtPreset>) -> Outcome {
+pub async fn get_guardrail_preset(
+    call: Call<CopilotAdmin>,
+    Path(AtPreset { preset_id: id }): Path<AtPreset>,
+) -> Outcome {
     let mut tx = call.read().await?;
     let preset = or_404(tx.guardrail_preset(&id).await?, PRESET_NOT_FOUND)?;
     let version = preset.version;

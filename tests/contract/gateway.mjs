@@ -1,0 +1,56 @@
+// The binary under test, configured by its environment alone.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm, readFile, open, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+export const MASTER_KEY = 'contract-master-key-of-at-least-32-characters';
+
+async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+/** Starts `alchemi serve` and waits until it is ready. `settings` is TOML. */
+export async function startGateway(settings, more = {}) {
+  const [folder, port] = [await mkdtemp(join(tmpdir(), 'alchemi-contract-')), await freePort()];
+  await writeFile(join(folder, 'alchemi.toml'), settings);
+  const log = await open(join(folder, 'log'), 'w');
+  const url = `http://127.0.0.1:${port}`;
+  const child = spawn(process.env.ALCHEMI_BIN, ['serve', '--config', join(folder, 'alchemi.toml')], {
+    cwd: folder,
+    stdio: ['ignore', log.fd, log.fd],
+    env: {
+      PATH: process.env.PATH,
+      ALCHEMI_LISTEN: `127.0.0.1:${port}`,
+      ALCHEMI_DATA_DIR: join(folder, 'data'),
+      ALCHEMI_MASTER_KEY: MASTER_KEY,
+      ...more,
+    },
+  });
+  const told = () => readFile(join(folder, 'log'), 'utf8');
+  const deadline = Date.now() + 30_000;
+  for (;;) {
+    const answer = await fetch(`${url}/healthz`).catch(() => undefined);
+    if (answer?.ok) break;
+    if (child.exitCode !== null || Date.now() > deadline) throw new Error(`no gateway: ${await told()}`);
+    await sleep(50);
+  }
+  return {
+    url,
+    told,
+    async stop() {
+      child.kill('SIGTERM');
+      if (child.exitCode === null) await once(child, 'exit');
+      await log.close();
+      await rm(folder, { recursive: true });
+    },
+  };
+}
