@@ -13,6 +13,7 @@ use alchemi::model::directory::Placement;
 use alchemi::model::models::{AccessMode, ModelGrant};
 use alchemi::model::usage::RouteKind;
 use alchemi::policy::budget::BudgetRules;
+use alchemi::policy::guardrails::Guardrails;
 use alchemi::policy::models::ModelRules;
 use alchemi::policy::{Ask, AskSize, Companions, Rules, decide};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -53,6 +54,8 @@ fn rules(grants_on_each_scope: usize) -> Rules {
         domain: Domain::Copilot,
         placement,
         factor: Factor::ONE,
+        agent: None,
+        guardrails: Guardrails::default(),
         allocation_required: false,
     }
 }

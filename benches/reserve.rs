@@ -20,6 +20,7 @@ use alchemi::model::models::AccessMode;
 use alchemi::model::scope::{Scope, ScopeType};
 use alchemi::model::usage::{CostSource, RouteKind, Tokens};
 use alchemi::policy::budget::BudgetRules;
+use alchemi::policy::guardrails::Guardrails;
 use alchemi::policy::models::ModelRules;
 use alchemi::policy::{Ask, AskSize, Companions, Rules, decide};
 use alchemi::store::{DatabaseConfig, Store, migrate};
@@ -92,6 +93,8 @@ async fn prepare(url: String) -> (Store, Rules) {
         domain: Domain::Copilot,
         placement,
         factor: Factor::ONE,
+        agent: None,
+        guardrails: Guardrails::default(),
         allocation_required: false,
     };
     (store, rules)

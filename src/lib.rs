@@ -17,7 +17,8 @@
 //! 4. [`proxy::ask`] reads the body once: an [`Ask`](policy::Ask).
 //! 5. [`decide`](policy::decide) is the verdict, a pure function: a
 //!    [`Permit`](policy::Permit) or a [`Denial`](policy::Denial).
-//! 6. [`Guardrail`]s look at the body.
+//! 6. [`Guardrails`](policy::guardrails::Guardrails) that the account assigned, and
+//!    [`Guardrail`]s of the embedder, look at the body.
 //! 7. [`Allocations`](allocation::Allocations) hold the estimate on every capped
 //!    scope: a [`Reservation`](allocation::Reservation).
 //! 8. [`Gateway`] forwards, and a [`Meter`](metering::meter::Meter) reads usage while

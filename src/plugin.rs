@@ -9,9 +9,9 @@ use crate::policy::{Ask, Permit};
 
 /// Looks at a permitted request's body before anything is reserved or forwarded.
 ///
-/// Guardrails run in their order, after the policy and before the reservation; the
-/// first that blocks answers with 403 `guardrail_blocked`. One that masks hands the
-/// changed body to the next.
+/// Guardrails run in their order, after the policy and the presets that the account has
+/// assigned, and before the reservation; the first that blocks answers with 403
+/// `guardrail_blocked`. One that masks hands the changed body to the next.
 ///
 /// ```
 /// use alchemi::context::Context;
@@ -41,6 +41,11 @@ pub trait Guardrail: fmt::Debug + Send + Sync + 'static {
 pub enum Screened {
     /// Nothing found.
     Passed,
+    /// Something was found that is only noted.
+    Detected {
+        /// The guardrail, for the ledger.
+        code: String,
+    },
     /// Something was replaced; this is the body to forward.
     Masked {
         /// The guardrail, for the ledger.

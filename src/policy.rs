@@ -24,7 +24,9 @@ pub mod guardrails;
 pub mod models;
 pub mod trace;
 
+use agents::AgentRule;
 use budget::{BudgetRules, Chain, Link};
+use guardrails::Guardrails;
 use models::{ModelRules, ModelVerdict, Reason};
 use trace::{Rule, Step, Witness};
 
@@ -69,6 +71,10 @@ pub struct Rules {
     pub placement: Placement,
     /// Who may use which model.
     pub models: ModelRules,
+    /// What holds for the agent that the rules were asked for with.
+    pub agent: Option<AgentRule>,
+    /// What prompts are screened by: the agent's and the subject's presets together.
+    pub guardrails: Guardrails,
     /// Which caps hold.
     pub budget: BudgetRules,
     /// The chain that follows from them, while its windows last.
@@ -273,9 +279,10 @@ fn judge(
             || Denial::ModelDenied { model: model.clone(), account: rules.account_name.clone(), allowed: Vec::new() };
         hold(seen, verdict.allowed, denied, |_| model_step(model, &verdict))?;
     }
-    // No agent or connection can exist yet, so none can be granted.
-    hold_companion(seen, Rule::Agent, with.agent, Denial::AgentDenied)?;
-    hold_companion(seen, Rule::Connection, with.connection, Denial::ConnectionDenied)?;
+    let agent = rules.agent.as_ref();
+    hold_companion(seen, Rule::Agent, with.agent, agents::may_use(with.agent, agent), Denial::AgentDenied)?;
+    // No request can be made through a connection yet.
+    hold_companion(seen, Rule::Connection, with.connection, false, Denial::ConnectionDenied)?;
     if ask.kind.is_metered() {
         let has_one = rules.budget.account.is_some();
         hold(
@@ -307,15 +314,21 @@ fn hold(
     if kept { Ok(()) } else { Err(denial()) }
 }
 
-fn hold_companion(seen: &mut impl Witness, rule: Rule, id: Option<&str>, denial: Denial) -> Result<(), Denial> {
+fn hold_companion(
+    seen: &mut impl Witness,
+    rule: Rule,
+    id: Option<&str>,
+    granted: bool,
+    denial: Denial,
+) -> Result<(), Denial> {
     let Some(id) = id else { return Ok(()) };
     hold(
         seen,
-        false,
+        granted,
         || denial,
-        |passed| Step {
-            about: Some(id.to_owned()),
-            ..Step::of(rule, passed, format!("{id} does not exist here or is not granted"))
+        |passed| {
+            let is = if passed { "exists and may be used" } else { "does not exist here or is not granted" };
+            Step { about: Some(id.to_owned()), ..Step::of(rule, passed, format!("{id} {is}")) }
         },
     )
 }

@@ -27,7 +27,7 @@ use crate::layer::{Authenticator, Credential};
 use crate::metering::meter::{Meter, Metered};
 use crate::model::accounts::Account;
 use crate::model::usage::RouteKind;
-use crate::plugin::{Guardrail, Screened};
+use crate::plugin::Guardrail;
 use crate::policy::{self, Companions, Denial, Permit, Rules, decide};
 use crate::problem::Problem;
 
@@ -44,6 +44,7 @@ pub mod metrics;
 mod passthrough;
 pub mod refusal;
 pub mod routes;
+mod screening;
 pub mod signed;
 pub mod wire;
 
@@ -70,7 +71,7 @@ pub struct GatewayParts {
     pub balancer: Arc<Balancer>,
     /// Knows prices.
     pub catalogue: Arc<Catalogue>,
-    /// Run in this order, after the policy and before the reservation.
+    /// Run in this order, after the presets that accounts assign and before the reservation.
     pub guardrails: Vec<Box<dyn Guardrail>>,
     /// Counts.
     pub metrics: GatewayMetrics,
@@ -125,6 +126,7 @@ struct CallerKey {
     verified: usize,
     account: Option<Box<str>>,
     team: Option<Box<str>>,
+    agent: Option<Box<str>>,
     domain: Option<Domain>,
 }
 
@@ -219,7 +221,7 @@ impl Gateway {
             return Box::pin(self.listing(head, exchange, route, &caller, &asked)).await;
         }
         // Guardrails: the body's text.
-        let (body, guardrail) = self.screen(&caller, &ask, &permit, body)?;
+        let (body, guardrail) = self.screen(&caller, &ask, &permit, body).await?;
         // Reserve: credits on every capped scope of the chain, all or nothing.
         let admitted = self.reserve(exchange, &caller, &ask, permit, guardrail).await?;
         // Forward and meter: the answer passes while it is read.
@@ -242,6 +244,7 @@ impl Gateway {
             verified: Arc::as_ptr(verified).addr(),
             account: asked.account_id.clone(),
             team: asked.team_id.clone(),
+            agent: asked.agent_id.clone(),
             domain: asked.domain,
         });
         if let Some(known) = key.as_ref().and_then(|key| callers.get(key))
@@ -273,8 +276,10 @@ impl Gateway {
         let domain = asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
         let team = asked.team_id.as_deref().map(str::parse).transpose();
         let team = team.map_err(|_| Problem::bad_request("invalid_header", "x-alchemi-team-id is not an id"))?;
+        // What cannot be an id is the id of no agent.
+        let agent = asked.agent_id.as_deref().map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
         let mut epoch = book.epoch(&account);
-        let subject = Subject { account, domain, actor: context.actor().clone(), team };
+        let subject = Subject { account, domain, actor: context.actor().clone(), team, agent };
         let mut rules = book.rules(&subject).await?;
         if own.config.jit && rules.placement.user.is_none() && book.enrol(&context, &subject).await {
             epoch = book.epoch(&subject.account);
@@ -359,35 +364,6 @@ impl Gateway {
         let may_know = asked.explain && caller.context.account_admin().is_ok();
         let now = self.0.parts.clock.now();
         may_know.then(|| policy::trace(&caller.context, &ask.ask, companions(asked), &caller.rules, now))
-    }
-
-    fn screen(
-        &self,
-        caller: &Caller,
-        ask: &ParsedAsk,
-        permit: &Permit,
-        body: Bytes,
-    ) -> Result<(Bytes, Option<String>), Problem> {
-        let config = &self.0.parts.config;
-        let bound = config.metering.strict.then(|| self.output_bound(ask)).flatten();
-        let (mut body, mut acted) = (ask.forwarded(&body, bound), None);
-        for guardrail in &self.0.parts.guardrails {
-            match guardrail.screen(&caller.context, &ask.ask, permit, &body) {
-                Screened::Passed => {}
-                Screened::Masked { code, body: masked } => (body, acted) = (masked, Some(code)),
-                Screened::Blocked { code, pattern } => {
-                    return Err(Problem::forbidden(
-                        "guardrail_blocked",
-                        format!(
-                            "Guardrail `{code}` blocks this request (pattern `{pattern}`): take the matching text out"
-                        ),
-                    )
-                    .with("guardrail", code)
-                    .with("pattern", pattern));
-                }
-            }
-        }
-        Ok((body, acted))
     }
 
     fn output_bound(&self, ask: &ParsedAsk) -> Option<u64> {

@@ -20,10 +20,15 @@ use crate::context::{Actor, Context, Domain, Granted, Tenant};
 use crate::credits::Factor;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountStatus, ZitadelConfig};
+use crate::model::agents::Agent;
 use crate::model::audit::Action;
 use crate::model::directory::{Placement, Team, User};
+use crate::model::guardrails::GuardrailPreset;
 use crate::model::models::AccessMode;
+use crate::model::scope::{Scope, ScopeType};
 use crate::policy::Rules;
+use crate::policy::agents::AgentRule;
+use crate::policy::guardrails::{CompiledPreset, Guardrails, PresetSource};
 use crate::policy::models::ModelRules;
 use crate::problem::Problem;
 use crate::store::audit::Entry;
@@ -108,6 +113,8 @@ pub struct Subject {
     pub actor: Actor,
     /// The team that was asked for.
     pub team: Option<Id<Team>>,
+    /// The agent that was asked for.
+    pub agent: Option<Id<Agent>>,
 }
 
 /// At which state of an account something was read.
@@ -124,6 +131,8 @@ struct Inner {
     terms: RuleTerms,
     accounts: Cache<(Box<str>, u64), Option<Arc<AccountFacts>>>,
     subjects: Cache<(Subject, Epoch), Arc<Rules>>,
+    /// Presets that say the same are compiled once, whosever they are.
+    presets: Cache<Arc<PresetSource>, Arc<CompiledPreset>>,
     epochs: Arc<Epochs>,
     loads: AtomicU64,
 }
@@ -140,6 +149,9 @@ struct Epochs {
 }
 
 const SLOTS: usize = 4_096;
+
+/// How many compiled presets are kept beyond those in use.
+const PRESETS: u64 = 1_024;
 
 impl Epochs {
     fn new() -> Self {
@@ -198,6 +210,7 @@ impl RuleBook {
             terms: RuleTerms { default_access, allocation_required: config.require },
             accounts: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
             subjects: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
+            presets: Cache::builder().max_capacity(PRESETS).time_to_idle(Duration::from_secs(3600)).build(),
             epochs,
             loads: AtomicU64::new(0),
         }))
@@ -278,11 +291,46 @@ impl Inner {
 
     async fn load_rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
         self.loads.fetch_add(1, Ordering::Relaxed);
-        let Subject { account, domain, actor, team } = subject;
+        let Subject { account, domain, actor, team, agent } = subject;
         let mut tx = self.store.read(&Granted::system().over(account.clone())).await?;
         let row = tx.this_account().await?.ok_or(RulesError::AccountUnknown)?;
         let placement = tx.placement(*domain, &actor.subject, actor.email.as_deref(), team.as_ref()).await?;
-        Ok(Arc::new(self.terms.rules(&mut tx, row, *domain, placement).await?))
+        let mut rules = self.terms.rules(&mut tx, row, *domain, placement, agent.as_ref()).await?;
+        rules.guardrails = self.guardrails(&mut tx, &rules).await?;
+        Ok(Arc::new(rules))
+    }
+
+    /// The presets of the agent, the user, the team, the org and the account, each once.
+    /// Presets are the copilot's; what is assigned to the account holds in the console
+    /// too, so that naming another domain is no way around it.
+    async fn guardrails(&self, tx: &mut Tx<Tenant>, rules: &Rules) -> Result<Guardrails, StoreError> {
+        let mut scopes = rules.placement.scopes(&rules.account);
+        if let Some(agent) = rules.agent.as_ref().filter(|agent| agent.allowed) {
+            scopes.insert(0, Scope::new(ScopeType::Agent, agent.id.as_str()));
+        }
+        let mut presets = Vec::new();
+        for assigned in tx.assigned_presets(&scopes).await? {
+            if !presets.iter().any(|known: &GuardrailPreset| known.id == assigned.preset.id) {
+                presets.push(assigned.preset);
+            }
+        }
+        let ids: Vec<_> = presets.iter().map(|preset| preset.id.clone()).collect();
+        let patterns = tx.patterns_of_presets(&ids).await?;
+        let mut compiled = Vec::new();
+        for source in presets.iter().map(|preset| PresetSource::new(preset, &patterns)).filter(|s| !s.is_empty()) {
+            compiled.push(self.compiled(Arc::new(source)).await?);
+        }
+        Ok(Guardrails::new(compiled))
+    }
+
+    /// Compiled where no request waits.
+    async fn compiled(&self, source: Arc<PresetSource>) -> Result<Arc<CompiledPreset>, StoreError> {
+        let compiling = {
+            let source = Arc::clone(&source);
+            async move { tokio::task::spawn_blocking(move || Arc::new(source.compile())).await }
+        };
+        let compiled = self.presets.try_get_with(source, compiling).await;
+        compiled.map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 }
 
@@ -296,7 +344,8 @@ pub struct RuleTerms {
 }
 
 impl RuleTerms {
-    /// The rules for whoever stands at `placement` of `account`, which is the transaction's own.
+    /// The rules for whoever stands at `placement` of `account`, which is the transaction's
+    /// own, and asks for `agent`; without guardrails.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -306,6 +355,7 @@ impl RuleTerms {
         account: Account,
         domain: Domain,
         placement: Placement,
+        agent: Option<&Id<Agent>>,
     ) -> Result<Rules, StoreError> {
         let id = account.account_id;
         let scopes = placement.scopes(&id);
@@ -313,6 +363,13 @@ impl RuleTerms {
         let policy = match domain {
             Domain::Console => Some(tx.console_model_policy().await?.value),
             Domain::Copilot => None,
+        };
+        let agent = match agent {
+            Some(id) => Some(match tx.agent(id).await? {
+                Some(agent) => AgentRule::new(&agent, &tx.grants_of_agents(std::slice::from_ref(id)).await?, &scopes),
+                None => AgentRule::missing(id.clone()),
+            }),
+            None => None,
         };
         let budget = tx.budget_rules(Some(&placement)).await?;
         Ok(Rules {
@@ -325,6 +382,8 @@ impl RuleTerms {
             factor: budget.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
             budget,
             placement,
+            agent,
+            guardrails: Guardrails::default(),
             allocation_required: self.allocation_required,
         })
     }

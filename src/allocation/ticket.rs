@@ -126,6 +126,7 @@ impl Detail {
                 user_id: place.user.as_ref().map(ToString::to_string),
                 subject: Some(ticket.subject.to_string()),
                 model_name: Some(ticket.model.to_string()),
+                agent_id: rules.agent.as_ref().map(|agent| agent.id.to_string()),
                 guardrail_code: ticket.guardrail.clone(),
                 ..Dimensions::default()
             },

@@ -122,6 +122,11 @@ impl PresetSource {
         Self { code: preset.code.clone(), patterns: own }
     }
 
+    /// Whether it has no pattern.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
     /// Compiles it: some milliseconds of work.
     pub fn compile(&self) -> CompiledPreset {
         let (mut patterns, mut unusable) = (Vec::new(), None);

@@ -14,11 +14,13 @@
 mod json;
 mod multipart;
 mod splice;
+mod texts;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use self::splice::{Splice, splice};
+pub use self::texts::Texts;
 use crate::metering::count::CountRules;
 use crate::model::usage::RouteKind;
 use crate::policy::Ask;
@@ -128,6 +130,8 @@ pub struct ParsedAsk {
     /// The stored response that a Responses request continues; it must be the caller's.
     pub previous_response: Option<String>,
     edits: splice::Edits,
+    /// Where the texts of a form stand.
+    fields: Option<Vec<std::ops::Range<usize>>>,
 }
 
 impl ParsedAsk {
@@ -140,7 +144,7 @@ impl ParsedAsk {
             stream: false,
             size: crate::policy::AskSize::default(),
         };
-        Self { ask, usage_asked: false, previous_response: None, edits: splice::Edits::default() }
+        Self { ask, usage_asked: false, previous_response: None, edits: splice::Edits::default(), fields: None }
     }
 
     /// Whether the stream's usage chunk is to be withheld from the client, because
@@ -160,6 +164,11 @@ impl ParsedAsk {
             splices.extend(self.edits.bound_output(bound));
         }
         splices
+    }
+
+    /// Where the texts of a form stand in its body; `None` for JSON.
+    pub fn fields(&self) -> Option<&[std::ops::Range<usize>]> {
+        self.fields.as_deref()
     }
 
     /// The body to forward: the caller's bytes with those changes. The same

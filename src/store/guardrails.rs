@@ -175,12 +175,11 @@ impl Tx<Tenant> {
         Ok(gone > 0)
     }
 
-    /// The presets that every account has, with their patterns.
+    /// Makes the presets that every account has, with their patterns.
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).
-    pub async fn insert_system_presets(&mut self) -> Result<Vec<GuardrailPreset>> {
-        let mut made = Vec::new();
+    pub async fn insert_system_presets(&mut self) -> Result<()> {
         for guard_type in GuardType::ALL {
             let preset = GuardrailPreset {
                 id: self.new_id(),
@@ -198,9 +197,8 @@ impl Tx<Tenant> {
             let patterns: Vec<_> =
                 builtin::ALL.iter().filter(|b| b.guard_type == guard_type).map(|b| self.builtin(b, &preset)).collect();
             self.insert_guardrail_patterns(&patterns).await?;
-            made.push(preset);
         }
-        Ok(made)
+        Ok(())
     }
 
     fn builtin(&self, builtin: &builtin::Builtin, preset: &GuardrailPreset) -> GuardrailPattern {
@@ -560,5 +558,57 @@ impl Tx<Tenant> {
             .collect::<Vec<_>>()
         };
         Ok(scopes.iter().flat_map(of).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::Granted;
+    use crate::model::accounts::Account;
+    use crate::store::testing::{Fresh, databases};
+    use crate::store::{Store, migrate};
+
+    async fn tx(store: &Store, account: &Id<Account>) -> Tx<Tenant> {
+        store.begin(&Granted::system().over(account.clone())).await.unwrap()
+    }
+
+    /// What the patterns of an account say, with the code and name of their presets.
+    async fn said(fresh: &Fresh, account: &Id<Account>) -> Vec<String> {
+        let mut tx = tx(&fresh.store, account).await;
+        let presets = tx.guardrail_presets(&Slice::first(9)).await.unwrap().items;
+        let ids: Vec<_> = presets.iter().map(|p| p.id.clone()).collect();
+        let patterns = tx.patterns_of_presets(&ids).await.unwrap();
+        let one = |p: &GuardrailPattern| {
+            let preset = presets.iter().find(|preset| preset.id == p.preset_id).unwrap();
+            let of = (&preset.code, &preset.name, preset.preset_json.get(), preset.is_system);
+            format!(
+                "{of:?} {:?} {} {} {:?} {:?} {} {}",
+                p.guard_type, p.pattern_name, p.pattern_regex, p.pattern_type, p.action, p.enabled, p.is_system
+            )
+        };
+        let mut all: Vec<_> = patterns.iter().map(one).collect();
+        all.sort_unstable();
+        all
+    }
+
+    #[tokio::test]
+    async fn accounts_of_before_have_what_later_ones_get() {
+        for fresh in databases().await {
+            let (before, later) = (fresh.account("Before").await, fresh.account("Later").await);
+            let mut own = tx(&fresh.store, &later).await;
+            own.insert_system_presets().await.unwrap();
+            own.commit().await.unwrap();
+            let all = migrate::migrations(fresh.store.backend()).unwrap();
+            let sql = all.iter().find(|m| m.name == "guardrails").unwrap().sql;
+            for _ in 0..2 {
+                let mut own = tx(&fresh.store, &before).await;
+                on!(own, |c| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(c).await.map(drop)).unwrap();
+                own.commit().await.unwrap();
+            }
+            let found = said(&fresh, &before).await;
+            assert_eq!(found, said(&fresh, &later).await);
+            assert_eq!(found.len(), builtin::ALL.len());
+        }
     }
 }

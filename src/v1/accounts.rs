@@ -212,11 +212,7 @@ pub async fn create_account(call: Call<SuperAdmin>, Body(new): Body<NewAccount>)
         add_admin(&mut tx, email, AdminRole::default()).await?;
     }
     add_global_org(&mut tx).await?;
-    for preset in tx.insert_system_presets().await? {
-        let table = "Alchemi_CopilotGuardrailPresetTable";
-        let entry = Entry { action: Action::Create, table, id: preset.id.as_str(), label: Domain::Copilot.into() };
-        tx.audit(entry, None::<&()>, &preset).await?;
-    }
+    tx.insert_system_presets().await?;
     let item = bundle_of(&mut tx, account).await?;
     call.done_tagged(tx, &AccountCreated { account_id, status: "created", item }, version).await
 }

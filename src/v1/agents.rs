@@ -27,6 +27,7 @@ use crate::store::audit::Entry;
 /// A scope, as a caller names it.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"scope_type": "team", "scope_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11"}))]
 pub struct Grantee {
     /// `org`, `team` or `user`.
     #[schema(value_type = ScopeType, example = "team")]

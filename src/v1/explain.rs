@@ -305,7 +305,8 @@ pub async fn explain_policy(call: Call<EitherAdmin>, Body(question): Body<Questi
     };
     let terms =
         RuleTerms { default_access: call.app.default_model_access, allocation_required: call.app.allocation.require };
-    let rules = terms.rules(&mut tx, account, domain, place).await?;
+    let agent = question.agent_id.as_ref().map(|id| id.as_str().parse().unwrap_or_else(|_| Id::nobody()));
+    let rules = terms.rules(&mut tx, account, domain, place, agent.as_ref()).await?;
     let told = policy::explain(question.allows(domain), &ask, question.companions(), &rules, tx.now());
     let explained = Explained::new(domain, Place::of(&rules.placement), told.steps);
     let explained = match told.verdict {

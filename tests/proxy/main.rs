@@ -17,6 +17,7 @@ mod concurrency;
 mod context;
 mod edge;
 mod enrolment;
+mod guardrails;
 mod refused;
 mod settings;
 mod shape;

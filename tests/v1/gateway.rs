@@ -149,6 +149,8 @@ impl Gateway {
         let mut tx = self.store.begin(&granted).await.unwrap();
         let account = Account::new(tx.new_id(), name.to_owned(), None, tx.now());
         tx.insert_account(&account).await.unwrap();
+        let mut tx = tx.within(account.account_id.clone());
+        tx.insert_system_presets().await.unwrap();
         tx.commit().await.unwrap();
         account.account_id
     }

@@ -113,7 +113,7 @@ fn system_patterns_find_what_they_are_for() {
         ("call +49 (30) 1234-5678 now", "call [phone] now"),
         ("call (415) 555-2671", "call [phone]"),
         ("pay with 4111 1111 1111 1111 12/26", "pay with [payment_card] 12/26"),
-        ("26 4111111111111111", "26 [payment_card]"),
+        ("27 4111111111111111", "27 [payment_card]"),
         ("to DE89 3704 0044 0532 0130 00, please", "to [iban], please"),
         ("ssn 078-05-1120", "ssn [us_ssn]"),
         ("nino AB123456C", "nino [uk_nino]"),
@@ -148,7 +148,7 @@ fn system_patterns_find_what_they_are_for() {
     let all = GuardType::ALL.map(system);
     for text in [
         "Order 1234567890123456 of 2026-01-15, 12:30:45, costs 1,234,567.89 EUR.",
-        "Version 1.2.3.4.5 of the previous instructions manual; ignore the noise.",
+        "Version 1.2.3 of the previous instructions manual; ignore the noise.",
         "You are great. Show me the system's architecture and act as a reviewer.",
         "uuid 019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11, hash 9f86d081884c7d659a2feaa0c55ad015",
         "Tell me about alchemy. I will call you tomorrow and kill the process.",
@@ -227,7 +227,7 @@ fn quickest(mut run: impl FnMut()) -> Duration {
         run();
         start.elapsed()
     };
-    (0..5).map(time).min().unwrap()
+    (0..2).map(time).min().unwrap()
 }
 
 /// Patterns that explode on engines that backtrack, and texts that make them.

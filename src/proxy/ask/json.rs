@@ -70,6 +70,7 @@ pub(super) fn read(
             limits,
             limit_name: limit_names(kind).first().copied(),
         },
+        fields: None,
     })
 }
 

@@ -35,11 +35,16 @@ pub(super) fn read(
     let mut stream = false;
     let mut answers = 1;
     let mut text = TextSize::default();
+    let mut fields = Vec::new();
     for part in parts(boundary, body)? {
         // LiteLLM reads `name[]` as `name`.
         let name = part.name.strip_suffix("[]").unwrap_or(part.name);
         if rules.forbids(name) || name.ends_with("fallbacks") {
             return Err(AskError::FieldNotAllowed(shown(name)));
+        }
+        if !part.file && !matches!(name, "model" | "stream" | "n" | "metadata") {
+            let start = part.value.as_ptr().addr().saturating_sub(body.as_ptr().addr());
+            fields.push(start..start + part.value.len());
         }
         if !matches!(name, "model" | "stream" | "n" | "prompt" | "metadata") {
             text.media += u64::from(part.file);
@@ -67,6 +72,7 @@ pub(super) fn read(
         usage_asked: false,
         previous_response: None,
         edits: Edits::default(),
+        fields: Some(fields),
     })
 }
 

@@ -21,6 +21,11 @@ use crate::v1::trial::{Trial, Tried};
 /// A preset for a scope.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "preset_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11",
+    "scope_type": "team",
+    "scope_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11"
+}))]
 pub struct NewAssignment {
     #[schema(value_type = String)]
     preset_id: Id<GuardrailPreset>,
