@@ -275,7 +275,8 @@ async fn unknown_parameters_are_refused_by_name() {
         let gateway = with_the_issuer_of_examples(backend).await;
         let account = gateway.account("Acme").await;
         let operator = gateway.operator_for(&account);
-        for operation in operations() {
+        // What the identity provider sends along is its own.
+        for operation in operations().into_iter().filter(|o| !o.path.ends_with("/backchannel-logout")) {
             let mut asked = operation.ask(|_| None);
             let joint = if asked.path.contains('?') { '&' } else { '?' };
             asked.path = format!("{}{joint}Limit=1", asked.path);

@@ -152,6 +152,9 @@ pub async fn install_marketplace_listing(
 ) -> Outcome {
     let mut tx = call.begin().await?;
     let chain = own_chain(&mut tx, &call.context, &standpoint.0).await?;
+    // Before it is held: scopes are locked ahead of listings, everywhere.
+    let listing = known(tx.listing(&at.marketplace_id).await?)?;
+    visible(&call, &mut tx, listing, &chain).await?;
     let scope = target(&call, &chain, new.scope_type.as_deref(), new.scope_id)?;
     hold_scope(&mut tx, Domain::Copilot, &scope).await?;
     let mut listing = held(&call, &mut tx, &at, &chain).await?;
@@ -188,9 +191,9 @@ pub async fn uninstall_marketplace_listing(
 ) -> Outcome {
     let mut tx = call.begin().await?;
     let chain = own_chain(&mut tx, &call.context, &standpoint.0).await?;
-    let scope = target(&call, &chain, of.scope_type.as_deref(), of.scope_id)?;
     // What is out of sight can be uninstalled all the same.
     let mut listing = known(tx.hold_listing(&at.marketplace_id).await?)?;
+    let scope = target(&call, &chain, of.scope_type.as_deref(), of.scope_id)?;
     let Some(gone) = tx.installation(&listing.id, &scope).await? else {
         visible(&call, &mut tx, listing, &chain).await?;
         return call.done(tx, &Deleted { deleted: false }).await;
