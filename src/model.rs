@@ -11,6 +11,7 @@ pub mod domain;
 pub mod features;
 pub mod field;
 pub mod guardrails;
+pub mod marketplace;
 pub mod models;
 pub mod provision;
 pub mod revocations;

@@ -38,6 +38,7 @@ pub mod features;
 pub mod guardrails;
 pub mod idempotency;
 pub mod ledger;
+pub mod marketplace;
 pub mod migrate;
 pub mod models;
 pub mod page;

@@ -46,6 +46,7 @@ pub mod features;
 pub mod guardrails;
 pub mod input;
 pub mod logout;
+pub mod marketplace;
 pub mod models;
 mod openapi;
 mod parameters;
@@ -268,6 +269,31 @@ fn routes() -> OpenApiRouter<App> {
         ))
         .routes(routes!(guardrails::assignments::delete_guardrail_assignment))
         .routes(routes!(guardrails::get_effective_guardrails))
+        // Marketplace
+        .routes(routes!(marketplace::list_marketplace, marketplace::create_marketplace_listing))
+        .routes(routes!(marketplace::discover::discover_marketplace))
+        .routes(routes!(
+            marketplace::get_marketplace_listing,
+            marketplace::update_marketplace_listing,
+            marketplace::delete_marketplace_listing
+        ))
+        .routes(routes!(marketplace::publish_marketplace_listing))
+        .routes(routes!(
+            marketplace::grants::list_marketplace_grants,
+            marketplace::grants::create_marketplace_grant,
+            marketplace::grants::delete_marketplace_grants
+        ))
+        .routes(routes!(
+            marketplace::installs::list_marketplace_installations,
+            marketplace::installs::install_marketplace_listing,
+            marketplace::installs::uninstall_marketplace_listing
+        ))
+        .routes(routes!(
+            marketplace::installs::get_marketplace_rating,
+            marketplace::installs::rate_marketplace_listing,
+            marketplace::installs::delete_marketplace_rating
+        ))
+        .routes(routes!(marketplace::discover::list_my_marketplace))
         // What the gateway would say, and why
         .routes(routes!(explain::explain_policy))
         // Budgets

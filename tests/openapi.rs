@@ -91,12 +91,22 @@ const EXPECTED: &str = "
     PUT /v1/copilot/guardrails/patterns/{pattern_id}
     DELETE /v1/copilot/guardrails/patterns/{pattern_id}
     GET /v1/copilot/guardrails/effective
+    GET /v1/copilot/marketplace
+    POST /v1/copilot/marketplace
+    GET /v1/copilot/marketplace/discover
+    POST /v1/copilot/marketplace/{marketplace_id}/grants
+    GET /v1/copilot/marketplace/{marketplace_id}/grants
+    DELETE /v1/copilot/marketplace/{marketplace_id}/grants
+    GET /v1/copilot/marketplace/{marketplace_id}
+    PATCH /v1/copilot/marketplace/{marketplace_id}
+    POST /v1/copilot/marketplace/{marketplace_id}/publish
+    DELETE /v1/copilot/marketplace/{marketplace_id}
     GET /v1/audit
     GET /v1/costs/breakdown
 ";
 
 /// What only the copilot has.
-const COPILOT_ONLY: &[&str] = &["agents", "connections", "guardrails"];
+const COPILOT_ONLY: &[&str] = &["agents", "connections", "guardrails", "marketplace"];
 
 /// Operations that anybody may call.
 const ANONYMOUS: &[&str] =

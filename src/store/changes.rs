@@ -36,6 +36,8 @@ pub enum ChangeKind {
     Agents,
     /// Guardrail presets, patterns, assignments.
     Guardrails,
+    /// Listings of the marketplace, whom they are for, their counters.
+    Marketplace,
     /// Cut-off tokens.
     Revocations,
     /// Unknown: the feed was interrupted.
@@ -44,7 +46,7 @@ pub enum ChangeKind {
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Account,
         Self::Directory,
         Self::Budget,
@@ -52,6 +54,7 @@ impl ChangeKind {
         Self::Features,
         Self::Agents,
         Self::Guardrails,
+        Self::Marketplace,
         Self::Revocations,
         Self::Everything,
     ];
@@ -65,6 +68,7 @@ impl ChangeKind {
             Self::Features => "features",
             Self::Agents => "agents",
             Self::Guardrails => "guardrails",
+            Self::Marketplace => "marketplace",
             Self::Revocations => "revocations",
             Self::Everything => "everything",
         }

@@ -344,6 +344,7 @@ stored_as_integer! {
     Credits, nanos, from_nanos;
     Usd, nanos, from_nanos;
     Factor, nanos, from_nanos;
+    crate::model::marketplace::Stars, micros, from_micros;
 }
 
 impl<T, DB: Database> Type<DB> for Id<T>

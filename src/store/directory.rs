@@ -17,6 +17,7 @@ use crate::model::connections::ConnectionGrant;
 use crate::model::directory::{Membership, Org, Placement, Team, User};
 use crate::model::features::FeatureEntitlement;
 use crate::model::guardrails::GuardrailAssignment;
+use crate::model::marketplace::{Installation, ListingGrant};
 use crate::model::models::ModelGrant;
 use crate::model::scope::ScopeType;
 use crate::problem::Problem;
@@ -61,6 +62,12 @@ pub struct Uprooted {
     /// Guardrails assigned to any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub guardrail_assignments: Vec<Id<GuardrailAssignment>>,
+    /// Grants of the marketplace to any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub marketplace_grants: Vec<Id<ListingGrant>>,
+    /// Installations in any of these scopes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub marketplace_installations: Vec<Id<Installation>>,
     /// Budget allocations of any of these scopes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub budget_allocations: Vec<Id<Allocation>>,
@@ -212,6 +219,12 @@ impl Tx<Tenant> {
         let agent_grants = self.uproot_from(delete_named!("Alchemi_CopilotAgentGrantTable", "'copilot'"), at).await?;
         let guardrail_assignments =
             self.uproot_from(delete_named!("Alchemi_CopilotGuardrailAssignmentTable", "'copilot'"), at).await?;
+        let marketplace_grants =
+            self.uproot_from(delete_named!("Alchemi_CopilotMarketplaceGrantTable", "'copilot'"), at).await?;
+        let marketplace_installations = match domain {
+            Domain::Copilot => self.uninstall_from(kind, id).await?,
+            Domain::Console => Vec::new(),
+        };
         let budget_allocations =
             self.uproot_from(delete_named!("Alchemi_CopilotBudgetAllocationTable", "'copilot'"), at).await?;
         let budget_overrides =
@@ -245,12 +258,17 @@ impl Tx<Tenant> {
             feature_entitlements,
             agent_grants,
             guardrail_assignments,
+            marketplace_grants,
+            marketplace_installations,
             budget_allocations,
             budget_overrides,
         };
         self.changed(ChangeKind::Directory);
         if !uprooted.model_grants.is_empty() {
             self.changed(ChangeKind::Models);
+        }
+        if !uprooted.marketplace_grants.is_empty() {
+            self.changed(ChangeKind::Marketplace);
         }
         if !uprooted.feature_entitlements.is_empty() {
             self.changed(ChangeKind::Features);

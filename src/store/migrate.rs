@@ -73,6 +73,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 4, "0004", "marketplace"),
                 step!($folder, 5, "0005", "zitadel"),
                 step!($folder, 6, "0006", "lifecycle"),
+                step!($folder, 7, "0007", "listings"),
             ]
         };
     }

@@ -64,14 +64,32 @@ impl Days {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct By {
-    /// `agent`, `llm`, `connection` or `guardrail`.
+    /// `agent`, `llm`, `connection` or `guardrail`; `agent` unless said.
     #[param(example = "llm")]
-    #[serde(default = "agent")]
-    by: String,
+    by: Option<String>,
+    /// In place of `by`, up to three of agent, llm, connection, guardrail, org, team, user
+    /// and day, separated by commas.
+    #[param(example = "team,day")]
+    group_by: Option<String>,
 }
 
-fn agent() -> String {
-    CostDimension::Agent.as_str().to_owned()
+/// Costs by one dimension, or with `group_by` by several.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum BudgetCosts {
+    /// By one.
+    By(CostsBy),
+    /// By several.
+    Grouped(GroupedCosts),
+}
+
+/// Costs by several dimensions.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct GroupedCosts {
+    /// The dimensions.
+    group_by: Vec<CostDimension>,
+    /// The most expensive first.
+    items: Vec<CostItem>,
 }
 
 /// Costs by one dimension.
@@ -95,14 +113,26 @@ pub struct CostBy {
     credits: Credits,
 }
 
-/// Break the copilot domain's costs down by one dimension
+/// Break the copilot domain's costs down
+///
+/// By one dimension, as `key`; with `group_by` by up to three, each under its own name.
 #[utoipa::path(get, path = "/v1/budgets/copilot/cost-breakdown", tag = "budgets", params(By, Days),
-    responses((status = 200, description = "Costs, the largest first", body = CostsBy), Refusals))]
+    responses((status = 200, description = "Costs, the largest first", body = BudgetCosts), Refusals))]
 pub async fn get_budget_cost_breakdown(
     call: Call<CopilotAdmin>,
-    Query(By { by }): Query<By>,
+    Query(By { by, group_by }): Query<By>,
     Query(days): Query<Days>,
 ) -> Outcome {
+    if let Some(names) = group_by {
+        require(by.is_none(), "group_by", "stands in place of by")?;
+        let group_by = dimensions(&names)?;
+        let mut tx = call.read().await?;
+        let filter = days.read(&mut tx, CostFilter::of(Domain::Copilot)).await?;
+        let rows = tx.costs(&filter, &group_by, &Slice::first(u32::MAX)).await?;
+        let items = rows.iter().map(|row| CostItem::of(row, &group_by)).collect();
+        return Ok(Answer::of(&BudgetCosts::Grouped(GroupedCosts { group_by, items })));
+    }
+    let by = by.as_deref().unwrap_or(CostDimension::Agent.as_str());
     let by = BY_DEFAULT.into_iter().find(|d| d.as_str() == by).ok_or_else(|| {
         Problem::bad_request("invalid_breakdown", "by must be one of: agent,llm,connection,guardrail")
     })?;
@@ -111,7 +141,7 @@ pub async fn get_budget_cost_breakdown(
     let rows = tx.costs(&filter, &[by], &Slice::first(u32::MAX)).await?;
     let items =
         rows.iter().map(|row| CostBy { key: or_none(row.keys()[0]), raw_cost: row.raw_cost, credits: row.credits });
-    Ok(Answer::of(&CostsBy { by, items: items.collect() }))
+    Ok(Answer::of(&BudgetCosts::By(CostsBy { by, items: items.collect() })))
 }
 
 fn or_none(key: &str) -> Option<String> {
@@ -156,19 +186,23 @@ fn a_thousand() -> u32 {
     1_000
 }
 
+/// The dimensions that a text names, each once.
+fn dimensions(names: &str) -> Result<Vec<CostDimension>, Problem> {
+    let wrong =
+        || Problem::invalid("group_by", "must be up to three of agent,llm,connection,guardrail,org,team,user,day");
+    let mut dimensions = Vec::new();
+    for name in names.split(',').map(str::trim) {
+        let dimension = CostDimension::ALL.into_iter().find(|d| d.as_str() == name).ok_or_else(wrong)?;
+        if !dimensions.contains(&dimension) {
+            dimensions.push(dimension);
+        }
+    }
+    if dimensions.len() > MAX_GROUPS { Err(wrong()) } else { Ok(dimensions) }
+}
+
 impl Breakdown {
     fn dimensions(&self) -> Result<Vec<CostDimension>, Problem> {
-        let Some(names) = &self.group_by else { return Ok(BY_DEFAULT.to_vec()) };
-        let wrong =
-            || Problem::invalid("group_by", "must be up to three of agent,llm,connection,guardrail,org,team,user,day");
-        let mut dimensions = Vec::new();
-        for name in names.split(',').map(str::trim) {
-            let dimension = CostDimension::ALL.into_iter().find(|d| d.as_str() == name).ok_or_else(wrong)?;
-            if !dimensions.contains(&dimension) {
-                dimensions.push(dimension);
-            }
-        }
-        if dimensions.len() > MAX_GROUPS { Err(wrong()) } else { Ok(dimensions) }
+        self.group_by.as_deref().map_or_else(|| Ok(BY_DEFAULT.to_vec()), dimensions)
     }
 
     fn filter(&self) -> CostFilter {

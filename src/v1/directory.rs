@@ -101,20 +101,28 @@ impl FromRequestParts<App> for Standpoint {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Halt> {
         let Query(params) = Query::<StandpointQuery>::from_request_parts(parts, app).await?;
-        let asked = parts.extensions.get::<AskedPlace>().cloned().unwrap_or_default();
+        let asked = parts.extensions.get::<AskedPlace>().and_then(|asked| asked.domain);
         let context = parts.extensions.get::<Context>();
         let only = || context.and_then(|caller| caller.product_domains().only());
-        let domain = params.domain.or(asked.domain).or_else(only).unwrap_or(app.default_domain);
-        if let Some(context) = context {
-            context.check_domain(domain)?;
-        }
-        // What cannot be an id is the id of no team: looked up, it is refused as any other.
-        let team = asked.team.map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
-        Ok(Self { domain, team })
+        Ok(Self::within(params.domain.or(asked).or_else(only).unwrap_or(app.default_domain), parts)?)
     }
 }
 
 impl Standpoint {
+    /// The standpoint of a request in a domain that the route knows.
+    ///
+    /// # Errors
+    /// 403 `domain_denied`.
+    pub fn within(domain: Domain, parts: &Parts) -> Result<Self, Problem> {
+        if let Some(context) = parts.extensions.get::<Context>() {
+            context.check_domain(domain)?;
+        }
+        let asked = parts.extensions.get::<AskedPlace>().cloned().unwrap_or_default();
+        // What cannot be an id is the id of no team: looked up, it is refused as any other.
+        let team = asked.team.map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
+        Ok(Self { domain, team })
+    }
+
     /// Where the caller stands.
     ///
     /// # Errors

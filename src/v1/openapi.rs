@@ -35,6 +35,7 @@ const EXAMPLE_ID: &str = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11";
         (name = "models", description = "Who may use which model"),
         (name = "policy", description = "What the gateway would say to a request, and why"),
         (name = "features", description = "Who has which feature of the product"),
+        (name = "marketplace", description = "Agents and connections, listed for the account's users"),
         (name = "audit", description = "Who changed what, chained by hash"),
         (name = "costs", description = "What was spent, from sums kept at settlement"),
         (name = "self-service", description = "What holds for the caller"),

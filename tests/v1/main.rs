@@ -30,6 +30,7 @@ mod guardrails;
 mod idempotency;
 mod identities;
 mod logout;
+mod marketplace;
 mod models;
 mod operations;
 mod pages;

@@ -86,11 +86,25 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
         let connection = json!({"name": "shared"});
         let shared = text(&post("/v1/copilot/connections/mcp", connection.clone()).await["item"]["id"]);
         let shared = format!("/v1/copilot/connections/{shared}/grants");
+        let mut first = None;
         for number in 0..7 {
-            post("/v1/copilot/connections/openapi", connection.clone()).await;
+            let made = post("/v1/copilot/connections/openapi", connection.clone()).await;
+            let listing =
+                json!({"entity_type": "connection", "entity_id": made["item"]["id"], "title": format!("{number}")});
+            let made = post("/v1/copilot/marketplace", listing).await;
+            first = first.or_else(|| made["item"]["id"].as_str().map(str::to_owned));
             let org = gateway.org(&account, "copilot", &format!("granted {number}")).await;
             post(&shared, json!({"scope_type": "org", "scope_id": org})).await;
+            let listing = format!("/v1/copilot/marketplace/{}", first.as_deref().unwrap());
+            for what in ["grants", "install"] {
+                post(&format!("{listing}/{what}"), json!({"scope_type": "org", "scope_id": org})).await;
+            }
         }
+        let listing = format!("/v1/copilot/marketplace/{}", first.unwrap());
+        // Everybody sees it again, after it was granted to some.
+        operator.patch(&listing, json!({"visibility": "global"})).await.ok();
+        paths.extend(["", "/discover"].map(|list| format!("/v1/copilot/marketplace{list}")));
+        paths.extend(["/v1/me/marketplace".to_owned(), format!("{listing}/grants"), format!("{listing}/install")]);
         paths.extend(["/v1/copilot/connections".to_owned(), shared]);
         paths.extend(["/v1/budgets/copilot/allocations", "/v1/budgets/copilot/overrides"].map(str::to_owned));
         for number in 0..7 {

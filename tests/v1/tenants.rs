@@ -45,6 +45,14 @@ impl Tenant {
         let connection = made["item"]["id"].as_str().unwrap().to_owned();
         let grants = format!("/v1/copilot/connections/{connection}/grants");
         let granted = operator.post(&grants, json!({"scope_type": "team", "scope_id": team})).await.ok();
+        let listing = json!({"entity_type": "connection", "entity_id": connection, "title": "Tickets"});
+        let listing = operator.post("/v1/copilot/marketplace", listing).await.ok();
+        let listing = listing["item"]["id"].as_str().unwrap().to_owned();
+        let of_team = json!({"scope_type": "team", "scope_id": team});
+        for (what, body) in [("grants", &of_team), ("install", &of_team), ("rating", &json!({"rating": 4}))] {
+            operator.post(&format!("/v1/copilot/marketplace/{listing}/{what}"), body.clone()).await.ok();
+        }
+        ids.insert(("copilot", "marketplace_id"), listing);
         ids.insert(("copilot", "connection_id"), connection);
         ids.insert(("copilot", "connection_grant_id"), granted["item"]["id"].as_str().unwrap().to_owned());
         let sso = json!({"sso_provider": "google", "sso_settings": {"google_client_secret": "the secret"}});
@@ -80,6 +88,7 @@ impl Tenant {
             ("scope_id" | "scope_ids", _) => "team_id",
             ("team_ids", _) => "team_id",
             ("guardrail_preset_ids", _) => "preset_id",
+            ("entity_id", _) => "connection_id",
             (name, _) => name,
         };
         self.ids.iter().find(|((d, n), _)| *d == domain && *n == name).map(|(_, id)| id.clone())
@@ -135,6 +144,8 @@ const NAMES: &[&str] = &[
     "pattern_id",
     "assignment_id",
     "guardrail_preset_ids",
+    "marketplace_id",
+    "entity_id",
     "scope_id",
     "team_ids",
     "scope_ids",
@@ -148,6 +159,8 @@ fn slots(operation: &Operation) -> Vec<Slot> {
         body.as_object().into_iter().flatten().map(|(name, _)| name.clone()).filter(|n| NAMES.contains(&n.as_str()));
     // Of a recorded use it is only a label.
     let fields = fields.filter(|name| !matches!(name.as_str(), "agent_id" | "connection_id"));
+    // What a listing is about cannot be changed, to whatever.
+    let fields = fields.filter(|name| name != "entity_id" || operation.method != http::Method::PATCH);
     parameters.map(Slot::Parameter).chain(fields.map(Slot::Field)).collect()
 }
 
@@ -207,8 +220,8 @@ async fn the_ids_of_another_account_answer_as_missing_ones() {
                     let missing = operation.call(&admin, &ask(&operation, &own, &slot, kind, NOBODY)).await;
                     let ids = [theirs.as_str(), NOBODY];
                     let (foreign, missing) = (told(&foreign, ids), told(&missing, ids));
-                    let idle =
-                        ["/allocations", "/agents/{agent_id}/grants"].iter().any(|path| operation.path.ends_with(path));
+                    let idle = ["/allocations", "/agents/{agent_id}/grants", "/{marketplace_id}/grants", "/install"];
+                    let idle = idle.iter().any(|path| operation.path.ends_with(path));
                     let idle = idle && operation.method == http::Method::DELETE;
                     let reads = operation.method == http::Method::GET || idle;
                     let refused = matches!(foreign.0, 400 | 404) || (reads && foreign.0 == 200);
@@ -233,7 +246,9 @@ async fn the_team_header_of_another_account_answers_as_a_missing_one() {
         let (own, other) = (Tenant::new(&gateway, "Own").await, Tenant::new(&gateway, "Other").await);
         let ada = gateway.as_end_user(&own.account, "Own-ada");
         let theirs = other.id("copilot", "team_id", "").unwrap();
-        for path in ["/v1/me/agents", "/v1/me/allocation", "/v1/me/features", "/v1/me/models", "/v1/me/usage"] {
+        let own = ["agents", "allocation", "features", "marketplace", "models", "usage"];
+        for path in own.map(|what| format!("/v1/me/{what}")) {
+            let path = path.as_str();
             let ask = |team: &str| ada.send(ada.request(http::Method::GET, path).header("x-alchemi-team-id", team));
             let (foreign, missing) = (ask(&theirs).await, ask(NOBODY).await);
             let ids = [theirs.as_str(), NOBODY];

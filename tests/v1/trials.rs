@@ -18,21 +18,21 @@ fn tries(operation: &Operation) -> bool {
 /// Every write of budgets, grants, entitlements and guardrails can be tried.
 #[test]
 fn what_decides_over_others_can_be_tried() {
-    let settings = [
-        "/budgets/",
-        "/models/grants",
-        "/features/entitlements",
-        "/connections/{connection_id}/grants",
-        "/guardrails/",
-        "/agents/{agent_id}/grants",
-    ];
-    let untried: Vec<String> = operations()
+    let settings = ["/budgets/", "/grants", "/features/entitlements", "/guardrails/", "/marketplace"];
+    let mut untried: Vec<String> = operations()
         .iter()
         .filter(|o| o.method != Method::GET && settings.iter().any(|of| o.path.contains(of)) && !tries(o))
         .map(Operation::name)
         .collect();
-    // What was used is recorded, not decided.
-    assert_eq!(untried, ["POST /v1/budgets/copilot/usage/record"]);
+    // What was used is recorded, and what users like is theirs to say.
+    let own = ["DELETE", "POST"].map(|method| {
+        ["install", "rating"].map(|what| format!("{method} /v1/copilot/marketplace/{{marketplace_id}}/{what}"))
+    });
+    let mut own: Vec<_> = own.into_iter().flatten().collect();
+    own.push("POST /v1/budgets/copilot/usage/record".to_owned());
+    own.sort();
+    untried.sort();
+    assert_eq!(untried, own);
 }
 
 #[tokio::test]

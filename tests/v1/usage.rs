@@ -138,6 +138,14 @@ async fn costs_add_up_however_they_are_broken_down() {
         assert_eq!(column(&by_agent, "key"), [&json!("x"), &Value::Null]);
         let wrong = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=org")).await;
         assert_eq!(wrong.refused(400), "by must be one of: agent,llm,connection,guardrail");
+        let grouped = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?group_by=team,llm")).await.ok();
+        assert_eq!(grouped["group_by"], json!(["team", "llm"]));
+        let keys: Vec<_> =
+            grouped["items"].as_array().unwrap().iter().map(|i| (&i["team_id"], &i["model_name"])).collect();
+        assert_eq!(keys, [(&json!(team), &json!("a")), (&json!(team), &json!("b"))]);
+        for query in ["by=llm&group_by=team", "group_by=colour", "group_by=org,team,user,day"] {
+            acme.admin.get(&format!("{BUDGETS}/cost-breakdown?{query}")).await.refused(422);
+        }
 
         let costs = acme.admin.get("/costs/breakdown").await.ok();
         assert_eq!(costs["domain"], "copilot");

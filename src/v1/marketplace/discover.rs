@@ -1,0 +1,188 @@
+//! What users see of the marketplace.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Counted, entity_type, granted_to};
+use crate::context::{Context, Domain, Tenant};
+use crate::id::Id;
+use crate::model::directory::{Org, Placement, Team, User};
+use crate::model::marketplace::{Listing, Rating, Sight};
+use crate::model::scope::{Scope, ScopeType};
+use crate::store::Tx;
+use crate::store::marketplace::ListingFilter;
+use crate::store::page::Slice;
+use crate::v1::answer::{Answer, Halt, Outcome, Refusals};
+use crate::v1::call::{Call, Member};
+use crate::v1::directory::{Standpoint, StandpointHeaders, check_scope};
+use crate::v1::input::{PageParams, Paging, Query};
+
+/// Which listings are looked for.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Search {
+    /// Only titles that hold this text, whatever its case.
+    title: Option<String>,
+    /// Only `agent` or only `connection`.
+    entity_type: Option<String>,
+}
+
+/// From where it is looked, by an admin; the caller's own place unless said.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct SeenFrom {
+    /// The org of the chain.
+    #[param(value_type = Option<String>)]
+    org_id: Option<Id<Org>>,
+    /// The team of the chain.
+    #[param(value_type = Option<String>)]
+    team_id: Option<Id<Team>>,
+    /// The user of the chain.
+    #[param(value_type = Option<String>)]
+    user_id: Option<Id<User>>,
+}
+
+/// A listing as users see it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SeenListing {
+    #[serde(flatten)]
+    listing: Listing,
+    /// Why it is seen.
+    visibility: Sight,
+}
+
+/// A listing as the caller sees it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct MyListing {
+    #[serde(flatten)]
+    seen: SeenListing,
+    /// The scopes of the caller's chain that have it installed, the nearest first.
+    installed_in: Vec<Scope>,
+    /// How the caller has rated it.
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 5, example = 5)]
+    my_rating: Option<Rating>,
+}
+
+impl SeenFrom {
+    fn is_said(&self) -> bool {
+        self.org_id.is_some() || self.team_id.is_some() || self.user_id.is_some()
+    }
+
+    /// The chain that was asked for; each of its scopes must exist.
+    async fn chain(self, tx: &mut Tx<Tenant>) -> Result<Vec<Scope>, Halt> {
+        let place = Placement { user: self.user_id, team: self.team_id, org: self.org_id, status: None };
+        let chain = place.scopes(tx.account());
+        for scope in &chain {
+            check_scope(tx, Domain::Copilot, scope).await?;
+        }
+        Ok(chain)
+    }
+}
+
+/// The scopes of the caller in the copilot domain, the nearest first.
+pub(super) async fn own_chain(
+    tx: &mut Tx<Tenant>,
+    caller: &Context,
+    standpoint: &Standpoint,
+) -> Result<Vec<Scope>, Halt> {
+    Ok(standpoint.place(tx, caller).await?.scopes(tx.account()))
+}
+
+/// Whether the caller may see everything of the marketplace.
+pub(super) fn is_admin(caller: &Context) -> bool {
+    caller.domain_admin(Domain::Copilot).is_ok()
+}
+
+/// The published listings that are seen from `chain`.
+async fn seen(
+    tx: &mut Tx<Tenant>,
+    search: Search,
+    chain: &[Scope],
+    slice: &Slice,
+) -> Result<Counted<SeenListing>, Halt> {
+    let granted = chain.iter().filter(|scope| scope.scope_type != ScopeType::Account).cloned().collect();
+    let filter = ListingFilter {
+        published_only: true,
+        entity_type: entity_type(search.entity_type.as_deref())?,
+        title: search.title,
+        seen_from: Some(granted),
+    };
+    let (page, total) = tx.listings(&filter, slice).await?;
+    let mut grants = granted_to(tx, page.items.iter()).await?;
+    let Counted { items, total, next_cursor } = Counted::of(page, total);
+    let items = items.into_iter().filter_map(|listing| {
+        let grants = grants.remove(&listing.id).unwrap_or_default();
+        let visibility = Sight::of(listing.visibility, &grants, chain)?;
+        Some(SeenListing { listing, visibility })
+    });
+    Ok(Counted { items: items.collect(), total, next_cursor })
+}
+
+/// Look through the marketplace
+///
+/// Published listings that are for everybody, or granted to a scope of the caller's own
+/// chain; an admin may look from any place.
+#[utoipa::path(get, path = "/v1/copilot/marketplace/discover", tag = "marketplace",
+    params(Search, SeenFrom, PageParams, StandpointHeaders),
+    responses((status = 200, description = "A page of listings, newest first", body = Counted<SeenListing>), Refusals))]
+pub async fn discover_marketplace(
+    call: Call<Member>,
+    standpoint: InCopilot,
+    Query(search): Query<Search>,
+    Query(from): Query<SeenFrom>,
+    Paging(slice): Paging<100>,
+) -> Outcome {
+    if from.is_said() {
+        call.context.domain_admin(Domain::Copilot)?;
+    }
+    let mut tx = call.read().await?;
+    let chain = if from.is_said() {
+        from.chain(&mut tx).await?
+    } else {
+        own_chain(&mut tx, &call.context, &standpoint.0).await?
+    };
+    Ok(Answer::of(&seen(&mut tx, search, &chain, &slice).await?))
+}
+
+/// List what you see of the marketplace
+///
+/// As `discover`, with what is installed for you and how you rated it.
+#[utoipa::path(get, path = "/v1/me/marketplace", tag = "self-service", params(Search, PageParams, StandpointHeaders),
+    responses((status = 200, description = "A page of listings, newest first", body = Counted<MyListing>), Refusals))]
+pub async fn list_my_marketplace(
+    call: Call<Member>,
+    standpoint: InCopilot,
+    Query(search): Query<Search>,
+    Paging(slice): Paging<100>,
+) -> Outcome {
+    let mut tx = call.read().await?;
+    let chain = own_chain(&mut tx, &call.context, &standpoint.0).await?;
+    let Counted { items, total, next_cursor } = seen(&mut tx, search, &chain, &slice).await?;
+    let ids: Vec<_> = items.iter().map(|item| item.listing.id.clone()).collect();
+    let installed = tx.installed_in(&ids, &chain).await?;
+    let ratings: HashMap<_, _> = tx.ratings_by(call.context.actor(), &ids).await?.into_iter().collect();
+    let items = items.into_iter().map(|seen| {
+        let id = &seen.listing.id;
+        let has = |scope: &&Scope| {
+            installed
+                .iter()
+                .any(|i| i.marketplace_id == *id && i.scope_type == scope.scope_type && i.scope_id == scope.scope_id)
+        };
+        let installed_in = chain.iter().filter(has).cloned().collect();
+        MyListing { my_rating: ratings.get(id).copied(), installed_in, seen }
+    });
+    Ok(Answer::of(&Counted { items: items.collect(), total, next_cursor }))
+}
+
+/// Where the caller stands in the copilot domain, the only one that has a marketplace.
+#[derive(Debug)]
+pub struct InCopilot(pub Standpoint);
+
+impl axum::extract::FromRequestParts<crate::v1::App> for InCopilot {
+    type Rejection = Halt;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, _: &crate::v1::App) -> Result<Self, Halt> {
+        Ok(Self(Standpoint::within(Domain::Copilot, parts)?))
+    }
+}
