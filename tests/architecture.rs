@@ -81,7 +81,9 @@ const MAX_LINES: usize = 600;
 /// SHA-256 of each migration: one that was released is never changed.
 const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("postgres", 7, "leases", "d9b149b7111edc99b37fdc8469815bbc2155e06e1082a107bfa4a19b69e5899b"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
+    ("sqlite", 7, "leases", "d9b149b7111edc99b37fdc8469815bbc2155e06e1082a107bfa4a19b69e5899b"),
 ];
 
 /// A source file, by its path below `src`.

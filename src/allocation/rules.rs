@@ -166,8 +166,8 @@ impl Epochs {
                 self.everything.fetch_add(1, Ordering::AcqRel);
                 self.accounts.fetch_add(1, Ordering::AcqRel);
             }
-            // Deny-lists are kept elsewhere.
-            ChangeKind::Revocations => {}
+            // Deny-lists and leases are kept elsewhere.
+            ChangeKind::Revocations | ChangeKind::Leases => {}
             ChangeKind::Account | ChangeKind::Directory | ChangeKind::Budget | ChangeKind::Models => {
                 if change.kind == ChangeKind::Account {
                     self.accounts.fetch_add(1, Ordering::AcqRel);

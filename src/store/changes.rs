@@ -32,14 +32,16 @@ pub enum ChangeKind {
     Models,
     /// Cut-off tokens.
     Revocations,
+    /// Nothing: somebody asks for the account's idle leases.
+    Leases,
     /// Unknown: the feed was interrupted.
     Everything,
 }
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 6] =
-        [Self::Account, Self::Directory, Self::Budget, Self::Models, Self::Revocations, Self::Everything];
+    const ALL: [Self; 7] =
+        [Self::Account, Self::Directory, Self::Budget, Self::Models, Self::Revocations, Self::Leases, Self::Everything];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -48,6 +50,7 @@ impl ChangeKind {
             Self::Budget => "budget",
             Self::Models => "models",
             Self::Revocations => "revocations",
+            Self::Leases => "leases",
             Self::Everything => "everything",
         }
     }

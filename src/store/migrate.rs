@@ -57,11 +57,18 @@ const LOCK: i64 = 0x61_6c63_6865_6d69;
 pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
     macro_rules! from {
         ($folder:literal) => {
-            &[Migration {
-                version: 1,
-                name: "init",
-                sql: include_str!(concat!("../../migrations/", $folder, "/0001_init.sql")),
-            }]
+            &[
+                Migration {
+                    version: 1,
+                    name: "init",
+                    sql: include_str!(concat!("../../migrations/", $folder, "/0001_init.sql")),
+                },
+                Migration {
+                    version: 7,
+                    name: "leases",
+                    sql: include_str!(concat!("../../migrations/", $folder, "/0007_leases.sql")),
+                },
+            ]
         };
     }
     match backend {

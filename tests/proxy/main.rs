@@ -15,6 +15,7 @@ mod books;
 mod broken;
 mod concurrency;
 mod context;
+mod leases;
 mod refused;
 mod settings;
 mod shape;
