@@ -102,6 +102,9 @@ const REFILL_PATIENCE: Duration = Duration::from_millis(20);
 /// After how long a refill that brought nothing is tried again.
 const REFILL_PAUSE: Duration = Duration::from_millis(250);
 
+/// Slices by the hash of their key.
+type Shard = RwLock<HashMap<u64, Arc<Slice>>>;
+
 /// The slices of this process.
 #[derive(Debug, Clone)]
 pub struct Leases(Arc<Shared>);
@@ -112,7 +115,7 @@ struct Shared {
     clock: SharedClock,
     config: LeaseConfig,
     hasher: foldhash::fast::FixedState,
-    shards: Box<[RwLock<HashMap<u64, Arc<Slice>>>]>,
+    shards: Box<[Shard]>,
     accounts: Mutex<HashMap<Id<Account>, Arc<Purse>>>,
     /// Who this process is to the database; empty while it may not lease.
     holder: RwLock<Arc<str>>,
@@ -352,7 +355,7 @@ impl Leases {
         any.then(|| hasher.finish())
     }
 
-    fn shard(&self, key: u64) -> Option<&RwLock<HashMap<u64, Arc<Slice>>>> {
+    fn shard(&self, key: u64) -> Option<&Shard> {
         self.0.shards.get(usize::try_from(key % SHARDS as u64).unwrap_or(0))
     }
 

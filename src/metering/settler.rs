@@ -20,10 +20,6 @@ use crate::store::{Store, StoreError, Tx};
 /// Most requests in one transaction.
 const BATCH: usize = 500;
 
-/// How long a batch that is not full waits for company, so that under load the settler
-/// is not woken for each request.
-const GATHER: Duration = Duration::from_millis(20);
-
 /// Longest pause between attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -77,14 +73,6 @@ impl Settler {
     pub async fn run(mut self) -> u64 {
         let mut batch = Vec::with_capacity(BATCH);
         while self.inbox.recv_many(&mut batch, BATCH).await > 0 {
-            if batch.len() < BATCH && !self.inbox.is_closed() {
-                tokio::time::sleep(GATHER).await;
-                while batch.len() < BATCH
-                    && let Ok(finished) = self.inbox.try_recv()
-                {
-                    batch.push(finished);
-                }
-            }
             let settlements: Vec<Settlement> = batch.drain(..).map(Finished::settlement).collect();
             self.settle(&settlements).await;
             self.note_waiting(0);
