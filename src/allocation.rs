@@ -1,9 +1,10 @@
 //! Allocations at run time: the effective rules of a subject, cached, and the
 //! reservation that every admitted request holds until it settles.
 //!
-//! A reservation is made in one transaction over the whole chain, all or nothing,
-//! and is the only statement on the allow path. [`Reservation`] settles exactly
-//! once: when it is settled, or when it is dropped. What it held is given back and
+//! A warm reservation is drawn from a slice of the chain's credits that this process
+//! has leased ([`lease`]), without a statement. Where there is none, or the cap is
+//! near, it is made in one transaction over the whole chain, all or nothing.
+//! [`Reservation`] settles exactly once: when it is settled, or when it is dropped. What it held is given back and
 //! what was used is added in one transaction, batched by the settler that reads
 //! the other end of the [`Outbox`].
 
@@ -26,9 +27,11 @@ use crate::problem::Problem;
 use crate::store::ledger::{Counter, Hold, Settlement};
 use crate::store::{Store, StoreError};
 
+pub mod lease;
 pub mod rules;
 mod ticket;
 
+use lease::{LeaseConfig, Leases};
 use ticket::Ticket;
 
 /// What happens to a request that does not fit into a cap.
@@ -59,6 +62,8 @@ pub struct AllocationConfig {
     pub rules_ttl_seconds: u64,
     /// How many subjects' rules are kept.
     pub rules_capacity: u64,
+    /// Credits that are taken ahead of need.
+    pub leases: LeaseConfig,
 }
 
 impl Default for AllocationConfig {
@@ -69,6 +74,7 @@ impl Default for AllocationConfig {
             abandon_after_seconds: 2 * 3600,
             rules_ttl_seconds: 60,
             rules_capacity: 100_000,
+            leases: LeaseConfig::default(),
         }
     }
 }
@@ -108,6 +114,7 @@ struct Shared {
     enforcement: Enforcement,
     abandon_after: Duration,
     outbox: Outbox,
+    leases: Option<Leases>,
     counts: Counts,
 }
 
@@ -178,12 +185,24 @@ pub struct Bill {
 impl Allocations {
     /// Reservations in `store`, settled through `outbox`.
     pub fn new(store: Store, clock: SharedClock, config: &AllocationConfig, outbox: Outbox) -> Self {
+        Self::leasing(store, clock, config, outbox, None)
+    }
+
+    /// The same, drawn from `leases` where they suffice.
+    pub fn leasing(
+        store: Store,
+        clock: SharedClock,
+        config: &AllocationConfig,
+        outbox: Outbox,
+        leases: Option<Leases>,
+    ) -> Self {
         Self(Arc::new(Shared {
             store,
             clock,
             enforcement: config.enforcement,
             abandon_after: Duration::from_secs(config.abandon_after_seconds),
             outbox,
+            leases,
             counts: Counts::default(),
         }))
     }
@@ -193,7 +212,13 @@ impl Allocations {
         (self.0.counts.reserved.load(Ordering::Relaxed), self.0.counts.exhausted.load(Ordering::Relaxed))
     }
 
-    /// Holds the estimate on every capped scope of the permit's chain.
+    /// Reservations drawn from leases, and refills of leases.
+    pub fn lease_counts(&self) -> (u64, u64) {
+        self.0.leases.as_ref().map_or((0, 0), Leases::counts)
+    }
+
+    /// Holds the estimate on every capped scope of the permit's chain; at once, when the
+    /// chain's slice has enough.
     ///
     /// Once begun it is carried through, whether or not the caller still waits: a
     /// reservation that nobody takes is given back.
@@ -202,9 +227,13 @@ impl Allocations {
     /// [`ReserveError::Exhausted`] with the scope that lacks credits, under `hard`
     /// enforcement; [`ReserveError::Store`] when the database cannot be asked.
     pub async fn reserve(&self, admission: Admission) -> Result<Reservation, ReserveError> {
-        let ticket = Ticket::of(admission, self.0.clock.now());
+        let mut ticket = Ticket::of(admission, self.0.clock.now());
         if self.0.enforcement == Enforcement::Off {
             return Ok(self.reserved(ticket.holding_nothing()));
+        }
+        if let Some(slice) = self.0.leases.as_ref().and_then(|leases| leases.draw(&ticket)) {
+            ticket.slice = Some(slice);
+            return Ok(self.reserved(ticket));
         }
         let this = self.clone();
         let carried = tokio::spawn(async move { this.hold(ticket).await });
@@ -217,7 +246,14 @@ impl Allocations {
     }
 
     async fn hold(&self, mut ticket: Ticket) -> Result<Reservation, ReserveError> {
-        if self.try_hold(&ticket).await? {
+        if let Some(leases) = &self.0.leases
+            && let Some(slice) = leases.draw_after_refill(&ticket).await
+        {
+            ticket.slice = Some(slice);
+            return Ok(self.reserved(ticket));
+        }
+        let seen = self.0.leases.as_ref().map_or(0, |leases| leases.returns(ticket.account()));
+        if self.try_hold(&ticket).await? || self.hold_what_comes_back(&ticket, seen).await? {
             return Ok(self.reserved(ticket));
         }
         if self.0.enforcement == Enforcement::Soft {
@@ -227,6 +263,23 @@ impl Allocations {
         }
         self.0.counts.exhausted.fetch_add(1, Ordering::Relaxed);
         Err(ReserveError::Exhausted(Box::new(self.shortage(&ticket).await?)))
+    }
+
+    /// Tries again with credits that lie idle in slices, here and in other processes.
+    async fn hold_what_comes_back(&self, ticket: &Ticket, seen: u64) -> Result<bool, StoreError> {
+        let Some(leases) = &self.0.leases else { return Ok(false) };
+        if leases.gather(ticket.account(), seen).await? && self.try_hold(ticket).await? {
+            return Ok(true);
+        }
+        if leases.ask_others(ticket.account()).await? {
+            for pause in PATIENCE_WITH_OTHERS {
+                tokio::time::sleep(pause).await;
+                if self.try_hold(ticket).await? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     async fn try_hold(&self, ticket: &Ticket) -> Result<bool, StoreError> {
@@ -297,6 +350,10 @@ pub fn drawn<'a>(links: &'a [Link], counters: &[Counter]) -> Vec<Drawn<'a>> {
     links.iter().map(of).collect()
 }
 
+/// When it is looked whether other processes have given back what they were asked for.
+const PATIENCE_WITH_OTHERS: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(200)];
+
 /// How many abandoned reservations are handed over at once.
 const MOST_ABANDONED: u32 = 10_000;
 
@@ -319,9 +376,10 @@ impl Reservation {
     }
 
     fn send(&mut self, bill: Bill) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let request_id = Arc::clone(&ticket.request_id);
-        if self.outbox.send(Finished(How::Settled { ticket, bill, at: self.clock.now() })).is_err() {
+        let Some(mut ticket) = self.ticket.take() else { return };
+        let (request_id, at) = (Arc::clone(&ticket.request_id), self.clock.now());
+        ticket.put_back(&bill, at);
+        if self.outbox.send(Finished(How::Settled { ticket, bill, at })).is_err() {
             // The settler is gone: the reservation's row stays and is charged when it expires.
             tracing::error!(%request_id, "settled after the settler has stopped");
         }

@@ -21,6 +21,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::allocation::Allocations;
+use crate::allocation::lease::Leases;
 use crate::allocation::rules::RuleBook;
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, ConfigError};
@@ -113,6 +114,7 @@ pub struct Server {
     listeners: Vec<JoinHandle<bool>>,
     background: JoinSet<()>,
     settler: SettlerThread,
+    leases: Leases,
 }
 
 /// What a server did at its end.
@@ -144,7 +146,10 @@ impl Server {
         let rules = RuleBook::new(store.clone(), &config.allocation, config.policy.default_model_access);
         let authenticator = Authenticator::new(identity.clone(), master_key, rules.clone());
         let (settler, outbox) = Settler::new(store.clone());
-        let allocations = Allocations::new(store.clone(), Arc::clone(&clock), &config.allocation, outbox);
+        let (leases, keeper) = Leases::new(store.clone(), Arc::clone(&clock), config.allocation.leases.clone());
+        keeper.begin().await?;
+        let allocations =
+            Allocations::leasing(store.clone(), Arc::clone(&clock), &config.allocation, outbox, Some(leases.clone()));
         let balancer =
             Arc::new(Balancer::new(&config.upstream, Arc::clone(&clock)).map_err(|e| wrong(format!("upstream: {e}")))?);
         let catalogue = Arc::new(Catalogue::new(
@@ -200,6 +205,7 @@ impl Server {
         let mut background = JoinSet::new();
         background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations));
+        background.spawn(keeper.run());
         if provisioner.management().is_configured() {
             let (changes, people) = (store.changes(), provisioner.management().clone());
             background.spawn(identities::keep_resolving(changes, store.clone(), people));
@@ -211,7 +217,7 @@ impl Server {
         let first = tokio::time::timeout(FIRST_PRICES, listed.refresh(&balancer, credential.as_ref())).await;
         background.spawn(async move { listed.watch(&balancer, credential.as_ref(), first.unwrap_or(false)).await });
         background.spawn(async move { identity.warm().await });
-        Self::listen(config, store, front, operations, background, settler).await
+        Self::listen(config, store, front, operations, background, (settler, leases)).await
     }
 
     async fn listen(
@@ -220,7 +226,7 @@ impl Server {
         front: Front,
         operations: Operations,
         mut background: JoinSet<()>,
-        settler: Settler,
+        (settler, leases): (Settler, Leases),
     ) -> Result<Self, StartError> {
         let tls = config.tls.as_ref().map(Tls::open).transpose().map_err(|e| StartError::Config(ConfigError(e)))?;
         if let (Some(tls), Some(files)) = (tls.clone(), config.tls.clone()) {
@@ -242,7 +248,7 @@ impl Server {
         let limits = config.limits.clone();
         listeners.push(tokio::spawn(Listener { socket, tls, answer: front, limits }.run(stopped)));
         let settler = SettlerThread::start(settler).map_err(StartError::Thread)?;
-        Ok(Self { address, admin_address, store, stop, listeners, background, settler })
+        Ok(Self { address, admin_address, store, stop, listeners, background, settler, leases })
     }
 
     /// Where it listens.
@@ -271,6 +277,7 @@ impl Server {
         // What holds the settler's other end goes with the listeners and the jobs.
         self.background.shutdown().await;
         let settled = self.settler.stop(LAST_SETTLEMENTS).await;
+        self.leases.end().await;
         self.store.close().await;
         Stopped { settled, drained }
     }

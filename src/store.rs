@@ -37,6 +37,7 @@ mod error;
 pub mod features;
 pub mod guardrails;
 pub mod idempotency;
+pub mod leases;
 pub mod ledger;
 pub mod marketplace;
 pub mod migrate;
@@ -90,7 +91,7 @@ struct Shared {
 enum Pools {
     /// One writer, because SQLite has one; many readers, which WAL lets run beside it.
     #[cfg(feature = "sqlite")]
-    Sqlite { writer: sqlx::SqlitePool, readers: sqlx::SqlitePool },
+    Sqlite { writer: sqlx::SqlitePool, readers: sqlx::SqlitePool, lease_lock: dialect::FileLock },
     #[cfg(feature = "postgres")]
     Postgres(sqlx::PgPool),
 }
@@ -211,6 +212,25 @@ impl Store {
     /// Statements sent so far; tests hold the warm path to none.
     pub fn statements(&self) -> u64 {
         self.0.statements.load(Ordering::Relaxed)
+    }
+
+    /// A fresh identifier, for what is known before a transaction begins.
+    pub fn new_id<T>(&self) -> Id<T> {
+        self.0.ids.id(self.0.clock.now())
+    }
+
+    /// Whether this process may take leases: on SQLite, one process at a time, for as
+    /// long as the store lives.
+    ///
+    /// # Errors
+    /// [`StoreError::Setup`] when the lock's file cannot be made.
+    pub fn lock_for_leases(&self) -> Result<bool> {
+        match &self.0.pools {
+            #[cfg(feature = "sqlite")]
+            Pools::Sqlite { lease_lock, .. } => lease_lock.take(),
+            #[cfg(feature = "postgres")]
+            Pools::Postgres(_) => Ok(true),
+        }
     }
 
     /// Whether the database answers and can be written, within two seconds. A writer under
@@ -475,7 +495,7 @@ pub(crate) mod testing {
             day: "2027-01-15".to_owned(),
             created_at: Timestamp::from_secs(1_800_000_000),
         };
-        Settlement { row, counters: vec![counter(account)], held: Vec::new(), hold: Credits::ZERO }
+        Settlement { row, counters: vec![counter(account)], held: Vec::new(), hold: Credits::ZERO, lease: None }
     }
 
     impl crate::store::Tx<crate::context::Platform> {

@@ -96,6 +96,7 @@ impl Metrics {
     fn counters(&self) -> [(&'static str, &'static str, u64); 13] {
         let identity = self.identity.counts();
         let (reserved, exhausted) = self.allocations.counts();
+        let (drawn, refills) = self.allocations.lease_counts();
         [
             ("token_cache_hits", "Tokens answered from the cache", identity.cache_hits),
             ("token_cache_misses", "Tokens that were not", identity.cache_misses),
@@ -107,6 +108,8 @@ impl Metrics {
             ("rule_loads", "Reads of effective rules from the database", self.rules.loads()),
             ("reservations", "Reservations made", reserved),
             ("reservations_refused", "Reservations refused for want of credits", exhausted),
+            ("reservations_leased", "Reservations drawn from leases", drawn),
+            ("lease_refills", "Times that leases were filled", refills),
             ("settlements", "Requests settled", self.settler.settled()),
             ("settlement_failures", "Attempts to settle that failed", self.settler.failures()),
             ("statements", "Statements sent to the database", self.store.statements()),

@@ -111,6 +111,7 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 5, "zitadel", "b4d0d2627dd8fc89902602ac70424348509f886c8db4262a722c8c4aec2ea1a1"),
     ("postgres", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
     ("postgres", 7, "listings", "f758919548834968f015f1c682e52282d3c0b120a3465aea280098310bfe59da"),
+    ("postgres", 8, "leases", "d9b149b7111edc99b37fdc8469815bbc2155e06e1082a107bfa4a19b69e5899b"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
     ("sqlite", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
     ("sqlite", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
@@ -118,6 +119,7 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("sqlite", 5, "zitadel", "b4d0d2627dd8fc89902602ac70424348509f886c8db4262a722c8c4aec2ea1a1"),
     ("sqlite", 6, "lifecycle", "8f4fc42bce42fdf1bd50f0974c59e101f31b84c696c068bc7a89352a07e5c941"),
     ("sqlite", 7, "listings", "f758919548834968f015f1c682e52282d3c0b120a3465aea280098310bfe59da"),
+    ("sqlite", 8, "leases", "d9b149b7111edc99b37fdc8469815bbc2155e06e1082a107bfa4a19b69e5899b"),
 ];
 
 /// A source file, by its path below `src`.

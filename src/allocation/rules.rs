@@ -179,8 +179,8 @@ impl Epochs {
                 self.everything.fetch_add(1, Ordering::AcqRel);
                 self.accounts.fetch_add(1, Ordering::AcqRel);
             }
-            // Deny-lists are kept elsewhere; the others are no rules of the data plane.
-            ChangeKind::Revocations | ChangeKind::Features | ChangeKind::Marketplace => {}
+            // Deny-lists and leases are kept elsewhere; the others are no rules of the data plane.
+            ChangeKind::Revocations | ChangeKind::Leases | ChangeKind::Features | ChangeKind::Marketplace => {}
             ChangeKind::Account
             | ChangeKind::Directory
             | ChangeKind::Budget

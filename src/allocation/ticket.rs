@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+use super::lease::Slice;
 use super::{Admission, Bill};
 use crate::clock::Timestamp;
 use crate::context::Domain;
@@ -23,9 +24,13 @@ use crate::store::ledger::{Abandoned, Settlement};
 pub(super) struct Ticket {
     pub(super) request_id: Arc<str>,
     pub(super) hold: Credits,
+    /// Of it, what a slice is rid of.
+    drawn: Credits,
     /// Let through although a scope went over its cap.
     pub(super) over_cap: bool,
     pub(super) admitted_at: Timestamp,
+    /// Where its hold was drawn; none: it has a reservation of its own, or holds nothing.
+    pub(super) slice: Option<Arc<Slice>>,
     holds: bool,
     permit: Permit,
     kind: RouteKind,
@@ -43,8 +48,10 @@ impl Ticket {
         Self {
             request_id,
             hold: permit.rules().credits(estimate),
+            drawn: Credits::ZERO,
             over_cap: false,
             admitted_at: now,
+            slice: None,
             holds: true,
             permit,
             kind,
@@ -65,6 +72,17 @@ impl Ticket {
         &self.permit.rules().account
     }
 
+    pub(super) fn domain(&self) -> Domain {
+        self.permit.rules().domain
+    }
+
+    /// Puts back into its slice what the bill leaves over, and keeps the rest as its hold.
+    pub(super) fn put_back(&mut self, bill: &Bill, now: Timestamp) {
+        let Some(slice) = &self.slice else { return };
+        let used = self.permit.rules().factor.credits(bill.cost).unwrap_or(Credits::MAX);
+        self.drawn = slice.put_back(self.hold, used, now);
+    }
+
     pub(super) fn links(&self) -> &[Link] {
         self.permit.links()
     }
@@ -79,7 +97,9 @@ impl Ticket {
         let request = Request {
             request_id: self.request_id.to_string(),
             account: self.account().clone(),
-            hold: self.hold,
+            hold: if self.slice.is_some() { self.drawn } else { self.hold },
+            // The lease's id is taken before the slice is let go of: see `Leases::is_unused`.
+            lease: self.slice.as_ref().map(|slice| slice.lease_id()),
             admitted_at: self.admitted_at,
         };
         Detail::of(&self).settlement(request, bill, now)
@@ -91,6 +111,7 @@ struct Request {
     request_id: String,
     account: Id<Account>,
     hold: Credits,
+    lease: Option<Arc<str>>,
     admitted_at: Timestamp,
 }
 
@@ -171,7 +192,7 @@ impl Detail {
             metadata: "{}".to_owned(),
             created_at: now,
         };
-        Settlement { row, counters: self.counters, held: self.held, hold: request.hold }
+        Settlement { row, counters: self.counters, held: self.held, hold: request.hold, lease: request.lease }
     }
 }
 
@@ -194,6 +215,7 @@ pub(super) fn unsettled(abandoned: &Abandoned, now: Timestamp) -> Option<Settlem
         request_id: abandoned.request_id.clone(),
         account: abandoned.account_id.clone(),
         hold: abandoned.amount,
+        lease: None,
         admitted_at: abandoned.created_at,
     };
     Some(detail.settlement(request, bill, now))

@@ -73,12 +73,14 @@ impl Settler {
     }
 
     /// Settles until every outbox is gone and nothing waits any more; gives how many
-    /// requests it settled.
+    /// requests it settled. Blocks the thread while a batch gathers, so it is run on one
+    /// of its own.
     pub async fn run(mut self) -> u64 {
         let mut batch = Vec::with_capacity(BATCH);
         while self.inbox.recv_many(&mut batch, BATCH).await > 0 {
             if batch.len() < BATCH {
-                tokio::time::sleep(GATHERING).await;
+                // Not a timer: the runtime may be gone while the last requests gather.
+                std::thread::sleep(GATHERING);
                 batch.extend(std::iter::from_fn(|| self.inbox.try_recv().ok()).take(BATCH - batch.len()));
             }
             let settlements: Vec<Settlement> = batch.drain(..).map(Finished::settlement).collect();
@@ -130,6 +132,7 @@ impl Settler {
             match attempt().await {
                 Ok(()) => {
                     self.counts.settled.fetch_add(u64::try_from(batch.len()).unwrap_or(0), Ordering::Relaxed);
+                    batch.iter().for_each(log);
                     return Ok(());
                 }
                 Err(error @ (StoreError::Unavailable(_) | StoreError::ReadOnly(_))) => {
@@ -149,6 +152,25 @@ impl Settler {
         self.counts.waiting.store(waiting, Ordering::Relaxed);
         waiting
     }
+}
+
+/// A line for each request that was let through, at the level `debug`: what the ledger
+/// says of it, and nothing of what was asked or answered.
+fn log(settlement: &Settlement) {
+    let row = &settlement.row;
+    tracing::debug!(
+        request_id = row.request_id,
+        account = row.account_id.as_str(),
+        kind = row.kind.as_str(),
+        model = row.dimensions.model_name,
+        status = row.status,
+        input_tokens = row.tokens.input,
+        output_tokens = row.tokens.output,
+        nano_credits = row.credits.nanos(),
+        marks = row.marks,
+        duration_us = row.duration_us,
+        "settled"
+    );
 }
 
 #[cfg(test)]

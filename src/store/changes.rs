@@ -40,13 +40,15 @@ pub enum ChangeKind {
     Marketplace,
     /// Cut-off tokens.
     Revocations,
+    /// Nothing: somebody asks for the account's idle leases.
+    Leases,
     /// Unknown: the feed was interrupted.
     Everything,
 }
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Account,
         Self::Directory,
         Self::Budget,
@@ -56,6 +58,7 @@ impl ChangeKind {
         Self::Guardrails,
         Self::Marketplace,
         Self::Revocations,
+        Self::Leases,
         Self::Everything,
     ];
 
@@ -70,6 +73,7 @@ impl ChangeKind {
             Self::Guardrails => "guardrails",
             Self::Marketplace => "marketplace",
             Self::Revocations => "revocations",
+            Self::Leases => "leases",
             Self::Everything => "everything",
         }
     }

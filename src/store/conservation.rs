@@ -1,5 +1,6 @@
 //! The books, checked: what the ledger's rows add up to is what every counter and
-//! every roll-up says, and what reservations hold is what counters have leased.
+//! every roll-up says, and what reservations and leases hold is what counters
+//! have leased.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,6 +23,8 @@ pub struct Report {
     pub counters: u64,
     /// Requests that hold a reservation.
     pub reservations: u64,
+    /// Leases that gateways have.
+    pub leases: u64,
     /// Accounts with a ledger.
     pub accounts: u64,
     /// What does not fit; empty when the books balance.
@@ -79,6 +82,12 @@ async fn verify_in(tx: &mut Tx<Platform>) -> Result<Report> {
     for (account, amount, detail) in tx.holds().await? {
         report.reservations += 1;
         for key in held(&detail)? {
+            add(&mut counters.entry((account.clone(), key)).or_default().1, amount)?;
+        }
+    }
+    for (account, amount, text) in tx.open_leases().await? {
+        report.leases += 1;
+        for key in chain(&text)? {
             add(&mut counters.entry((account.clone(), key)).or_default().1, amount)?;
         }
     }
@@ -219,6 +228,14 @@ impl Tx<Platform> {
         on!(self, |c| sqlx::query_as(r#"SELECT account_id, amount, detail FROM "Alchemi_AllocationReservationTable""#)
             .fetch_all(c)
             .await)
+    }
+
+    async fn open_leases(&mut self) -> Result<Vec<(Id<Account>, Credits, String)>> {
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT account_id, amount, counters FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open'"#
+        )
+        .fetch_all(c)
+        .await)
     }
 
     async fn all_counters(&mut self) -> Result<Vec<(Id<Account>, Counter)>> {

@@ -150,6 +150,7 @@ async fn sqlite(config: &DatabaseConfig) -> Result<Pools> {
     if let Some(folder) = options.get_filename().parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| setup(&e))?;
     }
+    let lease_lock = FileLock::beside(options.get_filename());
     let options = options
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
@@ -171,7 +172,43 @@ async fn sqlite(config: &DatabaseConfig) -> Result<Pools> {
         .acquire_timeout(acquire_timeout(config))
         .test_before_acquire(false)
         .connect_lazy_with(options.read_only(true));
-    Ok(Pools::Sqlite { writer, readers })
+    Ok(Pools::Sqlite { writer, readers, lease_lock })
+}
+
+/// An advisory lock beside SQLite's file, which goes with the process that has it.
+#[cfg(feature = "sqlite")]
+pub(super) struct FileLock {
+    path: std::path::PathBuf,
+    held: std::sync::Mutex<Option<std::fs::File>>,
+}
+
+#[cfg(feature = "sqlite")]
+impl FileLock {
+    fn beside(database: &std::path::Path) -> Self {
+        let mut path = database.as_os_str().to_owned();
+        path.push("-leases");
+        Self { path: path.into(), held: std::sync::Mutex::default() }
+    }
+
+    /// Whether it is ours.
+    pub(super) fn take(&self) -> Result<bool> {
+        let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if held.is_some() {
+            return Ok(true);
+        }
+        let failed = |e: std::io::Error| StoreError::Setup(format!("{} cannot be locked: {e}", self.path.display()));
+        let file = std::fs::File::options().create(true).append(true).open(&self.path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => *held = Some(file),
+            Err(std::fs::TryLockError::WouldBlock) => {}
+            Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        Ok(held.is_some())
+    }
+
+    fn let_go(&self) {
+        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    }
 }
 
 #[cfg(feature = "postgres")]
@@ -267,9 +304,10 @@ pub(super) async fn notify(inner: &mut Inner, changes: &[Change]) -> Result<()> 
 pub(super) async fn close(pools: &Pools) {
     match pools {
         #[cfg(feature = "sqlite")]
-        Pools::Sqlite { writer, readers } => {
+        Pools::Sqlite { writer, readers, lease_lock } => {
             readers.close().await;
             writer.close().await;
+            lease_lock.let_go();
         }
         #[cfg(feature = "postgres")]
         Pools::Postgres(pool) => pool.close().await,

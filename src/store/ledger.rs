@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use super::changes::ChangeKind;
 use super::{Result, StoreError, Tx, from_columns, on, run};
@@ -72,8 +73,10 @@ pub struct Settlement {
     pub counters: Vec<CounterKey>,
     /// Of those, the ones that hold its reservation.
     pub held: Vec<CounterKey>,
-    /// How much each of them holds.
+    /// How much of it each of them is rid of.
     pub hold: Credits,
+    /// The lease that held it; none: it has a reservation of its own.
+    pub lease: Option<Arc<str>>,
 }
 
 /// A reservation that nobody settled.
@@ -95,9 +98,9 @@ from_columns! { Abandoned { request_id, account_id, amount, detail, created_at }
 
 /// What a batch adds to one counter.
 #[derive(Debug, Clone, Copy, Default)]
-struct Delta {
-    used: Credits,
-    leased: Credits,
+pub(super) struct Delta {
+    pub(super) used: Credits,
+    pub(super) leased: Credits,
 }
 
 impl Tx<Tenant> {
@@ -108,49 +111,56 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn reserve(&mut self, hold: &Hold<'_>) -> Result<bool> {
-        let (account, now) = (self.account.clone(), self.now);
-        let capped: Vec<(&Link, Credits)> = hold.links.iter().filter_map(|l| Some((l, l.cap?))).collect();
-        if !capped.is_empty() {
-            let moved = on!(self, |c| {
-                let mut q = sqlx::QueryBuilder::new(
-                    r#"INSERT INTO "Alchemi_AllocationCounterTable" AS c
-                       (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at)
-                       SELECT column1, column2, column3, column4, 0, column5, column6, column7 FROM ("#,
-                );
-                q.push_values(&capped, |mut row, (link, cap)| {
-                    let limit = if hold.over_cap { Credits::MAX } else { *cap };
-                    row.push_bind(&account)
-                        .push_bind(link.scope.scope_type)
-                        .push_bind(&link.scope.scope_id)
-                        .push_bind(link.window.start)
-                        .push_bind(hold.amount)
-                        .push_bind(limit)
-                        .push_bind(now);
-                });
-                q.push(
-                    r#") AS v WHERE column5 <= column6
-                       ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
-                       SET leased = c.leased + excluded.leased, cap = excluded.cap, updated_at = excluded.updated_at
-                       WHERE excluded.leased <= excluded.cap - c.used - c.leased"#,
-                );
-                q.build().execute(c).await.map(|done| done.rows_affected())
-            })?;
-            if usize::try_from(moved).unwrap_or_default() < capped.len() {
-                return Ok(false);
-            }
+        if !self.hold_on_counters(hold.links, hold.amount, hold.over_cap).await? {
+            return Ok(false);
         }
         run!(
             self,
             r#"INSERT INTO "Alchemi_AllocationReservationTable" (request_id, account_id, amount, detail, created_at, expires_at)
                VALUES ($1, $2, $3, $4, $5, $6)"#,
             hold.request_id,
-            &account,
+            &self.account,
             hold.amount,
             hold.detail,
-            now,
+            self.now,
             hold.expires_at
         )?;
         Ok(true)
+    }
+
+    /// Adds `amount` to what every capped counter has leased, all or none: the one
+    /// conditional statement that keeps caps.
+    pub(super) async fn hold_on_counters(&mut self, links: &[Link], amount: Credits, over_cap: bool) -> Result<bool> {
+        let (account, now) = (self.account.clone(), self.now);
+        let capped: Vec<(&Link, Credits)> = links.iter().filter_map(|l| Some((l, l.cap?))).collect();
+        if capped.is_empty() {
+            return Ok(true);
+        }
+        let moved = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(
+                r#"INSERT INTO "Alchemi_AllocationCounterTable" AS c
+                   (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at)
+                   SELECT column1, column2, column3, column4, 0, column5, column6, column7 FROM ("#,
+            );
+            q.push_values(&capped, |mut row, (link, cap)| {
+                let limit = if over_cap { Credits::MAX } else { *cap };
+                row.push_bind(&account)
+                    .push_bind(link.scope.scope_type)
+                    .push_bind(&link.scope.scope_id)
+                    .push_bind(link.window.start)
+                    .push_bind(amount)
+                    .push_bind(limit)
+                    .push_bind(now);
+            });
+            q.push(
+                r#") AS v WHERE column5 <= column6
+                   ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
+                   SET leased = c.leased + excluded.leased, cap = excluded.cap, updated_at = excluded.updated_at
+                   WHERE excluded.leased <= excluded.cap - c.used - c.leased"#,
+            );
+            q.build().execute(c).await.map(|done| done.rows_affected())
+        })?;
+        Ok(usize::try_from(moved).unwrap_or_default() == capped.len())
     }
 
     /// Whether `subject` made the stored response with this id.
@@ -204,12 +214,13 @@ impl Tx<Tenant> {
             counters: links.iter().map(Link::counter).collect(),
             held: Vec::new(),
             hold: Credits::ZERO,
+            lease: None,
         };
         let fresh = self.write_rows(std::slice::from_ref(&settlement)).await?;
         if fresh.is_empty() {
             return Ok(false);
         }
-        self.add_to_counters(&fresh).await?;
+        self.add_to_counters(&fresh, &HashSet::new()).await?;
         self.add_to_rollups(&fresh).await?;
         self.changed(ChangeKind::Budget);
         Ok(true)
@@ -225,8 +236,10 @@ impl Tx<Platform> {
     /// [`StoreError::ForeignKey`] when an account of the batch is gone.
     pub async fn settle(&mut self, batch: &[Settlement]) -> Result<usize> {
         let fresh = self.write_rows(batch).await?;
-        self.add_to_counters(&fresh).await?;
+        let gone = self.draw_leases(&fresh).await?;
+        self.add_to_counters(&fresh, &gone).await?;
         self.add_to_rollups(&fresh).await?;
+        self.take_back_late(&fresh, &gone).await?;
         self.end_reservations(batch).await?;
         Ok(fresh.len())
     }
@@ -260,7 +273,9 @@ impl Tx<Platform> {
     }
 
     async fn end_reservations(&mut self, batch: &[Settlement]) -> Result<()> {
-        for chunk in batch.chunks(500) {
+        // What a lease held has no row of its own.
+        let own: Vec<_> = batch.iter().filter(|settlement| settlement.lease.is_none()).collect();
+        for chunk in own.chunks(500) {
             on!(self, |c| {
                 let mut q = sqlx::QueryBuilder::new(
                     r#"DELETE FROM "Alchemi_AllocationReservationTable" WHERE request_id IN ("#,
@@ -278,7 +293,7 @@ impl Tx<Platform> {
 
 impl<R> Tx<R> {
     /// Inserts ledger rows and gives those that were new.
-    async fn write_rows<'a>(&mut self, batch: &'a [Settlement]) -> Result<Vec<&'a Settlement>> {
+    pub(super) async fn write_rows<'a>(&mut self, batch: &'a [Settlement]) -> Result<Vec<&'a Settlement>> {
         let mut written: HashSet<String> = HashSet::with_capacity(batch.len());
         // 34 columns each; SQLite takes 32,766 parameters.
         for chunk in batch.chunks(500) {
@@ -316,16 +331,21 @@ impl<R> Tx<R> {
             })?;
             written.extend(ids);
         }
-        Ok(batch.iter().filter(|s| written.contains(&s.row.request_id)).collect())
+        // Removed, not looked up: one that a batch holds twice was written once.
+        Ok(batch.iter().filter(|s| written.remove(&s.row.request_id)).collect())
     }
 
-    /// Adds settled rows to their counters, each touched once.
-    async fn add_to_counters(&mut self, fresh: &[&Settlement]) -> Result<()> {
+    /// Adds settled rows to their counters, each touched once; leases that are `gone`
+    /// hold nothing any more.
+    pub(super) async fn add_to_counters(&mut self, fresh: &[&Settlement], gone: &HashSet<String>) -> Result<()> {
         let mut counters: BTreeMap<(&Id<Account>, &CounterKey), Delta> = BTreeMap::new();
         for settlement in fresh {
             for key in &settlement.counters {
                 let delta = counters.entry((&settlement.row.account_id, key)).or_default();
                 delta.used = delta.used.checked_add(settlement.row.credits).ok_or(StoreError::Overflow)?;
+            }
+            if settlement.lease.as_ref().is_some_and(|lease| gone.contains(&**lease)) {
+                continue;
             }
             for key in &settlement.held {
                 let delta = counters.entry((&settlement.row.account_id, key)).or_default();
@@ -339,7 +359,7 @@ impl<R> Tx<R> {
     }
 
     /// Adds settled rows to their roll-ups, each touched once.
-    async fn add_to_rollups(&mut self, fresh: &[&Settlement]) -> Result<()> {
+    pub(super) async fn add_to_rollups(&mut self, fresh: &[&Settlement]) -> Result<()> {
         let mut sums: BTreeMap<RollupKey, RollupSums> = BTreeMap::new();
         for settlement in fresh {
             sums.entry(RollupKey::of(&settlement.row)).or_default().add(&RollupSums::of(&settlement.row))?;
@@ -350,7 +370,7 @@ impl<R> Tx<R> {
         Ok(())
     }
 
-    async fn add_to_counter(&mut self, account: &Id<Account>, key: &CounterKey, delta: Delta) -> Result<()> {
+    pub(super) async fn add_to_counter(&mut self, account: &Id<Account>, key: &CounterKey, delta: Delta) -> Result<()> {
         let (now, start) = (self.now, Timestamp::from_micros(key.window_start));
         run!(
             self,

@@ -49,9 +49,10 @@ async fn hang_up(client: &Client, body: serde_json::Value, n: usize) -> Option<(
 async fn quiet(gateway: &Gateway) {
     for _ in 0..1_000 {
         let open = gateway.database.rows(r#"SELECT request_id FROM "Alchemi_AllocationReservationTable""#, &[]).await;
+        let leases = gateway.database.rows(r#"SELECT lease_id FROM "Alchemi_AllocationLeaseTable""#, &[]).await;
         let busy = gateway.metric("requests_in_flight").await;
         let made = gateway.metric("reservations_total").await;
-        if open.is_empty() && busy == 0 && made == gateway.metric("settlements_total").await {
+        if open.is_empty() && leases.is_empty() && busy == 0 && made == gateway.metric("settlements_total").await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -18,6 +18,7 @@ mod context;
 mod embedding;
 mod enrolment;
 mod guardrails;
+mod leases;
 mod listener;
 mod opaque;
 mod outage;

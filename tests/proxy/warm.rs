@@ -41,7 +41,7 @@ async fn a_known_caller_costs_no_statement_but_the_reservation() {
     }
     for backend in backends().await {
         let stage = Stage::on(backend).await;
-        // The hold and its note.
+        // The hold and its note; what is leased needs neither.
         assert_eq!(cost_of_a_warm_request(&stage).await, 4 + 2);
     }
 }
