@@ -73,7 +73,7 @@ async fn every_kind_is_answered_and_paid_to_the_nano() {
             }
             total += credits;
         }
-        assert_eq!(stage.counter().await, (total, 0), "what was held is given back");
+        assert_eq!(stage.rested().await, (total, 0), "what was held is given back");
         let report = stage.gateway.verify_books().await;
         assert_eq!((report.rows, &report.differences), (calls().len() as u64, &Vec::new()));
     }

@@ -134,7 +134,7 @@ async fn the_upstreams_errors_pass_untouched_and_free() {
             assert_eq!((int(&row, "raw_cost"), int(&row, "status")), (0, i64::from(status.as_u16())));
             assert_eq!((text(&row, "cost_source"), text(&row, "marks")), ("free", ""));
         }
-        assert_eq!(stage.counter().await, (0, 0));
+        assert_eq!(stage.rested().await, (0, 0));
         assert_eq!(stage.gateway.verify_books().await.differences, []);
     }
 }

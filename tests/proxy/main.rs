@@ -74,6 +74,18 @@ impl Stage {
         let counters = self.gateway.counters(&self.account).await;
         counters.get(&("account".to_owned(), self.account.clone())).copied().unwrap_or_default()
     }
+
+    /// The same, once idle leases have gone back.
+    async fn rested(&self) -> (i64, i64) {
+        for _ in 0..1_000 {
+            let counter = self.counter().await;
+            if counter.1 == 0 {
+                return counter;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        self.counter().await
+    }
 }
 
 /// A question for a chat model.
