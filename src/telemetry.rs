@@ -93,7 +93,7 @@ impl Metrics {
         text
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, u64); 13] {
+    fn counters(&self) -> [(&'static str, &'static str, u64); 15] {
         let identity = self.identity.counts();
         let (reserved, exhausted) = self.allocations.counts();
         let (drawn, refills) = self.allocations.lease_counts();

@@ -74,7 +74,13 @@ fn a_wrong_file_is_named_with_the_key() {
         ("[allocation]\nabandon_after_seconds = 60", &["allocation.abandon_after_seconds", "upstream."]),
     ] {
         let file = place.file("alchemi.toml", text);
-        for command in ["serve", "check-config", "migrate"] {
+        // A command that only looks after the database leaves alone what no gateway could run with.
+        let commands = if text.contains("abandon_after") {
+            &["serve", "check-config"][..]
+        } else {
+            &["serve", "check-config", "migrate"]
+        };
+        for command in commands {
             one_sentence(&place.run(&[command, "--config", &file]), 2, words);
         }
     }
