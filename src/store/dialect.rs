@@ -385,7 +385,7 @@ mod tests {
     use super::is_transient;
     use crate::context::Granted;
     use crate::id::RandomIds;
-    use crate::store::{DatabaseConfig, Store, StoreError, run, testing};
+    use crate::store::{DatabaseConfig, Store, StoreError, testing};
 
     #[tokio::test]
     async fn who_leaves_before_a_transaction_has_begun_leaves_none_behind() {
