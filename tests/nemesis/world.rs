@@ -96,7 +96,7 @@ impl World {
             cluster,
             small_disks,
             accounts: Vec::new(),
-            issuer: issuer,
+            issuer,
             mounts,
             folder,
         };
