@@ -233,7 +233,7 @@ pub(super) async fn begin(pools: &Pools) -> Result<Inner> {
         #[cfg(feature = "sqlite")]
         Pools::Sqlite { writer, .. } => Inner::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
         #[cfg(feature = "postgres")]
-        Pools::Postgres(pool) => Inner::Postgres(begin_whole(pool, "BEGIN").await?),
+        Pools::Postgres(pool) => Inner::Postgres(begun(pool, "BEGIN").await?),
     })
 }
 
@@ -243,18 +243,16 @@ pub(super) async fn begin_read(pools: &Pools) -> Result<Inner> {
         Pools::Sqlite { readers, .. } => Inner::Sqlite(readers.begin().await?),
         #[cfg(feature = "postgres")]
         Pools::Postgres(pool) => {
-            Inner::Postgres(begin_whole(pool, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?)
+            Inner::Postgres(begun(pool, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?)
         }
     })
 }
 
-/// Begins in a task of its own: a caller who goes away while `BEGIN` is under way would else leave the
-/// connection in a transaction that nobody ends, for the next caller to write into, or to fail in.
+/// A transaction, carried through to its beginning whether or not the caller still
+/// waits: a `BEGIN` that nobody waits for is rolled back by nobody, and the next who
+/// gets the connection would be inside of it.
 #[cfg(feature = "postgres")]
-async fn begin_whole(
-    pool: &sqlx::PgPool,
-    statement: &'static str,
-) -> Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+async fn begun(pool: &sqlx::PgPool, statement: &'static str) -> Result<sqlx::PgTransaction<'static>> {
     let pool = pool.clone();
     let begun = tokio::spawn(async move { pool.begin_with(statement).await });
     Ok(begun.await.map_err(|error| StoreError::Unavailable(error.to_string()))??)
@@ -506,8 +504,28 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::{is_read_only, is_transient};
-    use crate::store::StoreError;
+    use crate::context::Granted;
+    use crate::id::RandomIds;
+    use crate::store::{DatabaseConfig, Store, StoreError, testing};
+
+    #[tokio::test]
+    async fn who_leaves_before_a_transaction_has_begun_leaves_none_behind() {
+        for fresh in testing::databases().await {
+            let config = DatabaseConfig { max_connections: 1, ..fresh.config.clone() };
+            let store = Store::open(&config, fresh.clock.clone(), Arc::new(RandomIds)).await.unwrap();
+            let system = Granted::system();
+            for n in 0..300 {
+                let _ = tokio::time::timeout(Duration::from_micros(n * 5), store.read(&system)).await;
+                let mut tx = store.begin(&system).await.unwrap();
+                run!(tx, r#"DELETE FROM "Alchemi_AccountTable" WHERE account_id = ''"#).unwrap();
+                tx.commit().await.unwrap();
+            }
+        }
+    }
 
     #[test]
     fn a_conversation_that_breaks_is_an_outage_and_not_a_failed_statement() {

@@ -43,8 +43,9 @@ const RECOVERY: Duration = Duration::from_secs(5);
 const RUNS: u64 = 10;
 
 fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text:?}")))
+    let text = std::env::var_os(variable)?;
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    Some(number.unwrap_or_else(|| panic!("{variable} is not a number: {text:?}")))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
