@@ -7,7 +7,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::disallowed_methods,
     clippy::indexing_slicing,
     clippy::print_stderr,
     reason = "a test fails by panicking, and says what it measured"
