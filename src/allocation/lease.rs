@@ -2,7 +2,7 @@
 //! need, so that a warm reservation is one compare-and-swap (spec: allocations,
 //! section 3).
 //!
-//! A [`Slice`] belongs to the *capped links of a chain, with their caps and
+//! A slice belongs to the *capped links of a chain, with their caps and
 //! windows*. Everybody who is counted under the same ones draws on the same slice;
 //! a cap that changes or a window that rolls makes another key, so the old slice is
 //! never drawn on again. Because one slice stands for all scopes of its chain at once,

@@ -14,7 +14,7 @@ impl Tx<Tenant> {
     /// Users of `domain`, newest first.
     ///
     /// # Errors
-    /// [`StoreError`](crate::store::StoreError).
+    /// [`StoreError`].
     pub async fn users(&mut self, domain: Domain, slice: &Slice) -> Result<Page<User>> {
         list!(self, slice, User in "Alchemi_UserTable", domain = domain)
     }
@@ -22,7 +22,7 @@ impl Tx<Tenant> {
     /// One user.
     ///
     /// # Errors
-    /// [`StoreError`](crate::store::StoreError).
+    /// [`StoreError`].
     pub async fn user(&mut self, domain: Domain, id: &Id<User>) -> Result<Option<User>> {
         find!(self, "Alchemi_UserTable", domain = domain, id = id)
     }
@@ -31,7 +31,7 @@ impl Tx<Tenant> {
     /// the transaction.
     ///
     /// # Errors
-    /// [`StoreError`](crate::store::StoreError).
+    /// [`StoreError`].
     pub async fn hold_user(&mut self, domain: Domain, id: &Id<User>) -> Result<Option<User>> {
         let account = self.account.clone();
         on!(self, |c| sqlx::query_as(
@@ -49,7 +49,7 @@ impl Tx<Tenant> {
     /// from everybody else until the end of the transaction.
     ///
     /// # Errors
-    /// [`StoreError`](crate::store::StoreError).
+    /// [`StoreError`].
     pub async fn hold_users_of(
         &mut self,
         domain: Domain,
@@ -73,7 +73,7 @@ impl Tx<Tenant> {
     /// address stays out of it when another identity has it.
     ///
     /// # Errors
-    /// [`StoreError`](crate::store::StoreError).
+    /// [`StoreError`].
     pub async fn enrol_user(&mut self, domain: Domain, actor: &Actor) -> Result<Option<User>> {
         let email = actor.email.as_deref().and_then(|text| text.parse::<Email>().ok()).map(Email::into_string);
         let known = self.hold_users_of(domain, Some(&actor.subject), email.as_deref()).await?;
@@ -106,7 +106,7 @@ impl Tx<Tenant> {
     /// Makes a user.
     ///
     /// # Errors
-    /// [`StoreError::Unique`](crate::store::StoreError::Unique) on `email` or `identity_user_id`.
+    /// [`StoreError::Unique`] on `email` or `identity_user_id`.
     pub async fn insert_user(&mut self, user: &User) -> Result<()> {
         let account = self.account.clone();
         run!(
@@ -130,7 +130,7 @@ impl Tx<Tenant> {
     /// Changes every changeable column of a user; gives the new row.
     ///
     /// # Errors
-    /// [`StoreError::Unique`](crate::store::StoreError::Unique) on `email` or `identity_user_id`.
+    /// [`StoreError::Unique`] on `email` or `identity_user_id`.
     pub async fn update_user(&mut self, user: &User) -> Result<User> {
         let (account, now) = (self.account.clone(), self.now);
         self.changed(ChangeKind::Directory);
@@ -156,7 +156,7 @@ impl Tx<Tenant> {
     /// Removes a user and everything that hangs on it.
     ///
     /// # Errors
-    /// [`StoreError`](crate::store::StoreError).
+    /// [`StoreError`].
     pub async fn delete_user(&mut self, domain: Domain, id: &Id<User>) -> Result<Uprooted> {
         let uprooted = self.uproot(domain, ScopeType::User, id.as_str()).await?;
         remove!(self, "Alchemi_UserTable", domain = domain, id = id)?;
