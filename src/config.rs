@@ -277,6 +277,12 @@ impl Config {
             }
             Enforcement::Off => warnings.push("allocation: enforcement = \"off\" holds nobody to a budget".to_owned()),
         }
+        if self.passthrough {
+            warnings.push(
+                "passthrough: whoever has a key of the upstream's own (sk-…) uses it on every route, past policy and budgets"
+                    .to_owned(),
+            );
+        }
         if self.upstream.api_key.is_none() {
             warnings.push("upstream: without api_key the upstream lets everybody in who reaches it".to_owned());
         }

@@ -133,7 +133,7 @@ pub enum Denial {
     },
     /// The agent is unknown or not granted.
     AgentDenied,
-    /// The connection is unknown or not granted.
+    /// A request through a connection, which is not possible yet.
     ConnectionDenied,
     /// The model has no price, and one is required.
     ModelUnpriced {
@@ -385,7 +385,7 @@ impl From<Denial> for Problem {
             }
             Denial::ConnectionDenied => Self::forbidden(
                 code,
-                "The connection of x-alchemi-connection-id does not exist here or is not granted to you",
+                "Requests cannot be made through a connection yet: leave x-alchemi-connection-id out",
             ),
             Denial::ModelUnpriced { model } => Self::forbidden(
                 code,

@@ -122,10 +122,25 @@ fn kept_secret_key(folder: &Path) -> Result<String, Failure> {
         return Ok(key);
     }
     let key = super::maintenance::secret_key()?;
-    std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&path, &key))
-        .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    write_private(&path, &key).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
     Ok(key)
+}
+
+/// Writes a file that only its owner can read, in a folder of which the same is true
+/// when it is made here.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let (mut folder, mut file) = (std::fs::DirBuilder::new(), std::fs::OpenOptions::new());
+    file.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
+        std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
+    }
+    if let Some(parent) = path.parent() {
+        folder.recursive(true).create(parent)?;
+    }
+    file.open(path)?.write_all(text.as_bytes())
 }
 
 /// The printed tokens, each in a file, so that the lines to paste stay short.
@@ -139,7 +154,7 @@ struct Tokens {
 fn write_tokens(folder: &Path, issuer: &DevIssuer, master_key: &str) -> Result<Tokens, Failure> {
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
-        std::fs::write(&path, text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+        write_private(&path, text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
         Ok(path)
     };
     let token = |subject: &str| issuer.mint(subject, TOKEN_LIFETIME).map_err(Failure::failed);

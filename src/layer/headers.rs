@@ -116,12 +116,15 @@ fn classify(name: &str) -> Class {
         | "proxy-authorization"
         | "proxy-authenticate"
         | "http2-settings"
-        | "forwarded" => Class::Strip,
+        | "forwarded"
+        | "baggage" => Class::Strip,
         // Other places where LiteLLM finds credentials or whom to charge, and
         // compression, in which usage could not be read.
         "cookie" | "accept-encoding" | "ocp-apim-subscription-key" | "openai-organization" | "openai-project" => {
             Class::CallersOwn
         }
+        // What the upstream would take for settings of its own.
+        _ if ["litellm-", "llm-provider-", "langfuse-"].iter().any(|prefix| name.starts_with(prefix)) => Class::Strip,
         _ => Class::Pass,
     }
 }
@@ -130,14 +133,14 @@ fn classify_extension(rest: &str) -> Class {
     match rest {
         "api-key" => Class::Token(1),
         "goog-api-key" => Class::CallersOwn,
-        "request-id" | "real-ip" => Class::Strip,
+        "request-id" | "real-ip" | "original-url" | "rewrite-url" | "user-id" => Class::Strip,
         "account-id" => Class::Ask(Ask::Account),
         "alchemi-domain" => Class::Ask(Ask::Domain),
         "alchemi-team-id" => Class::Ask(Ask::Team),
         "alchemi-agent-id" => Class::Ask(Ask::Agent),
         "alchemi-connection-id" => Class::Ask(Ask::Connection),
         "alchemi-explain" => Class::Ask(Ask::Explain),
-        _ if ["alchemi-", "account", "litellm-", "forwarded"].iter().any(|prefix| rest.starts_with(prefix)) => {
+        _ if ["alchemi-", "account", "litellm-", "forwarded", "mcp-"].iter().any(|prefix| rest.starts_with(prefix)) => {
             Class::Strip
         }
         _ => Class::Pass,

@@ -49,7 +49,8 @@ fn answers_asked(field: &'static str, asked: u64) -> Result<u64, AskError> {
 pub struct AskRules {
     /// Members that are refused wherever they would steer the upstream around the
     /// policy: in the outer object and in fallbacks; with `metadata.` in front, in `metadata`,
-    /// and likewise with `prompt.` and `tools.`, in `prompt` and in each of `tools`.
+    /// and likewise with `prompt.` and `tools.`, in `prompt` and in each of `tools`. A `*` at the
+    /// start or the end of a name in the outer object stands for anything.
     pub forbidden_fields: Vec<String>,
     /// How text becomes tokens.
     pub count: CountRules,
@@ -58,52 +59,59 @@ pub struct AskRules {
 impl Default for AskRules {
     fn default() -> Self {
         let forbidden = [
-            // Where the upstream sends the request, and with whose credential.
+            // Where the upstream sends the request, with what, and with whose credential.
             "api_base",
             "base_url",
             "api_key",
             "api_version",
             "custom_llm_provider",
             "organization",
+            "headers",
             "extra_headers",
-            "litellm_params",
-            "litellm_credential_name",
+            "provider_specific_header",
+            "proxy_server_request",
+            "ssl_verify",
+            "aws_*",
+            "azure_ad_token*",
+            "vertex_*",
+            // The upstream's own settings.
+            "litellm_*",
+            "user_config",
+            "router_settings_override",
+            "policies",
+            "guardrails",
+            "disable_global_*",
+            "callbacks",
+            "*_callback",
+            "langfuse_*",
+            "langsmith_*",
             // Which model it runs. `extra_body` is merged over the body on its way to the provider.
             "model_list",
             "models",
-            "user_config",
-            "router_settings_override",
+            "model_info",
+            "base_model",
             "context_window_fallback_dict",
-            "extra_body",
-            "mock_response",
             "default_fallbacks",
             "specific_deployment",
-            "base_model",
             "num_retries",
-            "callbacks",
-            "guardrails",
-            "vertex_credentials",
-            "azure_ad_token",
-            "aws_bedrock_runtime_endpoint",
-            "langfuse_host",
-            "input_cost_per_token",
-            "output_cost_per_token",
-            "litellm_call_id",
-            "litellm_session_id",
+            "extra_body",
+            "mock_*",
             "prompt_id",
+            // What it costs, and whom it charges.
+            "*_cost*",
+            "tiered_pricing",
+            "tags",
+            "metadata.tags",
             // Its use is reported only after the answer.
             "background",
             // Stored state of the upstream that alchemi cannot tell the owner of.
             "conversation",
             "prompt.id",
+            "vector_store_ids",
             // Servers that the upstream calls, or its own ones, beside the connections that are granted.
             "mcp_servers",
             "tools.server_url",
             "tools.connector_id",
-            // Whom it charges.
-            "tags",
-            "metadata.tags",
-            "litellm_metadata",
         ];
         Self { forbidden_fields: forbidden.map(str::to_owned).to_vec(), count: CountRules::default() }
     }
@@ -111,12 +119,22 @@ impl Default for AskRules {
 
 impl AskRules {
     fn forbids(&self, field: &str) -> bool {
-        self.forbidden_fields.iter().any(|forbidden| forbidden == field)
+        self.forbidden_fields.iter().any(|forbidden| stands_for(forbidden, field))
     }
 
     /// What is forbidden inside of the outer member `outer`.
     fn forbidden_in(&self, outer: &str) -> impl Iterator<Item = &str> {
         self.forbidden_fields.iter().filter_map(move |field| field.strip_prefix(outer)?.strip_prefix('.'))
+    }
+}
+
+/// Whether `pattern` is the name, or stands for it by a `*` at its start or its end.
+fn stands_for(pattern: &str, name: &str) -> bool {
+    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        (None, None) => pattern == name,
+        (None, Some(start)) => name.starts_with(start),
+        (Some(end), None) => name.ends_with(end),
+        (Some(_), Some(_)) => name.contains(pattern.trim_matches('*')),
     }
 }
 

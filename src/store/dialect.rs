@@ -148,7 +148,7 @@ async fn sqlite(config: &DatabaseConfig) -> Result<Pools> {
         ));
     }
     if let Some(folder) = options.get_filename().parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|e| setup(&e))?;
+        private_folder(folder).map_err(|e| setup(&e))?;
     }
     let lease_lock = FileLock::beside(options.get_filename());
     let options = options
@@ -310,6 +310,15 @@ pub(super) async fn close(pools: &Pools) {
         #[cfg(feature = "postgres")]
         Pools::Postgres(pool) => pool.close().await,
     }
+}
+
+/// Makes a folder that only its owner can look into; one that exists stays as it is.
+#[cfg(feature = "sqlite")]
+fn private_folder(folder: &std::path::Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(folder)
 }
 
 /// Whether the same statement may succeed when tried again, by the error's code.

@@ -45,14 +45,15 @@ pub(super) async fn read_body(body: axum::body::Body, timeout: Duration) -> Resu
         let detail = "The body did not arrive in time; send it again";
         Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail)
     };
+    let too_large = || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is larger than 1 MiB");
+    // What says that it is too large is not waited for.
+    if http_body::Body::size_hint(&body).lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
     let read = tokio::time::timeout(timeout, axum::body::to_bytes(body, MAX_BODY)).await.map_err(late)?;
     read.map_err(|error| {
-        let too_large = std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-        if too_large {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is larger than 1 MiB")
-        } else {
-            Problem::bad_request("incomplete_body", "The body ended early")
-        }
+        let beyond = std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+        if beyond { too_large() } else { Problem::bad_request("incomplete_body", "The body ended early") }
     })
 }
 

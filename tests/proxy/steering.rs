@@ -155,3 +155,37 @@ async fn an_admin_who_asks_is_told_what_decided() {
     let reply = stage.ada.send(asked(&stage.ada)).await;
     assert!(!reply.headers.contains_key("x-alchemi-trace"), "nobody else is");
 }
+
+/// What LiteLLM would take from a body or a header for a setting of its own.
+#[tokio::test]
+async fn no_caller_sets_what_the_upstream_does() {
+    let stage = Stage::set().await;
+    for field in [
+        "headers",
+        "input_cost_per_second",
+        "cache_read_input_token_cost",
+        "disable_global_guardrail",
+        "provider_specific_header",
+        "success_callback",
+        "aws_role_name",
+        "vertex_project",
+        "litellm_anything",
+        "mock_timeout",
+        "langsmith_base_url",
+    ] {
+        let reply = stage.ada.post("/v1/chat/completions", with(chat("gpt-4o-mini"), field, json!(0))).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "field_not_allowed"), "{field}");
+    }
+    let steering = [
+        "x-mcp-servers",
+        "langfuse_trace_user_id",
+        "litellm-changed-by",
+        "llm_provider-foo",
+        "x-original-url",
+        "baggage",
+    ];
+    let request = stage.ada.request(Method::POST, "/v1/chat/completions").json(&chat("gpt-4o-mini"));
+    stage.ada.send(steering.iter().fold(request, |request, name| request.header(*name, "evil"))).await.ok();
+    let seen = stage.gateway.last_forwarded();
+    assert!(steering.iter().all(|name| seen.header_values(name).is_empty()), "{:?}", seen.headers);
+}
