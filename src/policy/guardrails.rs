@@ -29,7 +29,7 @@ const MAX_COMPILED: usize = 256 << 10;
 const MAX_TABLES: usize = 4 << 20;
 /// The most matches of one pattern that are replaced in one text; more are refused.
 const MAX_MATCHES: usize = 10_000;
-/// The most candidates of one pattern in one text whose checksum is looked at.
+/// The most candidates of one pattern that are looked at in one text; more are refused.
 const MAX_CANDIDATES: usize = 100_000;
 
 /// Why an expression is refused.
@@ -176,25 +176,67 @@ struct Pattern {
 }
 
 impl Pattern {
-    /// The matches in their order, not overlapping, that pass the pattern's check.
-    fn matches<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Range<usize>> + 't {
-        let (mut from, mut tries) = (0, 0);
-        std::iter::from_fn(move || {
-            loop {
-                tries += 1;
-                let found = self.regex.find_at(text, from).filter(|_| tries <= MAX_CANDIDATES)?;
-                let length = match self.check {
-                    None => Some(found.len()),
-                    Some(check) => check.length(found.as_str()),
-                };
-                if let Some(length) = length.filter(|length| *length > 0) {
-                    from = found.start() + length;
-                    return Some(found.start()..from);
-                }
-                // Another candidate may start inside of this one.
-                from = found.start() + found.as_str().chars().next().map_or(1, char::len_utf8);
+    fn matches<'t>(&'t self, text: &'t str) -> Matches<'t> {
+        Matches { pattern: self, text, from: 0, tries: 0, gave_up: false }
+    }
+}
+
+/// The matches of a pattern in their order, not overlapping, that pass its check.
+struct Matches<'t> {
+    pattern: &'t Pattern,
+    text: &'t str,
+    from: usize,
+    tries: usize,
+    /// There are more candidates than are looked at: the rest of the text is unread.
+    gave_up: bool,
+}
+
+impl Iterator for Matches<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        while !self.gave_up {
+            let found = self.pattern.regex.find_at(self.text, self.from)?;
+            if self.tries == MAX_CANDIDATES {
+                self.gave_up = true;
+                break;
             }
-        })
+            self.tries += 1;
+            let length = match self.pattern.check {
+                None => Some(found.len()),
+                Some(check) => check.length(found.as_str()),
+            };
+            if let Some(length) = length.filter(|length| *length > 0) {
+                self.from = found.start() + length;
+                return Some(found.start()..self.from);
+            }
+            // Another candidate may start inside of this one.
+            self.from = found.start() + found.as_str().chars().next().map_or(1, char::len_utf8);
+        }
+        None
+    }
+}
+
+/// Ranges that exempt what one of them covers as a whole.
+struct Exempt(Vec<Range<usize>>);
+
+impl Exempt {
+    /// Without those that another one covers, so that starts and ends both ascend.
+    fn new(mut ranges: Vec<Range<usize>>) -> Self {
+        ranges.sort_unstable_by_key(|range| (range.start, std::cmp::Reverse(range.end)));
+        let mut reached = 0;
+        ranges.retain(|range| {
+            let reaches = range.end > reached;
+            reached = reached.max(range.end);
+            reaches
+        });
+        Self(ranges)
+    }
+
+    fn covers(&self, at: &Range<usize>) -> bool {
+        // Of those that start in time, the last one reaches farthest.
+        let started = self.0.partition_point(|range| range.start <= at.start);
+        self.0.get(..started).and_then(<[_]>::last).is_some_and(|range| at.end <= range.end)
     }
 }
 
@@ -322,10 +364,12 @@ impl CompiledPreset {
             starts.push(whole.len());
             whole.push_str(part);
         }
-        let seams = |at: &Range<usize>| starts.iter().any(|start| at.start < *start && *start < at.end);
+        let later = |at: usize| starts.partition_point(|start| *start <= at);
+        let seams = |at: &Range<usize>| starts.get(later(at.start)).is_some_and(|start| *start < at.end);
         let mut mask = |at: Range<usize>, text: String, masks: &mut Vec<Mask>| {
             let mut text = text;
-            for (part, (start, own)) in starts.iter().zip(&passage.parts).enumerate() {
+            let touched = starts.iter().zip(&passage.parts).enumerate().skip(later(at.start).saturating_sub(1));
+            for (part, (start, own)) in touched.take_while(|(_, (start, _))| **start < at.end) {
                 let (from, to) = (at.start.max(*start), at.end.min(start + own.len()));
                 if from < to {
                     // The name stands where the match begins; the rest of it goes.
@@ -355,23 +399,23 @@ impl CompiledPreset {
             None => self.patterns.iter().collect(),
         };
         let allowing = hits.iter().filter(|p| p.does == MatchAction::Allow);
-        let exempt: Vec<Range<usize>> = allowing.flat_map(|p| p.matches(text).take(MAX_MATCHES)).collect();
-        let free = |at: &Range<usize>| exempt.iter().any(|e| e.start <= at.start && at.end <= e.end);
+        let exempt = Exempt::new(allowing.flat_map(|p| p.matches(text).take(MAX_MATCHES)).collect());
+        let held = |at: &Range<usize>| counts(at) && !exempt.covers(at);
         for pattern in hits {
-            let mut found = pattern.matches(text).filter(|at| counts(at) && !free(at));
+            let mut found = pattern.matches(text);
             match pattern.does {
                 MatchAction::Allow => {}
                 MatchAction::Block => {
-                    if found.next().is_some() {
+                    if found.any(|at| held(&at)) || found.gave_up {
                         return Err(pattern.name.clone());
                     }
                 }
-                MatchAction::Detect => seen.detected = seen.detected || found.next().is_some(),
+                MatchAction::Detect => seen.detected = seen.detected || found.any(|at| held(&at)),
                 MatchAction::Mask => {
-                    for at in found.by_ref().take(MAX_MATCHES) {
+                    for at in found.by_ref().filter(&held).take(MAX_MATCHES) {
                         mask(at, format!("[{}]", pattern.name), &mut seen.masks);
                     }
-                    if found.next().is_some() {
+                    if found.any(|at| held(&at)) || found.gave_up {
                         return Err(pattern.name.clone());
                     }
                 }

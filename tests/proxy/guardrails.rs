@@ -128,6 +128,53 @@ async fn the_fields_of_a_form_are_screened() {
 }
 
 #[tokio::test]
+async fn a_field_that_is_no_text_is_refused_and_a_file_is_not() {
+    let stage = Stage::set().await;
+    let pii = stage.preset("pii").await;
+    stage.assign(&pii, ("account", &stage.account)).await;
+    let send = async |head: &str| {
+        let before = "--edge\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper-1\r\n\
+            --edge\r\nContent-Disposition: form-data; ";
+        let form = [before, head, "\r\n\r\nby ada@acme.example "].concat().into_bytes();
+        let form = [form, b"\xff\r\n--edge--\r\n".to_vec()].concat();
+        let request = stage.ada.request(Method::POST, "/v1/audio/transcriptions");
+        let request = request.header("content-type", "multipart/form-data; boundary=edge").body(form);
+        stage.ada.send(request).await
+    };
+    for field in ["name=\"hotwords\"", "name=\"prompt\"", "name=\"stream[]\""] {
+        let reply = send(field).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "invalid_json"), "{field}");
+    }
+    assert_eq!(stage.gateway.forwarded().len(), 0, "nothing of it left");
+    assert_eq!(send("name=\"file\"; filename=\"a.wav\"").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_only_looks_like_a_picture_is_screened() {
+    let stage = Stage::set().await;
+    let pii = stage.preset("pii").await;
+    stage.assign(&pii, ("account", &stage.account)).await;
+    let send = async |url: &str| {
+        let image = json!([{"type": "image_url", "image_url": {"url": url}}]);
+        let body = with(chat("gpt-4o"), "messages", json!([{"role": "user", "content": image}]));
+        stage.ada.post("/v1/chat/completions", body).await.ok();
+        forwarded(&stage)
+    };
+    let seen = send("data: card 4111 1111 1111 1111 ;base64,").await;
+    assert!(seen.contains("data: card [payment_card] ;base64,"), "{seen}");
+    let picture = format!("data:image/png;base64,{}", "4111111111111111".repeat(8));
+    assert!(send(&picture).await.contains(&picture), "a picture stays as it is");
+    let input = json!({"id": "4111 1111 1111 1111", "status": "ada@acme.example"});
+    let call = json!([{"type": "tool_use", "id": "t", "name": "pay", "input": input}]);
+    let body =
+        json!({"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": [{"role": "assistant", "content": call}]});
+    stage.ada.post("/v1/messages", body).await.ok();
+    let seen: Value = serde_json::from_str(&forwarded(&stage)).unwrap();
+    let masked = json!({"id": "[payment_card]", "status": "[email]"});
+    assert_eq!(seen["messages"][0]["content"][0]["input"], masked);
+}
+
+#[tokio::test]
 async fn what_was_found_stands_in_the_ledger_and_the_rest_of_the_body_stays() {
     for backend in backends().await {
         let stage = Stage::on(backend).await;

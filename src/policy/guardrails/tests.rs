@@ -190,6 +190,69 @@ fn an_allowing_pattern_exempts_what_it_covers_in_its_own_preset() {
 }
 
 #[test]
+fn one_range_must_cover_what_it_exempts() {
+    let with = |allowing: &[&str]| {
+        let mut patterns = vec![pattern("one", "m", "[bcd]+", MatchAction::Mask)];
+        let allow = |(n, regex): (usize, &&str)| pattern("one", &format!("a{n}"), regex, MatchAction::Allow);
+        patterns.extend(allowing.iter().enumerate().map(allow));
+        screened(&[compiled("one", &patterns)], &["-abcde-"])
+    };
+    let masked = Ok(vec!["-a[m]e-".to_owned()]);
+    assert_eq!(with(&["abc", "cde"]), masked, "two that overlap are not one");
+    assert_eq!(with(&["ab", "cde"]), masked, "nor two that touch");
+    assert_eq!(with(&["abcd", "c", "bc"]), Err(Finding::Clean), "a shorter one behind it hides nothing");
+    assert_eq!(with(&["bcde", "b", "ab"]), Err(Finding::Clean));
+    assert_eq!(with(&["bcd"]), Err(Finding::Clean), "the same range");
+}
+
+/// Candidates that the check rejects, more of them than are looked at, and a number.
+#[test]
+fn what_is_not_read_to_its_end_does_not_pass() {
+    let (rejected, number) = ("000-05-1120, ", "078-05-1120");
+    let of = |does| {
+        let own = pattern("one", "us_ssn", r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b", does);
+        [compiled("one", &[GuardrailPattern { is_system: true, ..own }])]
+    };
+    let few = rejected.repeat(100);
+    assert_eq!(screened(&of(MatchAction::Mask), &[&few, number]), Ok(vec![few.clone(), "[us_ssn]".to_owned()]));
+    let all = rejected.repeat(MAX_CANDIDATES);
+    let more = rejected.repeat(MAX_CANDIDATES + 1) + number;
+    let blocked = Err(Finding::Blocked { code: "one".to_owned(), pattern: "us_ssn".to_owned() });
+    for does in [MatchAction::Mask, MatchAction::Block] {
+        assert_eq!(screened(&of(does), &[&all]), Err(Finding::Clean), "{does:?}: as many as are looked at");
+        assert_eq!(screened(&of(does), &[&more]), blocked, "{does:?}");
+    }
+    assert_eq!(screened(&of(MatchAction::Detect), &[&more]), Err(Finding::Clean), "what only notes refuses nothing");
+}
+
+/// Would take minutes if every match looked at every part.
+#[test]
+fn many_parts_are_screened_in_time() {
+    let mut parts = vec!["ab "; 91_000];
+    parts.extend(["a", "b"].repeat(4_500));
+    let preset = [compiled("one", &[pattern("one", "m", "ab", MatchAction::Mask)])];
+    let start = Instant::now();
+    let out = screened(&preset, &parts).unwrap();
+    println!("{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert_eq!((parts.len(), out.concat()), (100_000, "[m] ".repeat(91_000) + &"[m]".repeat(4_500)));
+}
+
+/// Would take minutes if every match looked at every range that exempts.
+#[test]
+fn many_patterns_that_exempt_are_screened_in_time() {
+    let mut patterns: Vec<_> =
+        (1..=100).map(|n| pattern("one", &format!("allow{n}"), &format!("b|x{{{n}}}"), MatchAction::Allow)).collect();
+    patterns.extend((1..=100).map(|n| pattern("one", &format!("mask{n}"), &format!("a|y{{{n}}}"), MatchAction::Mask)));
+    let (preset, text) = ([compiled("one", &patterns)], "ba ".repeat(1_500));
+    let start = Instant::now();
+    let out = screened(&preset, &[&text]).unwrap();
+    println!("{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert_eq!(out.concat(), "b[mask1] ".repeat(1_500));
+}
+
+#[test]
 fn a_match_may_run_over_the_seams_of_parts() {
     let pii = [system(GuardType::Pii)];
     let parts = ["card: 4111 1111", " 1111 ", "1111 exp"];

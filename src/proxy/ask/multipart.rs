@@ -42,6 +42,10 @@ pub(super) fn read(
         if rules.forbids(name) || name.ends_with("fallbacks") {
             return Err(AskError::FieldNotAllowed(shown(name)));
         }
+        // What is no text would be forwarded without having been screened.
+        if !part.file && std::str::from_utf8(part.value).is_err() {
+            return Err(AskError::InvalidUtf8);
+        }
         if !part.file && !matches!(name, "model" | "stream" | "n" | "metadata") {
             let start = part.value.as_ptr().addr().saturating_sub(body.as_ptr().addr());
             fields.push(start..start + part.value.len());

@@ -53,6 +53,15 @@ const IDENTIFYING: &[&str] = &[
     "status",
 ];
 
+/// Nested members whose content a caller or a tool makes up: no name in it is the API's.
+const MADE_UP: &[&str] = &["input", "arguments", "parameters", "input_schema", "schema"];
+
+/// Members that hold sound or a picture as `data`.
+const MEDIA: &[&str] = &["input_audio", "inline_data", "inlineData"];
+
+/// Members that may hold a `data:` URL.
+const LINKING: &[&str] = &["url", "image_url", "data", "file_data"];
+
 /// Members whose strings are read one after the other.
 const READ_ON: &[&str] = &["text", "content", "input", "data"];
 
@@ -145,12 +154,15 @@ fn replace(place: &Place, text: &str, as_written: bool, masks: &[Mask], splices:
         return;
     }
     // With escapes in it, or a number, it is written anew.
-    let mut changed = text.to_owned();
-    for mask in masks.iter().rev() {
-        if changed.get(mask.at.clone()).is_some() {
-            changed.replace_range(mask.at.clone(), &mask.text);
+    let (mut changed, mut done) = (String::with_capacity(text.len()), 0);
+    for mask in masks {
+        if let Some(before) = text.get(done..mask.at.start) {
+            changed.push_str(before);
+            changed.push_str(&mask.text);
+            done = mask.at.end;
         }
     }
+    changed.push_str(text.get(done..).unwrap_or_default());
     let changed = escaped(&changed);
     let text = if place.written == Written::Number { format!("\"{changed}\"") } else { changed };
     splices.push(Splice { at: place.at.clone(), text: text.into() });
@@ -169,6 +181,20 @@ struct Frame<'t> {
     /// The member that is being read.
     name: Cow<'t, str>,
     awaits_name: bool,
+    /// It stands below one of [`MADE_UP`].
+    made_up: bool,
+    /// How often it has a `type`, and whether the last one is `base64`.
+    types: (usize, bool),
+    /// What is encoded bytes if its `type` says so, which may stand behind it.
+    undecided: Vec<(Cow<'t, str>, Place)>,
+}
+
+/// Whether a string is bytes in base64: a picture, sound, a file.
+enum Encoded {
+    No,
+    Yes,
+    /// If the `type` beside it is `base64`.
+    IfTyped,
 }
 
 /// A pass over JSON that is known to be valid: a mistake in it could only overlook a text.
@@ -190,12 +216,11 @@ impl<'t> Scan<'t> {
                 if self.frames.len() <= 2 && !self.within_content() {
                     self.open = None;
                 }
-                let object = byte == b'{';
-                self.frames.push(Frame { object, name: Cow::Borrowed(""), awaits_name: object });
+                self.open_frame(byte == b'{');
                 self.at += 1;
             }
             b'}' | b']' => {
-                self.frames.pop();
+                self.close_frame();
                 self.at += 1;
             }
             b',' => {
@@ -214,6 +239,35 @@ impl<'t> Scan<'t> {
         Some(())
     }
 
+    fn open_frame(&mut self, object: bool) {
+        let nested = self.frames.len() > 1;
+        let made_up = self
+            .frames
+            .last()
+            .is_some_and(|frame| frame.made_up || (nested && frame.object && MADE_UP.contains(&frame.name.as_ref())));
+        let name = Cow::Borrowed("");
+        self.frames.push(Frame {
+            object,
+            name,
+            awaits_name: object,
+            made_up,
+            types: (0, false),
+            undecided: Vec::new(),
+        });
+    }
+
+    fn close_frame(&mut self) {
+        let Some(frame) = self.frames.last_mut() else { return };
+        let texts = std::mem::take(&mut frame.undecided);
+        // Of two types, parsers may read either.
+        if frame.types != (1, true) {
+            for (text, place) in texts {
+                self.add(text, place, true);
+            }
+        }
+        self.frames.pop();
+    }
+
     /// Whether this is between the parts of a `system` or the like, which are read as one.
     fn within_content(&self) -> bool {
         self.frames.len() == 2 && matches!(self.outer(), "system" | "instructions") && self.open.is_some()
@@ -230,7 +284,25 @@ impl<'t> Scan<'t> {
     }
 
     fn skips(&self) -> bool {
-        STEERING.contains(&self.outer()) || (self.frames.len() > 1 && IDENTIFYING.contains(&self.nearest()))
+        let identifying = || self.frames.last().is_some_and(|frame| !frame.made_up) && self.frames.len() > 1;
+        STEERING.contains(&self.outer()) || (identifying() && IDENTIFYING.contains(&self.nearest()))
+    }
+
+    fn encoded(&self, text: &str) -> Encoded {
+        let Some(frame) = self.frames.last().filter(|frame| !frame.made_up) else { return Encoded::No };
+        if LINKING.contains(&self.nearest()) && is_data_url(text) {
+            return Encoded::Yes;
+        }
+        if !frame.object || text.len() < ENCODED || !is_base64(text) {
+            return Encoded::No;
+        }
+        let within = self.frames.iter().rev().nth(1).filter(|frame| frame.object);
+        match frame.name.as_ref() {
+            "file_data" | "b64_json" => Encoded::Yes,
+            "data" if within.is_some_and(|frame| MEDIA.contains(&frame.name.as_ref())) => Encoded::Yes,
+            "data" => Encoded::IfTyped,
+            _ => Encoded::No,
+        }
     }
 
     fn string(&mut self) {
@@ -249,6 +321,7 @@ impl<'t> Scan<'t> {
         if let Some(frame) = self.frames.last_mut().filter(|frame| frame.awaits_name) {
             frame.awaits_name = false;
             frame.name = text.clone();
+            frame.types.0 += usize::from(text == "type");
             // The names that an API gives say nothing.
             let ours = text.len() <= 32 && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
             if nested && !ours && !STEERING.contains(&self.outer()) {
@@ -256,10 +329,22 @@ impl<'t> Scan<'t> {
             }
             return;
         }
-        if self.skips() || text.is_empty() || is_encoded(self.nearest(), &text) {
+        if let Some(frame) = self.frames.last_mut().filter(|frame| frame.object && frame.name == "type") {
+            frame.types.1 = text == "base64";
+        }
+        if self.skips() || text.is_empty() {
             return;
         }
         let read_on = READ_ON.contains(&self.nearest()) || (self.frames.len() == 2 && self.outer() == "system");
+        match (self.encoded(&text), self.frames.last_mut()) {
+            (Encoded::Yes, _) => {}
+            (Encoded::IfTyped, Some(frame)) => frame.undecided.push((text, place)),
+            _ => self.add(text, place, read_on),
+        }
+    }
+
+    /// `read_on`: it belongs to the message that is being read.
+    fn add(&mut self, text: Cow<'t, str>, place: Place, read_on: bool) {
         if !read_on {
             self.texts.alone(text, place);
             return;
@@ -303,135 +388,26 @@ fn end_of_string(bytes: &[u8], start: usize) -> (usize, bool) {
     }
 }
 
-/// Whether a string is bytes in base64: a picture, sound, a file.
-fn is_encoded(name: &str, text: &str) -> bool {
-    let base64 = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(&b));
-    if let Some((_, encoded)) = text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
-        return base64(encoded);
-    }
-    matches!(name, "data" | "file_data" | "b64_json") && text.len() >= ENCODED && base64(text)
+/// `data:`, a media type, `;base64,` and bytes (RFC 2397).
+fn is_data_url(text: &str) -> bool {
+    let Some((kind, bytes)) = text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) else {
+        return false;
+    };
+    let named = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b".+/;=-".contains(&b);
+    (1..=100).contains(&kind.len()) && kind.bytes().all(named) && is_base64(bytes)
+}
+
+/// Base64 in the standard alphabet on one line, padded or not (RFC 4648, section 4), and
+/// not empty.
+fn is_base64(text: &str) -> bool {
+    let signs = text.trim_end_matches('=');
+    let whole = match text.len() - signs.len() {
+        0 => signs.len() % 4 != 1,
+        1 | 2 => text.len().is_multiple_of(4),
+        _ => false,
+    };
+    whole && !signs.is_empty() && signs.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parts(body: &str) -> Vec<Vec<String>> {
-        serde_json::from_str::<serde_json::Value>(body).unwrap();
-        let texts = Texts::of_json(body);
-        texts.passages.iter().map(|p| p.parts.iter().map(|t| t.clone().into_owned()).collect()).collect()
-    }
-
-    #[test]
-    fn every_text_is_found_and_messages_are_read_as_one() {
-        assert_eq!(
-            parts(
-                r#"{"model":"m","messages":[{"role":"system","content":"s1"},
-                {"role":"user","content":[{"type":"text","text":"a \"b\""},{"type":"image_url","image_url":{"url":"https://h/x"}},{"type":"text","text":"c"}]},
-                {"role":"assistant","tool_calls":[{"id":"call_1","type":"function","function":{"name":"pay","arguments":"{\"card\":1}"}}]}],
-                "user":"u","temperature":0.5,"tools":[{"type":"function","function":{"name":"f","description":"d"}}]}"#
-            ),
-            [
-                vec!["s1"],
-                vec!["a \"b\"", "c"],
-                vec!["https://h/x"],
-                vec!["pay"],
-                vec!["{\"card\":1}"],
-                vec!["f"],
-                vec!["d"]
-            ]
-        );
-        assert_eq!(
-            parts(
-                r#"{"model":"m","system":[{"type":"text","text":"one"},{"type":"text","text":"two"}],"messages":[{"role":"user","content":"three"}]}"#
-            ),
-            [vec!["one", "two"], vec!["three"]]
-        );
-        assert_eq!(parts(r#"{"input":["a","b"],"model":"m"}"#), [["a"], ["b"]]);
-        assert_eq!(parts(r#"{"prompt":"a","suffix":"b"}"#), [["a"], ["b"]]);
-        assert_eq!(parts(r#"{"input":"x","instructions":"y"}"#), [["x"], ["y"]]);
-        assert_eq!(
-            parts(
-                r#"{"messages":[{"role":"user","content":[{"type":"tool_use","id":"t","input":{"Card No":4111111111111111,"n":7}}]}]}"#
-            ),
-            [["Card No"], ["4111111111111111"]]
-        );
-        assert_eq!(parts(r#"{"unknown":{"deep":["x"]},"metadata":{"user_id":"no"}}"#), [["x"]]);
-    }
-
-    #[test]
-    fn encoded_bytes_are_no_text_but_a_document_is() {
-        let picture = "iVBORw0KGgo".repeat(10);
-        assert!(parts(&format!(r#"{{"input":[{{"image_url":"data:image/png;base64,{picture}"}}]}}"#)).is_empty());
-        assert!(parts(&format!(r#"{{"messages":[{{"content":[{{"source":{{"data":"{picture}"}}}}]}}]}}"#)).is_empty());
-        let document = r#"{"messages":[{"content":[{"source":{"type":"text","data":"a letter, which is no picture at all, however long it may become"}}]}]}"#;
-        assert_eq!(parts(document).len(), 1);
-    }
-
-    #[test]
-    fn prompts_of_tokens_are_noticed() {
-        for (body, tokens) in [
-            (r#"{"prompt":[1,2,3]}"#, true),
-            (r#"{"input":[[1],[2]]}"#, true),
-            (r#"{"input":["a"],"dimensions":3}"#, false),
-            (r#"{"input":[{"type":"message","n":3}]}"#, false),
-            (r#"{"max_tokens":12345678}"#, false),
-        ] {
-            assert_eq!(Texts::of_json(body).tokens, tokens, "{body}");
-        }
-    }
-
-    #[test]
-    fn masks_change_nothing_else() {
-        let body =
-            r#"{ "x":"a\u0040b \"q\" c", "messages":[{"content":[ {"text":"plain a@b text"},{"n":41111111}] }] }"#;
-        let texts = Texts::of_json(body);
-        let at = |text: &str, part: &str| part.find(text).unwrap()..part.find(text).unwrap() + text.len();
-        let mask = |passage: usize, text: &str, with: &str| {
-            let part = &texts.passages[passage].parts[0];
-            Mask { passage, part: 0, at: at(text, part), text: with.to_owned() }
-        };
-        let masks = [mask(0, "a@b", "[\"m\"]"), mask(1, "a@b", "[m]"), mask(2, "41111111", "[n]")];
-        let masked = texts.masked(&Bytes::copy_from_slice(body.as_bytes()), &masks);
-        assert_eq!(
-            std::str::from_utf8(&masked).unwrap(),
-            r#"{ "x":"[\"m\"] \"q\" c", "messages":[{"content":[ {"text":"plain [m] text"},{"n":"[n]"}] }] }"#
-        );
-        serde_json::from_slice::<serde_json::Value>(&masked).unwrap();
-        let form = b"a@b and more";
-        let texts = Texts::of_fields(form, &[0..3, 4..7]);
-        let masks = [Mask { passage: 0, part: 0, at: 0..3, text: "[m]".to_owned() }];
-        assert_eq!(texts.masked(&Bytes::from_static(form), &masks), "[m] and more");
-    }
-
-    proptest::proptest! {
-        /// Whatever JSON comes, no text is cut, and masking all of it leaves JSON.
-        #[test]
-        fn any_json_stays_json(value in json(4)) {
-            let body = serde_json::json!({"messages": [value]}).to_string();
-            let texts = Texts::of_json(&body);
-            let masks: Vec<Mask> = texts.passages.iter().enumerate().flat_map(|(passage, p)| {
-                p.parts.iter().enumerate().map(move |(part, text)| Mask { passage, part, at: 0..text.len(), text: "[\"m\"]".to_owned() })
-            }).collect();
-            let masked = texts.masked(&Bytes::from(body.clone()), &masks);
-            proptest::prop_assert!(serde_json::from_slice::<serde_json::Value>(&masked).is_ok(), "{}", body);
-        }
-    }
-
-    fn json(depth: u32) -> impl proptest::strategy::Strategy<Value = serde_json::Value> {
-        use proptest::prelude::*;
-        let leaf = proptest::prop_oneof![
-            Just(serde_json::Value::Null),
-            any::<bool>().prop_map(serde_json::Value::from),
-            any::<i64>().prop_map(serde_json::Value::from),
-            "\\PC{0,8}|[\"\\\\\n]{1,3}".prop_map(serde_json::Value::from),
-        ];
-        leaf.prop_recursive(depth, 32, 4, |inner| {
-            proptest::prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
-                proptest::collection::hash_map("text|content|type|\\PC{0,6}", inner, 0..4)
-                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
-            ]
-        })
-    }
-}
+mod tests;
