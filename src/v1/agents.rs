@@ -1,7 +1,7 @@
 //! `/v1/copilot/agents` and `/v1/me/agents`: agents, whom they are granted to, and the
 //! guardrails that they must have.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -191,26 +191,25 @@ async fn item(tx: &mut Tx<Tenant>, agent: Agent) -> Result<AgentItem, Halt> {
     Ok(or_404(items(tx, vec![agent], true).await?.pop(), AGENT_NOT_FOUND)?)
 }
 
-/// The presets that are named, each once and in the order of their names here, held until
-/// the end of the transaction: in the order of their ids.
+/// The presets that are named, each once and in the order of their ids, held until the end
+/// of the transaction.
 async fn hold_presets(tx: &mut Tx<Tenant>, named: &[String]) -> Result<Vec<Id<GuardrailPreset>>, Halt> {
     require(named.len() <= MAX_PRESETS, "/guardrail_preset_ids", "must be at most 100")?;
-    let named: Vec<&str> = named.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
-    let (mut held, mut missing) = (BTreeMap::new(), Vec::new());
-    for name in named.iter().copied().collect::<BTreeSet<_>>() {
+    let named: BTreeSet<&str> = named.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+    let (mut presets, mut missing) = (Vec::new(), Vec::new());
+    for name in named {
         let preset = match name.parse() {
             Ok(id) => tx.hold_guardrail_preset(&id).await?,
             Err(_) => None,
         };
         match preset {
-            Some(preset) => _ = held.insert(name, preset.id),
+            Some(preset) => presets.push(preset.id),
             None => missing.push(name),
         }
     }
     if !missing.is_empty() {
         return Err(Problem::not_found(format!("Guardrail preset not found: {}", missing.join(","))).into());
     }
-    let presets: Vec<_> = named.iter().filter_map(|name| held.remove(name)).collect();
     if presets.is_empty() {
         return Err(Problem::bad_request(
             "guardrail_preset_required",
