@@ -202,9 +202,12 @@ impl<'de> Deserialize<'de> for Settings {
 }
 
 /// How a setting's value is looked at, by its name.
+#[derive(Clone, Copy)]
 enum Holds {
     Secret,
     Url,
+    /// Where an API description sends requests.
+    Servers,
     Anything,
 }
 
@@ -219,6 +222,42 @@ impl Holds {
             Self::Anything
         }
     }
+
+    /// How a member of an object under this name is looked at.
+    fn member(self, name: &str) -> Self {
+        match self {
+            Self::Secret => Self::Secret,
+            // May be relative to where the description is.
+            Self::Servers if name == "url" => Self::Anything,
+            Self::Servers | Self::Url | Self::Anything => Self::of(name),
+        }
+    }
+}
+
+/// The members of an API description that hold examples, links and names of the API's own,
+/// by the version of the format; nobody sends a request to what they say.
+///
+/// <https://spec.openapis.org/oas/v3.1.0#openapi-object>,
+/// <https://spec.openapis.org/oas/v2.0#swagger-object>
+fn told_by_a_description(settings: &Map<String, Value>) -> &'static [&'static str] {
+    let version = |name| settings.get(name).is_some_and(Value::is_string);
+    if version("openapi") {
+        &["info", "paths", "webhooks", "components", "security", "tags", "externalDocs"]
+    } else if version("swagger") {
+        &[
+            "info",
+            "paths",
+            "definitions",
+            "parameters",
+            "responses",
+            "securityDefinitions",
+            "security",
+            "tags",
+            "externalDocs",
+        ]
+    } else {
+        &[]
+    }
 }
 
 /// Checks every setting, however deep: a text under a name of a secret belongs
@@ -229,26 +268,28 @@ pub(super) fn check_settings(
     rules: &OutboundRules,
     errors: &mut Vec<FieldError>,
 ) {
-    // Whole API descriptions hold examples and links; only where they send requests counts.
-    if settings.contains_key("openapi") || settings.contains_key("swagger") {
-        if let Some(servers) = settings.get("servers").and_then(Value::as_array) {
-            for (index, server) in servers.iter().enumerate() {
-                if let Some(url) = server.get("url").and_then(Value::as_str) {
-                    check_text(url, &format!("{at}/servers/{index}/url"), &Holds::Anything, rules, errors);
-                }
-            }
-        }
-        return;
-    }
-    for (name, value) in settings {
+    check_members(settings, at, Holds::Anything, rules, errors);
+}
+
+fn check_members(
+    members: &Map<String, Value>,
+    at: &str,
+    within: Holds,
+    rules: &OutboundRules,
+    errors: &mut Vec<FieldError>,
+) {
+    let told = if matches!(within, Holds::Secret) { &[] } else { told_by_a_description(members) };
+    let described = !told.is_empty();
+    for (name, value) in members.iter().filter(|(name, _)| !told.contains(&name.as_str())) {
         let at = format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
-        check_value(value, &at, &Holds::of(name), rules, errors);
+        let holds = if described && name == "servers" { Holds::Servers } else { within.member(name) };
+        check_value(value, &at, holds, rules, errors);
     }
 }
 
-fn check_value(value: &Value, at: &str, holds: &Holds, rules: &OutboundRules, errors: &mut Vec<FieldError>) {
+fn check_value(value: &Value, at: &str, holds: Holds, rules: &OutboundRules, errors: &mut Vec<FieldError>) {
     match value {
-        Value::Object(members) => check_settings(members, at, rules, errors),
+        Value::Object(members) => check_members(members, at, holds, rules, errors),
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
                 check_value(item, &format!("{at}/{index}"), holds, rules, errors);
@@ -259,14 +300,14 @@ fn check_value(value: &Value, at: &str, holds: &Holds, rules: &OutboundRules, er
     }
 }
 
-fn check_text(text: &str, at: &str, holds: &Holds, rules: &OutboundRules, errors: &mut Vec<FieldError>) {
+fn check_text(text: &str, at: &str, holds: Holds, rules: &OutboundRules, errors: &mut Vec<FieldError>) {
     let text = text.trim();
     let mut wrong = |detail: String| errors.push(FieldError { pointer: at.to_owned(), detail });
     match holds {
         _ if text.is_empty() => {}
         Holds::Secret => wrong("holds a secret by its name: secrets belong in secret_json".to_owned()),
-        Holds::Anything if !is_web_address(text) => {}
-        Holds::Url | Holds::Anything => {
+        Holds::Servers | Holds::Anything if !is_web_address(text) => {}
+        Holds::Url | Holds::Servers | Holds::Anything => {
             if let Err(refused) = rules.check(text) {
                 wrong(refused.to_string());
             }
@@ -331,6 +372,12 @@ mod tests {
             },
         });
         assert_eq!(pointers(fine), [""; 0]);
+        let older = json!({
+            "swagger": "2.0", "host": "api.example.com", "security": [{"session_token": ["read"]}],
+            "definitions": {"User": {"properties": {"password": {"type": "string"}}}},
+            "securityDefinitions": {"oauth": {"tokenUrl": "http://example.com"}},
+        });
+        assert_eq!(pointers(older), [""; 0]);
         let wrong = json!({
             "server_url": "mcp.example.com", "auth": {"token_endpoint": "http://example.com", "client_secret": "s"},
             "host": "http://2130706433/", "urls": ["https://a.example.com", "https://[::1]"], "api_key": "k",
@@ -348,6 +395,47 @@ mod tests {
                 "/server_url",
                 "/spec/servers/0/url",
                 "/urls/1"
+            ]
+        );
+    }
+
+    /// Only the parts of an API description that tell of the API are left alone.
+    #[test]
+    fn a_description_covers_for_nothing_beside_it() {
+        for version in ["openapi", "swagger"] {
+            let mut settings = json!({
+                "api_key": "k", "server_url": "http://10.0.0.1", "host": "http://[::1]/",
+                "paths": {"/login": {"password": "example"}}, "info": {"contact": {"url": "http://10.0.0.1"}},
+                "servers": [{"url": "/v1", "variables": {"port": {"default": "8443"}}, "x-token": "t"}],
+            });
+            settings[version] = json!("3.1.0");
+            let mut found = pointers(settings.clone());
+            found.sort_unstable();
+            assert_eq!(found, ["/api_key", "/host", "/server_url", "/servers/0/x-token"]);
+            // What is no version makes no description.
+            settings[version] = json!(true);
+            assert!(pointers(settings).iter().any(|at| at == "/paths/~1login/password"));
+        }
+        let inner = json!({"openapi": {"openapi": "3.1.0", "paths": {"/a": {"token": "t"}}}, "client_secret": "s"});
+        assert_eq!(pointers(inner), ["/client_secret"]);
+    }
+
+    #[test]
+    fn what_is_below_a_secret_is_secret() {
+        let settings = json!({
+            "credentials": {"user": "ada", "openapi": "3.1.0", "paths": "p", "attempts": 3, "none": null, "empty": ""},
+            "tokens": {"kept": "x"}, "access_token": [{"value": ["t"]}], "auth": {"secret": {"deep": {"er": "s"}}},
+        });
+        let mut found = pointers(settings);
+        found.sort_unstable();
+        assert_eq!(
+            found,
+            [
+                "/access_token/0/value/0",
+                "/auth/secret/deep/er",
+                "/credentials/openapi",
+                "/credentials/paths",
+                "/credentials/user"
             ]
         );
     }

@@ -3,6 +3,8 @@
 //! A preset's version counts the changes of its patterns too, so that whoever keeps
 //! what was compiled from them can tell by it.
 
+use std::collections::BTreeSet;
+
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::{Result, Tx, dialect, from_columns, on, run};
@@ -494,6 +496,25 @@ impl Tx<Tenant> {
             self.assign_guardrail_preset(preset, &scope).await?;
         }
         Ok(())
+    }
+
+    /// Agents that have this preset.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn agents_guarded_by(&mut self, preset: &Id<GuardrailPreset>) -> Result<BTreeSet<Id<Agent>>> {
+        let account = self.account.clone();
+        let agents: Vec<Id<Agent>> = on!(self, |c| {
+            sqlx::query_scalar(
+                r#"SELECT scope_id FROM "Alchemi_CopilotGuardrailAssignmentTable"
+                   WHERE account_id = $1 AND preset_id = $2 AND scope_type = 'agent'"#,
+            )
+            .bind(&account)
+            .bind(preset)
+            .fetch_all(c)
+            .await
+        })?;
+        Ok(agents.into_iter().collect())
     }
 
     /// Agents that have no other preset than this one.

@@ -1,12 +1,13 @@
 //! `/v1/copilot/agents` and `/v1/me/agents`: agents, whom they are granted to, and the
 //! guardrails that they must have.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, or_404};
+use super::budgets::require;
 use super::call::{Call, CopilotAdmin, IfMatch, Member};
 use super::directory::{Standpoint, StandpointHeaders, StandpointQuery, hold_scope};
 use super::input::{Body, PageParams, Paging, Path, Query};
@@ -57,9 +58,11 @@ pub struct NewAgent {
     definition_json: Map<String, Value>,
     /// Presets that every request through the agent is screened by; at least one.
     #[serde(default)]
+    #[schema(max_items = 100)]
     guardrail_preset_ids: Vec<String>,
     /// Who may use it; without any, everybody of the account.
     #[serde(default)]
+    #[schema(max_items = 1000)]
     grants: Vec<Grantee>,
 }
 
@@ -80,11 +83,11 @@ pub struct AgentChange {
     definition_json: Field<Map<String, Value>>,
     /// Replaces the presets; at least one.
     #[serde(default)]
-    #[schema(value_type = Option<Vec<String>>)]
+    #[schema(value_type = Option<Vec<String>>, max_items = 100)]
     guardrail_preset_ids: Field<Vec<String>>,
     /// Replaces the grants; an empty list opens the agent to the whole account.
     #[serde(default)]
-    #[schema(value_type = Option<Vec<Grantee>>)]
+    #[schema(value_type = Option<Vec<Grantee>>, max_items = 1000)]
     grants: Field<Vec<Grantee>>,
 }
 
@@ -148,6 +151,12 @@ pub struct GranteeQuery {
     scope_id: String,
 }
 
+/// How many guardrail presets one call may name.
+const MAX_PRESETS: usize = 100;
+
+/// How many scopes one call may grant an agent to.
+const MAX_GRANTS: usize = 1_000;
+
 const AGENT_NOT_FOUND: &str = "Agent not found";
 const TABLE: &str = "Alchemi_CopilotAgentTable";
 const GRANT_TABLE: &str = "Alchemi_CopilotAgentGrantTable";
@@ -182,16 +191,18 @@ async fn item(tx: &mut Tx<Tenant>, agent: Agent) -> Result<AgentItem, Halt> {
     Ok(or_404(items(tx, vec![agent], true).await?.pop(), AGENT_NOT_FOUND)?)
 }
 
-/// The presets that are named, held until the end of the transaction.
+/// The presets that are named, each once and in the order of their ids, held until the end
+/// of the transaction.
 async fn hold_presets(tx: &mut Tx<Tenant>, named: &[String]) -> Result<Vec<Id<GuardrailPreset>>, Halt> {
+    require(named.len() <= MAX_PRESETS, "/guardrail_preset_ids", "must be at most 100")?;
+    let named: BTreeSet<&str> = named.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
     let (mut presets, mut missing) = (Vec::new(), Vec::new());
-    for name in named.iter().map(|name| name.trim()).filter(|name| !name.is_empty()) {
-        let held = match name.parse() {
+    for name in named {
+        let preset = match name.parse() {
             Ok(id) => tx.hold_guardrail_preset(&id).await?,
             Err(_) => None,
         };
-        match held {
-            Some(preset) if presets.contains(&preset.id) => {}
+        match preset {
             Some(preset) => presets.push(preset.id),
             None => missing.push(name),
         }
@@ -209,27 +220,26 @@ async fn hold_presets(tx: &mut Tx<Tenant>, named: &[String]) -> Result<Vec<Id<Gu
     Ok(presets)
 }
 
-/// The scope that is named, held until the end of the transaction.
-async fn hold_grantee(tx: &mut Tx<Tenant>, grantee: &Grantee) -> Result<Scope, Halt> {
-    let kind = ScopeType::parse(&grantee.scope_type, ScopeType::MEMBERS)?;
-    let id = grantee.scope_id.trim();
-    if id.is_empty() {
-        return Err(Problem::bad_request("scope_id_required", "scope_id is required for agent grants").into());
+impl Grantee {
+    fn scope(&self) -> Result<Scope, Problem> {
+        let kind = ScopeType::parse(&self.scope_type, ScopeType::MEMBERS)?;
+        let id = self.scope_id.trim();
+        if id.is_empty() {
+            return Err(Problem::bad_request("scope_id_required", "scope_id is required for agent grants"));
+        }
+        Ok(Scope::new(kind, id))
     }
-    let scope = Scope::new(kind, id);
-    hold_scope(tx, Domain::Copilot, &scope).await?;
-    Ok(scope)
 }
 
+/// The scopes that are named, each once and in one order, held until the end of the
+/// transaction.
 async fn hold_grantees(tx: &mut Tx<Tenant>, grantees: &[Grantee]) -> Result<Vec<Scope>, Halt> {
-    let mut scopes = Vec::new();
-    for grantee in grantees {
-        let scope = hold_grantee(tx, grantee).await?;
-        if !scopes.contains(&scope) {
-            scopes.push(scope);
-        }
+    require(grantees.len() <= MAX_GRANTS, "/grants", "must be at most 1000")?;
+    let scopes = grantees.iter().map(Grantee::scope).collect::<Result<BTreeSet<_>, _>>()?;
+    for scope in &scopes {
+        hold_scope(tx, Domain::Copilot, scope).await?;
     }
-    Ok(scopes)
+    Ok(scopes.into_iter().collect())
 }
 
 fn visibility(grantees: &[Scope]) -> AgentVisibility {
@@ -263,10 +273,10 @@ pub async fn list_agents(
 ///
 /// Everything is checked before anything is written. An agent needs at least one guardrail
 /// preset, which screens every request that names the agent in `x-alchemi-agent-id`.
-#[utoipa::path(post, path = "/v1/copilot/agents", tag = "agents", request_body = NewAgent,
-    responses((status = 200, description = "The new agent", body = Item<AgentItem>), Refusals))]
-pub async fn create_agent(call: Call<CopilotAdmin>, Body(new): Body<NewAgent>) -> Outcome {
-    let mut tx = call.begin().await?;
+#[utoipa::path(post, path = "/v1/copilot/agents", tag = "agents", params(Trial), request_body = NewAgent,
+    responses((status = 200, description = "The new agent", body = Tried<Item<AgentItem>>), Refusals))]
+pub async fn create_agent(call: Call<CopilotAdmin>, Query(trial): Query<Trial>, Body(new): Body<NewAgent>) -> Outcome {
+    let mut tx = call.begin_or_try(&trial).await?;
     let presets = hold_presets(&mut tx, &new.guardrail_preset_ids).await?;
     let grantees = hold_grantees(&mut tx, &new.grants).await?;
     let agent = Agent {
@@ -300,15 +310,16 @@ pub async fn get_agent(call: Call<CopilotAdmin>, Path(AtAgent { agent_id: id }):
 }
 
 /// Change an agent
-#[utoipa::path(put, path = "/v1/copilot/agents/{agent_id}", tag = "agents", params(AtAgent, IfMatch),
+#[utoipa::path(put, path = "/v1/copilot/agents/{agent_id}", tag = "agents", params(AtAgent, Trial, IfMatch),
     request_body = AgentChange,
-    responses((status = 200, description = "The changed agent", body = Item<AgentItem>), Refusals))]
+    responses((status = 200, description = "The changed agent", body = Tried<Item<AgentItem>>), Refusals))]
 pub async fn update_agent(
     call: Call<CopilotAdmin>,
     Path(AtAgent { agent_id: id }): Path<AtAgent>,
+    Query(trial): Query<Trial>,
     Body(change): Body<AgentChange>,
 ) -> Outcome {
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let agent = held(&mut tx, &id).await?;
     call.expects(agent.version)?;
     let before = item(&mut tx, agent.clone()).await?;
@@ -366,7 +377,8 @@ pub async fn list_agent_grants(
 
 /// Grant an agent to a scope
 ///
-/// The first grant takes the agent from everybody else. Granted again, nothing changes.
+/// The first grant takes the agent from everybody else, which the audit and a dry run tell
+/// as a change of the agent. Granted again, nothing changes.
 #[utoipa::path(post, path = "/v1/copilot/agents/{agent_id}/grants", tag = "agents", params(AtAgent, Trial),
     request_body = Grantee,
     responses((status = 200, description = "The grant", body = Tried<Item<AgentGrant>>), Refusals))]
@@ -378,13 +390,20 @@ pub async fn create_agent_grant(
 ) -> Outcome {
     let mut tx = call.begin_or_try(&trial).await?;
     let agent = held_for_grants(&mut tx, &id).await?;
-    let scope = hold_grantee(&mut tx, &grantee).await?;
+    let scope = grantee.scope()?;
+    hold_scope(&mut tx, Domain::Copilot, &scope).await?;
     if let Some(grant) = tx.agent_grant_of(&id, &scope).await? {
         return call.done(tx, &Item { item: grant }).await;
     }
+    let closes = agent.visibility == AgentVisibility::Account;
+    let before = if closes { Some(item(&mut tx, agent.clone()).await?) } else { None };
     let grant = tx.insert_agent_grant(&id, &scope).await?;
-    tx.update_agent(&Agent { visibility: AgentVisibility::Granted, ..agent }).await?;
+    let agent = tx.update_agent(&Agent { visibility: AgentVisibility::Granted, ..agent }).await?;
     tx.audit(entry(Action::Upsert, GRANT_TABLE, grant.id.as_str()), None::<&()>, &grant).await?;
+    if before.is_some() {
+        let after = item(&mut tx, agent).await?;
+        tx.audit(entry(Action::Update, TABLE, id.as_str()), before.as_ref(), &after).await?;
+    }
     call.done(tx, &Item { item: &grant }).await
 }
 

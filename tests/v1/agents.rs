@@ -76,6 +76,17 @@ async fn an_agent_that_is_refused_leaves_nothing_behind() {
             (of(json!([pii]), ("account", "x")), 400, "scope_type must be one of: org,team,user"),
             (of(json!([pii]), ("org", " ")), 400, "scope_id is required for agent grants"),
             (of(json!([pii]), ("user", "gone")), 404, "copilot user not found"),
+            (
+                json!({"name": "New", "guardrail_preset_ids": vec![&pii; 101]}),
+                422,
+                "/guardrail_preset_ids: must be at most 100",
+            ),
+            (
+                json!({"name": "New", "guardrail_preset_ids": [pii],
+                    "grants": vec![json!({"scope_type": "org", "scope_id": "x"}); 1001]}),
+                422,
+                "/grants: must be at most 1000",
+            ),
             (json!({"name": " "}), 422, "/name: is required and cannot be blank"),
         ] {
             assert_eq!(admin.post(AGENTS, body.clone()).await.refused(status), detail, "{body}");
@@ -104,11 +115,26 @@ async fn grants_come_and_go_and_the_last_one_opens_nothing() {
         assert!(sees(&ada).await && sees(&bob).await, "without grants it is everybody's");
 
         let to_team = json!({"scope_type": "team", "scope_id": team});
+        // The first grant is everybody's matter, not only theirs who get it.
+        let eve = admin.made("/copilot/users", json!({"email": "eve@acme.com"})).await;
         let trial = admin.post(&format!("{grants}?dry_run=true"), to_team.clone()).await.ok();
-        assert_eq!((&trial["change_count"], &trial["users"]), (&json!(1), &json!(1)));
+        assert_eq!((&trial["change_count"], &trial["users"]), (&json!(2), &json!(2)));
+        let closed = &trial["changes"][1];
+        assert_eq!((&closed["action"], &closed["resource_id"]), (&json!("update"), &json!(id)));
+        assert_eq!(
+            (&closed["before"]["visibility"], &closed["after"]["visibility"]),
+            (&json!("account"), &json!("granted"))
+        );
+        assert_eq!((&closed["before"]["grants"], &closed["after"]["grants"]), (&json!([]), &json!([to_team])));
         assert!(sees(&bob).await);
         let grant = admin.post(&grants, to_team.clone()).await.ok()["item"].clone();
         assert_eq!(admin.post(&grants, to_team.clone()).await.ok()["item"], grant, "granted again");
+        let event = &admin.get("/audit?resource=Alchemi_CopilotAgentTable").await.ok()["items"][0];
+        assert_eq!((&event["action"], &event["object_id"]), (&json!("update"), &json!(id)));
+        assert_eq!(event["updated_values"]["visibility"], "granted");
+        let to_eve = json!({"scope_type": "user", "scope_id": eve});
+        let trial = admin.post(&format!("{grants}?dry_run=true"), to_eve).await.ok();
+        assert_eq!((&trial["change_count"], &trial["users"], &trial["sample"]), (&json!(1), &json!(1), &json!([eve])));
         assert_eq!(admin.get(&grants).await.column("scope_id"), [team.as_str()]);
         assert_eq!(admin.get(&one).await.ok()["item"]["grants"], json!([to_team]));
         assert!(sees(&ada).await && !sees(&bob).await);
@@ -132,5 +158,57 @@ async fn grants_come_and_go_and_the_last_one_opens_nothing() {
         assert_eq!(admin.get(&format!("{AGENTS}/gone/grants")).await.refused(404), "Copilot agent not found");
         let odd = format!("{grants}?scope_type=account&scope_id=x");
         assert_eq!(admin.delete(&odd).await.refused(400), "scope_type must be one of: org,team,user");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_is_tried_before_it_is_made_or_changed() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_admin_of(&account).await;
+        let org = admin.made("/copilot/orgs", json!({"name": "Research"})).await;
+        admin.made("/copilot/users", json!({"email": "ada@acme.com"})).await;
+        let body = json!({"name": "Desk", "guardrail_preset_ids": [preset(&admin, "pii").await]});
+        let tried = admin.post(&format!("{AGENTS}?dry_run=true"), body.clone()).await.ok();
+        assert_eq!((&tried["dry_run"], &tried["change_count"], &tried["users"]), (&json!(true), &json!(1), &json!(1)));
+        assert_eq!(admin.get(AGENTS).await.column("id"), [""; 0]);
+        let refused = admin.post(&format!("{AGENTS}?dry_run=true"), json!({"name": "Desk"})).await;
+        assert_eq!(refused.json["code"], "guardrail_preset_required");
+
+        let one = format!("{AGENTS}/{}", admin.made(AGENTS, body).await);
+        let before = admin.get(&one).await.ok();
+        let change = json!({"grants": [{"scope_type": "org", "scope_id": org}]});
+        let tried = admin.put(&format!("{one}?dry_run=true"), change).await.ok();
+        assert_eq!((&tried["change_count"], &tried["users"]), (&json!(1), &json!(1)));
+        let of = |row: &str| tried["changes"][0][row]["visibility"].clone();
+        assert_eq!((of("before"), of("after")), (json!("account"), json!("granted")));
+        assert_eq!(admin.get(&one).await.ok(), before);
+    }
+}
+
+/// Agents that name the same presets and scopes in opposite orders wait for each other, and none is given up.
+#[tokio::test]
+async fn locks_are_taken_in_one_order() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_admin_of(&account).await;
+        let (mut presets, mut grants) = (Vec::new(), Vec::new());
+        for code in ["pii", "toxic", "jailbreak"] {
+            presets.push(preset(&admin, code).await);
+            let org = admin.made("/copilot/orgs", json!({"name": code})).await;
+            grants.push(json!({"scope_type": "org", "scope_id": org}));
+        }
+        let there = json!({"name": "There", "guardrail_preset_ids": presets, "grants": grants});
+        presets.reverse();
+        grants.reverse();
+        let back = json!({"name": "Back", "guardrail_preset_ids": presets, "grants": grants});
+        for _ in 0..5 {
+            let (there, back) = tokio::join!(admin.post(AGENTS, there.clone()), admin.post(AGENTS, back.clone()));
+            for made in [there.ok(), back.ok()] {
+                let shown = made["item"]["mandatory_guardrail_preset_ids"].as_array().unwrap();
+                assert_eq!(shown.len(), presets.len());
+                assert_eq!(made["item"]["grants"].as_array().unwrap().len(), grants.len());
+            }
+        }
     }
 }

@@ -170,6 +170,18 @@ async fn a_connection_is_refused_in_the_words_that_clients_know() {
             ),
             (
                 "mcp",
+                json!({"name": "a", "config_json": {"openapi": "3.1.0", "paths": {}, "api_key": "hunter2"}}),
+                422,
+                "/config_json/api_key: holds a secret by its name: secrets belong in secret_json",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"credentials": {"user": "hunter2"}}}),
+                422,
+                "/config_json/credentials/user: holds a secret by its name: secrets belong in secret_json",
+            ),
+            (
+                "mcp",
                 json!({"name": "a", "config_json": {"auth": {"client_secret": "hunter2"}}}),
                 422,
                 "/config_json/auth/client_secret: holds a secret by its name: secrets belong in secret_json",

@@ -214,3 +214,31 @@ async fn the_union_of_a_chain_holds() {
         assert_eq!(left, ["account", "agent"]);
     }
 }
+
+/// Of two presets, one goes as a whole and the other from the agent: only the first to come gets its way.
+#[tokio::test]
+async fn an_agent_keeps_a_guardrail_whatever_goes_at_once() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let admin = gateway.as_admin_of(&account).await;
+        let pii = preset(&admin, "pii").await;
+        for round in 0..10 {
+            let own = admin.made(PRESETS, json!({"code": format!("own-{round}"), "name": "Own"})).await;
+            let body = json!({"name": format!("Desk {round}"), "guardrail_preset_ids": [own, pii]});
+            let agent = admin.made("/copilot/agents", body).await;
+            let assigned = admin.get(&format!("{ASSIGNMENTS}?scope_type=agent&scope_id={agent}")).await.ok();
+            let mut assigned = assigned["items"].as_array().unwrap().iter();
+            let of_pii = assigned.find(|a| a["preset_id"] == json!(pii)).unwrap()["id"].as_str().unwrap().to_owned();
+            let (one, other) = (format!("{PRESETS}/{own}"), format!("{ASSIGNMENTS}/{of_pii}"));
+            let (of_preset, of_assignment) = tokio::join!(admin.delete(&one), admin.delete(&other));
+            let left = match (of_preset.status, of_assignment.status) {
+                (200, 409) => &pii,
+                (409, 200) => &own,
+                both => panic!("{both:?}: {} {}", of_preset.json, of_assignment.json),
+            };
+            let shown = admin.get(&format!("/copilot/agents/{agent}")).await;
+            assert_eq!(shown.headers["etag"], "\"2\"", "its guardrails belong to its version");
+            assert_eq!(shown.ok()["item"]["mandatory_guardrail_preset_ids"], json!([left]));
+        }
+    }
+}

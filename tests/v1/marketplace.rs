@@ -195,6 +195,13 @@ async fn who_sees_a_listing() {
             assert_eq!(as_bob.get(path).await.ok()["total"], 1);
         }
         let seen = as_ada.get(&discover).await.ok();
+        for (path, shown) in [(discover.as_str(), true), (mine, false)] {
+            let of = async |client: &Client| client.get(path).await.ok()["items"][0].clone();
+            for (item, shown) in [(of(&as_ada).await, false), (of(&admin).await, shown)] {
+                assert!(item["title"].is_string() && item["updated_at"].is_string() && item["rating_avg"] == 0);
+                assert_eq!([item.get("created_by").is_some(), item.get("account_id").is_some()], [shown; 2], "{item}");
+            }
+        }
         let sight = |n: usize| seen["items"][n]["visibility"].clone();
         assert_eq!(sight(0), json!({"mode": "granted", "matched_scope": format!("team:{team}")}));
         assert_eq!(sight(1), json!({"mode": "global", "matched_scope": "global"}));
@@ -229,9 +236,16 @@ async fn who_sees_a_listing() {
 
         // A grant makes what was for everybody a thing of the few.
         let user = json!({"scope_type": "user", "scope_id": bob});
+        let trial = admin.post(&format!("{MARKET}/{for_all}/grants?dry_run=true"), user.clone()).await.ok();
+        assert_eq!((&trial["change_count"], &trial["users"]), (&json!(2), &json!(2)), "it is taken from Ada");
         let granted = admin.post(&format!("{MARKET}/{for_all}/grants"), user.clone()).await.ok()["item"].clone();
         let again = admin.post(&format!("{MARKET}/{for_all}/grants"), user).await.ok()["item"].clone();
         assert_eq!(granted["id"], again["id"]);
+        let event = &admin.get("/audit?resource=Alchemi_CopilotMarketplaceTable").await.ok()["items"][0];
+        assert_eq!((&event["action"], &event["object_id"]), (&json!("update"), &json!(for_all)));
+        let (before, after) = (&event["before_value"], &event["updated_values"]);
+        assert_eq!((&before["visibility"], &after["visibility"]), (&json!("global"), &json!("granted")));
+        assert_eq!((&before["grants"], &after["grants"][0]["scope_id"]), (&json!([]), &json!(bob)));
         assert_eq!(titles(&as_ada, mine).await, ["For the team"]);
         let seen = as_bob.get(mine).await.ok();
         assert_eq!(seen["items"][1]["visibility"]["matched_scope"], format!("user:{bob}"));
@@ -251,7 +265,12 @@ async fn grants_are_listed_and_removed_together() {
         let [org, team, ada] = tree(&admin).await;
         let id = listed(&admin, "Tickets", json!({"grants": [{"scope_type": "org", "scope_id": org}]})).await;
         let (one, grants) = (format!("{MARKET}/{id}"), format!("{MARKET}/{id}/grants"));
-        admin.post(&grants, json!({"scope_type": "team", "scope_id": team})).await.ok();
+        let tag = async || admin.get(&one).await.headers["etag"].to_str().unwrap().to_owned();
+        for _ in 0..2 {
+            admin.post(&grants, json!({"scope_type": "team", "scope_id": team})).await.ok();
+            assert_eq!(tag().await, "\"2\"", "once granted, nothing changes");
+        }
+        admin.with("if-match", "\"1\"").patch(&one, json!({"grants": []})).await.refused(412);
         assert_eq!(admin.get(&grants).await.column("scope_type"), ["team", "org"]);
         // In place of whom it was granted to; what stays keeps its row.
         let replaced =
@@ -265,8 +284,10 @@ async fn grants_are_listed_and_removed_together() {
         admin.delete(&format!("{grants}?scope_type=pool&scope_id=pool")).await.refused(400);
         let trial = admin.delete(&format!("{grants}?dry_run=true")).await.ok();
         assert_eq!((&trial["change_count"], &trial["users"]), (&json!(2), &json!(1)));
-        assert_eq!(admin.delete(&grants).await.ok(), json!({"deleted": 2}));
-        assert_eq!(admin.delete(&grants).await.ok(), json!({"deleted": 0}));
+        for (deleted, version) in [(2, "\"5\""), (0, "\"5\"")] {
+            assert_eq!(admin.delete(&grants).await.ok(), json!({"deleted": deleted}));
+            assert_eq!(tag().await, version);
+        }
         assert_eq!(admin.get(&format!("{MARKET}/gone/grants")).await.refused(404), "Marketplace listing not found");
     }
 }

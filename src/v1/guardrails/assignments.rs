@@ -55,6 +55,7 @@ pub struct AtAssignment {
     assignment_id: Id<GuardrailAssignment>,
 }
 
+const NOT_FOUND: &str = "Guardrail assignment not found";
 const TABLE: &str = "Alchemi_CopilotGuardrailAssignmentTable";
 
 /// The agent whose guardrails an assignment is one of, held until the end of the transaction.
@@ -124,8 +125,10 @@ pub async fn delete_guardrail_assignment(
     Query(trial): Query<Trial>,
 ) -> Outcome {
     let mut tx = call.begin_or_try(&trial).await?;
-    let assignment = or_404(tx.guardrail_assignment(&id).await?, "Guardrail assignment not found")?;
+    let assignment = or_404(tx.guardrail_assignment(&id).await?, NOT_FOUND)?;
     if let Some(agent) = held_agent(&mut tx, assignment.scope_type, &assignment.scope_id).await? {
+        // It may have gone while the agent was waited for.
+        or_404(tx.guardrail_assignment(&id).await?, NOT_FOUND)?;
         let scope = Scope::new(ScopeType::Agent, agent.id.as_str());
         if tx.guardrail_assignments(Some(&scope), &Slice::first(2)).await?.items.len() < 2 {
             let detail = "At least one guardrail preset is required for agent creation/update";

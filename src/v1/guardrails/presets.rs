@@ -1,5 +1,7 @@
 //! `/v1/copilot/guardrails/presets`.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -7,6 +9,7 @@ use super::{PRESET_NOT_FOUND, entry, held_preset};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::accounts::JsonText;
+use crate::model::agents::Agent;
 use crate::model::audit::Action;
 use crate::model::guardrails::GuardrailPreset;
 use crate::model::text::Name;
@@ -47,6 +50,18 @@ const TABLE: &str = "Alchemi_CopilotGuardrailPresetTable";
 async fn shown(tx: &mut Tx<Tenant>, preset: GuardrailPreset) -> Result<GuardrailPreset, Halt> {
     let patterns = tx.patterns_of_presets(std::slice::from_ref(&preset.id)).await?;
     Ok(preset.showing(&patterns))
+}
+
+/// The agents that have a preset, held until the end of the transaction: before it, and in
+/// the order of their ids, as by whoever changes what guards one of them.
+async fn held_agents(tx: &mut Tx<Tenant>, preset: &Id<GuardrailPreset>) -> Result<BTreeMap<Id<Agent>, Agent>, Halt> {
+    let mut held = BTreeMap::new();
+    for id in tx.agents_guarded_by(preset).await? {
+        if let Some(agent) = tx.hold_agent(&id).await? {
+            held.insert(id, agent);
+        }
+    }
+    Ok(held)
 }
 
 /// List guardrail presets
@@ -129,10 +144,16 @@ pub async fn delete_guardrail_preset(
     Query(trial): Query<Trial>,
 ) -> Outcome {
     let mut tx = call.begin_or_try(&trial).await?;
+    let guarded = held_agents(&mut tx, &id).await?;
     let preset = held_preset(&mut tx, &id).await?;
     call.expects(preset.version)?;
     if preset.is_system {
         return Err(Problem::forbidden("system_preset", "System presets cannot be deleted").into());
+    }
+    let late = tx.agents_guarded_by(&id).await?.into_iter().find(|agent| !guarded.contains_key(agent));
+    if let Some(agent) = late {
+        let detail = "An agent was given the guardrail preset at the same moment: look at it, then repeat";
+        return Err(Problem::conflict("guardrail_preset_assigned", detail).with("agent_id", agent).into());
     }
     let agents = tx.agents_guarded_only_by(&id).await?;
     if let Some(agent) = agents.first() {
@@ -145,6 +166,9 @@ pub async fn delete_guardrail_preset(
     }
     let before = shown(&mut tx, preset).await?;
     let deleted = tx.delete_guardrail_preset(&id).await?;
+    for agent in guarded.values() {
+        tx.update_agent(agent).await?;
+    }
     tx.audit(entry(Action::Delete, TABLE, id.as_str()), Some(&before), &serde_json::json!({})).await?;
     call.done(tx, &Deleted { deleted }).await
 }

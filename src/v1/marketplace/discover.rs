@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Counted, entity_type, granted_to};
+use crate::clock::Timestamp;
 use crate::context::{Context, Domain, Tenant};
 use crate::id::Id;
+use crate::model::accounts::Account;
 use crate::model::directory::{Org, Placement, Team, User};
-use crate::model::marketplace::{Listing, Rating, Sight};
+use crate::model::marketplace::{EntityType, Listing, Rating, Sight, Stars};
 use crate::model::scope::{Scope, ScopeType};
 use crate::store::Tx;
 use crate::store::marketplace::ListingFilter;
@@ -46,10 +48,78 @@ pub struct SeenFrom {
 /// A listing as users see it.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct SeenListing {
-    #[serde(flatten)]
-    listing: Listing,
+    /// Its id.
+    id: Id<Listing>,
+    /// The account; shown to admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<Id<Account>>,
+    /// What it is about.
+    entity_type: EntityType,
+    /// Which one.
+    #[schema(example = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11")]
+    entity_id: String,
+    /// What it is called here.
+    #[schema(example = "Contract reader")]
+    title: String,
+    /// What it is for.
+    description: Option<String>,
+    /// Whether users see it.
+    is_published: bool,
+    /// Whether it is put forward.
+    is_featured: bool,
+    /// Whether an admin vouches for it.
+    is_verified: bool,
+    /// How it is paid for, in the account's own words.
+    #[schema(example = "free")]
+    pricing_model: String,
+    /// The version of what is listed.
+    #[schema(example = "1.0.0")]
+    version: String,
+    /// Who made it.
+    author: Option<String>,
+    /// How many scopes have it installed.
+    installation_count: i64,
+    /// The average of its ratings, 0 to 5; 0 while there is none.
+    #[schema(value_type = f64, example = 4.5)]
+    rating_avg: Stars,
+    /// How many ratings it has.
+    rating_count: i64,
+    /// Who listed it; shown to admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_by: Option<String>,
+    /// When it was listed.
+    created_at: Timestamp,
+    /// When an admin last changed it.
+    updated_at: Timestamp,
     /// Why it is seen.
     visibility: Sight,
+}
+
+impl SeenListing {
+    /// `to_admin`: with the account, and who listed it.
+    fn of(listing: Listing, sight: Sight, to_admin: bool) -> Self {
+        Self {
+            id: listing.id,
+            account_id: to_admin.then_some(listing.account_id),
+            entity_type: listing.entity_type,
+            entity_id: listing.entity_id,
+            title: listing.title,
+            description: listing.description,
+            is_published: listing.is_published,
+            is_featured: listing.is_featured,
+            is_verified: listing.is_verified,
+            pricing_model: listing.pricing_model,
+            version: listing.version,
+            author: listing.author,
+            installation_count: listing.installation_count,
+            rating_avg: listing.rating_avg,
+            rating_count: listing.rating_count,
+            created_by: listing.created_by.filter(|_| to_admin),
+            created_at: listing.created_at,
+            updated_at: listing.updated_at,
+            visibility: sight,
+        }
+    }
 }
 
 /// A listing as the caller sees it.
@@ -100,6 +170,7 @@ async fn seen(
     search: Search,
     chain: &[Scope],
     slice: &Slice,
+    to_admin: bool,
 ) -> Result<Counted<SeenListing>, Halt> {
     let granted = chain.iter().filter(|scope| scope.scope_type != ScopeType::Account).cloned().collect();
     let filter = ListingFilter {
@@ -113,8 +184,8 @@ async fn seen(
     let Counted { items, total, next_cursor } = Counted::of(page, total);
     let items = items.into_iter().filter_map(|listing| {
         let grants = grants.remove(&listing.id).unwrap_or_default();
-        let visibility = Sight::of(listing.visibility, &grants, chain)?;
-        Some(SeenListing { listing, visibility })
+        let sight = Sight::of(listing.visibility, &grants, chain)?;
+        Some(SeenListing::of(listing, sight, to_admin))
     });
     Ok(Counted { items: items.collect(), total, next_cursor })
 }
@@ -142,7 +213,7 @@ pub async fn discover_marketplace(
     } else {
         own_chain(&mut tx, &call.context, &standpoint.0).await?
     };
-    Ok(Answer::of(&seen(&mut tx, search, &chain, &slice).await?))
+    Ok(Answer::of(&seen(&mut tx, search, &chain, &slice, is_admin(&call.context)).await?))
 }
 
 /// List what you see of the marketplace
@@ -158,12 +229,12 @@ pub async fn list_my_marketplace(
 ) -> Outcome {
     let mut tx = call.read().await?;
     let chain = own_chain(&mut tx, &call.context, &standpoint.0).await?;
-    let Counted { items, total, next_cursor } = seen(&mut tx, search, &chain, &slice).await?;
-    let ids: Vec<_> = items.iter().map(|item| item.listing.id.clone()).collect();
+    let Counted { items, total, next_cursor } = seen(&mut tx, search, &chain, &slice, false).await?;
+    let ids: Vec<_> = items.iter().map(|item| item.id.clone()).collect();
     let installed = tx.installed_in(&ids, &chain).await?;
     let ratings: HashMap<_, _> = tx.ratings_by(call.context.actor(), &ids).await?.into_iter().collect();
     let items = items.into_iter().map(|seen| {
-        let id = &seen.listing.id;
+        let id = &seen.id;
         let has = |scope: &&Scope| {
             installed
                 .iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AtListing, NewListingGrant, entry, known, scope_of};
+use super::{AtListing, NewListingGrant, ShownListing, entry, grants_of, known, scope_of};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::Action;
@@ -80,7 +80,8 @@ pub async fn list_marketplace_grants(
 
 /// Grant a listing to a scope
 ///
-/// A listing that everybody saw is from then on for those whom it is granted to.
+/// A listing that everybody saw is from then on for those whom it is granted to, which the
+/// audit and a dry run tell as a change of the listing.
 #[utoipa::path(post, path = "/v1/copilot/marketplace/{marketplace_id}/grants", tag = "marketplace",
     params(AtListing, Trial), request_body = NewListingGrant,
     responses((status = 200, description = "The grant", body = Tried<Item<ListingGrant>>), Refusals))]
@@ -94,14 +95,23 @@ pub async fn create_marketplace_grant(
     let mut tx = call.begin_or_try(&trial).await?;
     hold_scope(&mut tx, Domain::Copilot, &scope).await?;
     let listing = known(tx.hold_listing(&at.marketplace_id).await?)?;
-    let before = tx.grants_of_listings(std::slice::from_ref(&listing.id)).await?;
-    let before = before.into_iter().find(|grant| scope_of(grant) == scope);
+    let granted = tx.grants_of_listings(std::slice::from_ref(&listing.id)).await?;
+    let former: Vec<Scope> = granted.iter().map(scope_of).collect();
+    let before = granted.into_iter().find(|grant| scope_of(grant) == scope);
     let grant = made(&tx, &listing.id, &scope);
     let grant = tx.put_listing_grant(&grant).await?;
-    if listing.visibility == Visibility::Global {
-        tx.update_listing(&Listing { visibility: Visibility::Granted, ..listing }).await?;
-    }
     tx.audit(entry(Action::Upsert, TABLE, grant.id.as_str()), before.as_ref(), &grant).await?;
+    let closes = listing.visibility == Visibility::Global;
+    // Whom it is granted to belongs to its revision.
+    if closes || before.is_none() {
+        let changed = Listing { visibility: Visibility::Granted, ..listing.clone() };
+        let changed = tx.update_listing(&changed).await?;
+        if closes {
+            let scopes = grants_of(&mut tx, &changed).await?;
+            let (old, new) = (ShownListing::of(listing, Some(former)), ShownListing::of(changed, Some(scopes)));
+            tx.audit(entry(Action::Update, super::TABLE, grant.marketplace_id.as_str()), Some(&old), &new).await?;
+        }
+    }
     call.done(tx, &Item { item: &grant }).await
 }
 
@@ -131,6 +141,9 @@ pub async fn delete_marketplace_grants(
     let gone = tx.delete_listing_grants(&listing.id, scope.as_ref()).await?;
     for grant in &gone {
         tx.audit(entry(Action::Delete, TABLE, grant.id.as_str()), Some(grant), &serde_json::json!({})).await?;
+    }
+    if !gone.is_empty() {
+        tx.update_listing(&listing).await?;
     }
     call.done(tx, &DeletedCount { deleted: gone.len() }).await
 }
