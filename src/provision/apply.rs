@@ -94,6 +94,7 @@ pub struct Outcome {
     result: Result<Did, Why>,
     user: Option<String>,
     grant: Option<String>,
+    /// Roles that a write has taken, or may have.
     lost: Vec<String>,
     /// Whether roles were to be taken back: perhaps an earlier attempt did it and could not say so.
     retires: bool,
@@ -311,7 +312,6 @@ impl Provisioner {
             *grant_id = Some(found.id.clone());
             let mut keys: Vec<String> = found.role_keys.iter().filter(|key| !retired.contains(key)).cloned().collect();
             let gone = found.role_keys.iter().filter(|key| retired.contains(key)).cloned();
-            add_missing(lost, gone);
             if !found.active && !wanted.is_empty() {
                 return Err(Why::Deactivated);
             }
@@ -323,6 +323,10 @@ impl Provisioner {
                 true => zitadel.remove_grant(&found).await,
                 false => zitadel.set_grant(&found, &keys).await,
             };
+            // What was refused took nothing; what may have been done did.
+            if written.as_ref().err().is_none_or(Error::is_ambiguous) {
+                add_missing(lost, gone);
+            }
             match written {
                 Ok(()) => {
                     self.until_listed(project, organization, user, &keys).await?;

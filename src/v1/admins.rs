@@ -149,6 +149,8 @@ pub async fn put_account_admin(
 }
 
 /// Change an admin
+///
+/// The tokens that still show a former role are refused from now on, on every gateway.
 #[utoipa::path(patch, path = "/v1/accounts/{account_id}/admins/{email}", tag = "accounts", params(AtAdmin, IfMatch),
     request_body = AdminChange,
     responses((status = 200, description = "The changed admin", body = AdminStored), Refusals))]
@@ -175,8 +177,8 @@ pub async fn update_account_admin(
 
 /// Remove an admin
 ///
-/// Their roles are taken back in Zitadel, and the tokens that still show them are refused
-/// from now on, on every gateway.
+/// The tokens that still show their roles are refused from now on, on every gateway. In an
+/// account that is bound to Zitadel the roles are taken back there.
 #[utoipa::path(delete, path = "/v1/accounts/{account_id}/admins/{email}", tag = "accounts", params(AtAdmin, IfMatch),
     responses((status = 200, description = "Removed", body = StatusOk), Refusals))]
 pub async fn delete_account_admin(

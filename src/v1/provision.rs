@@ -114,17 +114,32 @@ fn prefix_of(asked: Option<Name>, config: &ZitadelConfig) -> String {
 }
 
 /// What the audit says of an operation.
-fn provision_entry<'a>(account: &'a Id<Account>) -> Entry<'a> {
-    Entry { action: Action::Create, table: "Alchemi_ZitadelProvision", id: account.as_str(), label: Label::Iam }
+fn provision_entry(action: Action, account: &Id<Account>) -> Entry<'_> {
+    Entry { action, table: "Alchemi_ZitadelProvision", id: account.as_str(), label: Label::Iam }
 }
 
-/// Wants all of it, in one transaction.
-async fn want_all(tx: &mut Tx<Tenant>, wanted: &[Wanted]) -> Result<Vec<ProvisionItem>, StoreError> {
+/// Writes down what is wanted, and in the audit who asked for it, in one commit: what
+/// comes of it later, or never, takes nothing of that back.
+async fn want_all(mut tx: Tx<Tenant>, asked: &Value, wanted: &[Wanted]) -> Result<Vec<ProvisionItem>, StoreError> {
+    let account = tx.account().clone();
     let mut items = Vec::with_capacity(wanted.len());
     for one in wanted {
         items.push(tx.want(one).await?);
     }
+    let named = |one: &Wanted| serde_json::json!({"kind": one.kind, "target": one.target, "role_keys": one.role_keys});
+    let wanted: Vec<Value> = wanted.iter().map(named).collect();
+    let asked = with(asked.clone(), "wanted", wanted.into());
+    tx.audit(provision_entry(Action::Create, &account), None::<&()>, &asked).await?;
+    tx.commit().await?;
     Ok(items)
+}
+
+/// An object with one more key.
+fn with(mut object: Value, key: &str, value: Value) -> Value {
+    if let Value::Object(keys) = &mut object {
+        keys.insert(key.to_owned(), value);
+    }
+    object
 }
 
 /// Makes it so while the caller waits.
@@ -146,15 +161,23 @@ async fn converged(
     Ok(outcomes)
 }
 
-/// Writes the audit row of an operation and answers.
+/// Writes the audit row of what came of an operation, and answers. A dry run has left no
+/// other row: it says there what was asked.
 async fn audited(
     call: &Call<SuperAdmin>,
     account: &Id<Account>,
-    what: &Value,
+    asked: &Value,
+    result: Value,
     body: &impl Serialize,
 ) -> Result<Answer, Halt> {
+    let dry_run = asked.get("dry_run") == Some(&Value::Bool(true));
+    let (action, row) = if dry_run {
+        (Action::Create, asked.clone())
+    } else {
+        (Action::Update, serde_json::json!({"operation": asked.get("operation")}))
+    };
     let mut tx = call.begin().await?.within(account.clone());
-    tx.audit(provision_entry(account), None::<&()>, what).await?;
+    tx.audit(provision_entry(action, account), None::<&()>, &with(row, "result", result)).await?;
     call.done(tx, body).await
 }
 
@@ -172,57 +195,89 @@ impl Cut {
     }
 }
 
-/// Follows a change of an admin: in an account whose admins were granted their roles here,
-/// a new one is granted theirs, and one who goes, or whose role changes, loses the former
-/// and every token that shows it.
+/// Follows a change of an admin: one who goes, or whose role changes, loses every token that
+/// shows the former role. What Zitadel is to hold is wanted where the account is bound to it: in
+/// one whose admins were granted their roles here, a new one is granted theirs, and the former
+/// role is taken back.
 pub(super) async fn follow_admin(
     provisioner: &Provisioner,
     tx: &mut Tx<Tenant>,
     before: Option<&AccountAdmin>,
     after: Option<&AccountAdmin>,
 ) -> Result<Cut, StoreError> {
-    let bound = bound(tx).await?;
-    let (Some(project), true) = (bound.config.project_id.clone(), bound.config.enabled) else {
-        return Ok(Cut::default());
-    };
-    let config = &bound.config;
-    let prefix = config.role_prefix.as_deref().unwrap_or_default();
-    let organization = config.organization_id.as_deref();
     let items = tx.provision_items().await?;
-    let managed = items.iter().any(|item| item.project_id == project);
+    let remains = after.filter(|after| before.is_some_and(|before| before.user_email == after.user_email));
     let mut cut = Cut::default();
-    let same = |a: &AccountAdmin, b: &AccountAdmin| a.user_email == b.user_email;
-    if let Some(gone) = before.filter(|before| after.is_none_or(|after| !same(before, after))) {
-        let known: Vec<_> = items.iter().filter(|item| item.target == gone.user_email).collect();
-        for item in &known {
-            let org = item.organization_id.as_deref();
-            tx.want(&Wanted::user_grant(&item.project_id, org, &gone.user_email, Vec::new())).await?;
-        }
-        if known.is_empty() && provisioner.is_configured() {
-            let mut wanted = Wanted::user_grant(&project, organization, &gone.user_email, Vec::new());
-            wanted.retired_keys.extend(role_key(config, prefix, &gone.role).ok());
-            tx.want(&wanted).await?;
-        }
-        let mut subjects = tx.subjects_of(&gone.user_email).await?;
-        subjects.extend(known.iter().filter_map(|item| item.user_id.clone()));
+    if let Some(former) = before.filter(|before| remains.is_none_or(|now| now.role != before.role)) {
+        let reason = if remains.is_some() { "the role as an admin changed" } else { "removed as an admin" };
+        let mut subjects = tx.subjects_of(&former.user_email).await?;
+        let known = items.iter().filter(|item| item.target == former.user_email);
+        subjects.extend(known.filter_map(|item| item.user_id.clone()));
         subjects.sort();
         subjects.dedup();
         for subject in subjects {
-            cut.0.extend(provisioner.cut_off(tx, &subject, "removed as an admin").await?);
+            cut.0.extend(provisioner.cut_off(tx, &subject, reason).await?);
         }
     }
-    if let Some(now) = after.filter(|_| managed)
-        && let Ok(key) = role_key(config, prefix, &now.role)
-    {
-        let known = items.iter().find(|item| item.target == now.user_email && item.project_id == project);
+    let config = bound(tx).await?.config;
+    if let (Some(project), true) = (&config.project_id, config.enabled) {
+        let place = Place { project, config: &config, items: &items };
+        if let Some(gone) = before.filter(|_| remains.is_none()) {
+            place.want_nothing(tx, gone, provisioner.is_configured()).await?;
+        }
+        if let Some(now) = after {
+            place.want_role(tx, before, now).await?;
+        }
+    }
+    Ok(cut)
+}
+
+/// Where an account's admins hold their roles, and what is wanted there.
+struct Place<'a> {
+    project: &'a str,
+    config: &'a ZitadelConfig,
+    items: &'a [ProvisionItem],
+}
+
+impl Place<'_> {
+    fn key_of(&self, admin: &AccountAdmin) -> Option<String> {
+        role_key(self.config, self.config.role_prefix.as_deref().unwrap_or_default(), &admin.role).ok()
+    }
+
+    /// Takes back what an admin was granted; their role, where nobody remembers what.
+    async fn want_nothing(&self, tx: &mut Tx<Tenant>, gone: &AccountAdmin, configured: bool) -> Result<(), StoreError> {
+        let nothing = |project: &str, organization: Option<&str>| {
+            Wanted::user_grant(project, organization, &gone.user_email, Vec::new())
+        };
+        let known: Vec<_> = self.items.iter().filter(|item| item.target == gone.user_email).collect();
+        if known.is_empty() && configured {
+            let mut wanted = nothing(self.project, self.config.organization_id.as_deref());
+            wanted.retired_keys.extend(self.key_of(gone));
+            tx.want(&wanted).await?;
+        }
+        for item in known {
+            tx.want(&nothing(&item.project_id, item.organization_id.as_deref())).await?;
+        }
+        Ok(())
+    }
+
+    /// Grants an admin their role, if admins were granted theirs here.
+    async fn want_role(
+        &self,
+        tx: &mut Tx<Tenant>,
+        before: Option<&AccountAdmin>,
+        now: &AccountAdmin,
+    ) -> Result<(), StoreError> {
+        let here: Vec<_> = self.items.iter().filter(|item| item.project_id == self.project).collect();
+        let Some(key) = self.key_of(now).filter(|_| !here.is_empty()) else { return Ok(()) };
         let mut keys = vec![key];
-        if let Some(known) = known {
+        if let Some(known) = here.iter().find(|item| item.target == now.user_email) {
             // Roles beside the one that changes were asked for, and stay.
-            let former = before.and_then(|before| role_key(config, prefix, &before.role).ok());
+            let former = before.and_then(|before| self.key_of(before));
             let others = known.role_keys.iter().filter(|key| Some(*key) != former.as_ref()).cloned();
             crate::model::provision::add_missing(&mut keys, others);
         }
-        tx.want(&Wanted::user_grant(&project, organization, &now.user_email, keys)).await?;
+        let organization = self.config.organization_id.as_deref();
+        tx.want(&Wanted::user_grant(self.project, organization, &now.user_email, keys)).await.map(drop)
     }
-    Ok(cut)
 }

@@ -182,6 +182,12 @@ impl Error {
         matches!(self, Self::Throttled(_) | Self::Failed(_) | Self::Unreachable | Self::Timeout | Self::Malformed)
     }
 
+    /// Whether a write may have been done all the same: its answer is lost. What Zitadel itself
+    /// says that it has failed at, the next look tells.
+    pub const fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Unreachable | Self::Timeout | Self::Malformed | Self::Failed(502 | 504))
+    }
+
     /// A stable word for programs.
     pub const fn code(&self) -> &'static str {
         match self {
@@ -266,6 +272,17 @@ mod tests {
         assert_eq!(read(500, r#"{"code":13}"#), Error::Failed(500));
         assert_eq!(read(501, r#"{"code":"unimplemented"}"#), refused(Code::Unimplemented, ""));
         assert_eq!(read(429, "slow"), Error::Throttled(None));
+    }
+
+    #[test]
+    fn a_lost_answer_is_no_refusal() {
+        for lost in [Error::Unreachable, Error::Timeout, Error::Malformed, Error::Failed(502), Error::Failed(504)] {
+            assert!(lost.is_ambiguous() && lost.is_transient(), "{lost}");
+        }
+        let refusals = [refused(Code::FailedPrecondition, ""), Error::Throttled(None), Error::Failed(503)];
+        for said in refusals.into_iter().chain([Error::NotConfigured, Error::of_token(b"{}")]) {
+            assert!(!said.is_ambiguous(), "{said}");
+        }
     }
 
     #[test]

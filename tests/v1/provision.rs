@@ -325,3 +325,55 @@ async fn drift_tells_what_differs_and_a_repeated_bootstrap_mends_it() {
     setting.zitadel.knobs(|knobs| knobs.down = true);
     assert_eq!(setting.drift().await["remote"], "unknown");
 }
+
+/// Who asked for what stands in the audit from the moment that it is wanted, whatever comes of it.
+#[tokio::test]
+async fn the_audit_names_who_asked_although_zitadel_fails() {
+    for backend in backends().await {
+        let setting = Setting::new(backend).await;
+        let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+        setting.admin("ada@acme.com", "account_admin").await;
+        let person = setting.gateway.as_super_admin(&setting.account);
+        let audit = async || {
+            let all = setting.operator().get(&setting.path("audit")).await.ok()["items"].clone();
+            let own = |row: &&Value| row["table_name"] == "Alchemi_ZitadelProvision";
+            all.as_array().unwrap().iter().filter(own).cloned().collect::<Vec<_>>()
+        };
+        setting.zitadel.knobs(|knobs| knobs.down = true);
+        let grant = json!({"user_id": ada, "role_keys": ["late"], "project_id": setting.project});
+        let role = json!({"key": "late", "display_name": "Late", "project_id": setting.project});
+        for (path, body) in [("user-grant", &grant), ("project-role", &role)] {
+            let refused = person.post(&setting.provision(path), body.clone()).await;
+            assert_eq!((refused.status.as_u16(), refused.json()["retried"].clone()), (502, json!(true)));
+        }
+        let mut all = setting.bootstrap();
+        all["create_project_roles"] = json!(false);
+        person.post(&setting.provision("bootstrap"), all).await.ok();
+        let rows = audit().await;
+        let told: Vec<_> =
+            rows.iter().map(|row| (&row["updated_values"]["operation"], &row["action"], &row["changed_by"])).collect();
+        let (create, person_id) = (json!("create"), json!("super"));
+        let (bootstrap, role, grant) = (json!("bootstrap"), json!("project_role"), json!("user_grant"));
+        assert_eq!(
+            told,
+            [
+                (&bootstrap, &json!("update"), &person_id),
+                (&bootstrap, &create, &person_id),
+                (&role, &create, &person_id),
+                (&grant, &create, &person_id),
+            ]
+        );
+        assert_eq!(rows[0]["updated_values"]["result"]["summary"]["admin_grant_summary"]["pending"], 1, "{}", rows[0]);
+        let wanted = json!([{"kind": "user_grant", "target": "ada@acme.com", "role_keys": ["account_admin"]}]);
+        assert_eq!(rows[1]["updated_values"]["wanted"], wanted, "{}", rows[1]);
+        assert_eq!(rows[3]["updated_values"]["user_id"], ada, "{}", rows[3]);
+
+        // A dry run leaves one row, and it says what was asked.
+        let dry = json!({"project_id": setting.project, "dry_run": true});
+        person.post(&setting.provision("sync-roles"), dry).await.ok();
+        let rows = audit().await;
+        let (said, action) = (&rows[0]["updated_values"], &rows[0]["action"]);
+        assert_eq!((rows.len(), action, &said["operation"]), (5, &create, &json!("sync_roles")), "{said}");
+        assert_eq!((&said["project_id"], &said["result"]["skipped"]), (&json!(setting.project), &json!(6)), "{said}");
+    }
+}

@@ -212,3 +212,89 @@ async fn an_admin_who_is_added_later_is_granted_their_role() {
     setting.admin("late@acme.com", "account_admin").await;
     setting.until_roles(&late, &["account_admin"]).await;
 }
+
+/// When, and why, a subject was cut off last.
+async fn cut_off(gateway: &Gateway, subject: &str) -> Option<(serde_json::Value, serde_json::Value)> {
+    let query = r#"SELECT issued_before, reason FROM "Alchemi_RevocationTable" WHERE subject = $1"#;
+    let rows = gateway.database.rows(query, &[subject]).await;
+    rows.first().map(|row| (row["issued_before"].clone(), row["reason"].clone()))
+}
+
+#[tokio::test]
+async fn an_admin_is_cut_off_in_an_account_that_zitadel_is_not_told_of() {
+    for backend in backends().await {
+        let gateway = Gateway::start_with(backend, |_| {}).await;
+        let account = gateway.account("Acme").await;
+        let (operator, path) = (gateway.operator(), format!("/v1/accounts/{account}/admins"));
+        for name in ["ada", "bob"] {
+            let (email, subject) = (format!("{name}@acme.com"), format!("{name}-subject"));
+            operator.post(&path, json!({"user_email": email})).await.ok();
+            let user = json!({"email": email, "identity_user_id": subject});
+            gateway.operator_for(&account).post("/v1/copilot/users", user).await.ok();
+        }
+        let ada = gateway.sign_in(&Person::of(&account, "ada-subject").role("account_admin"));
+        assert_eq!(ada.get("/v1/audit").await.status, 200);
+        operator.post(&path, json!({"user_email": "ada@acme.com"})).await.ok();
+        assert_eq!(cut_off(&gateway, "ada-subject").await, None, "the same role again is no change");
+        // A revocation is to the microsecond, a token's `iat` to the second.
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+
+        let one = format!("{path}/ada@acme.com");
+        operator.patch(&one, json!({"role": "console_org_admin"})).await.ok();
+        assert_eq!(ada.get("/v1/audit").await.status, 401, "from the answer on");
+        let (first, reason) = cut_off(&gateway, "ada-subject").await.unwrap();
+        assert_eq!(reason, "the role as an admin changed");
+
+        let disabled = json!({"enabled": false, "project_id": "1"});
+        operator.put(&format!("/v1/accounts/{account}/zitadel/config"), disabled).await.ok();
+        operator.delete(&one).await.ok();
+        let (second, reason) = cut_off(&gateway, "ada-subject").await.unwrap();
+        assert_eq!(reason, "removed as an admin");
+        assert!(second.as_i64() > first.as_i64(), "{first} {second}");
+        assert_eq!(cut_off(&gateway, "bob-subject").await, None);
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_took_nothing_cuts_nobody_off() {
+    let setting = Setting::new(Backend::Sqlite).await;
+    let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+    setting.admin("ada@acme.com", "account_admin").await;
+    setting.post("bootstrap", setting.bootstrap()).await;
+    let until_state = async |wanted: &str| {
+        for _ in 0..600 {
+            let drift = setting.drift().await;
+            let item = drift["items"].as_array().unwrap().iter().find(|item| item["target"] == "ada@acme.com").unwrap();
+            if item["state"] == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("never {wanted}: {}", setting.drift().await);
+    };
+    // Deactivated: nothing is written, whatever the role is to be.
+    setting.zitadel.world().grants.iter_mut().for_each(|grant| grant.active = false);
+    let change = json!({"role": "console_org_admin"});
+    setting.operator().patch(&setting.path("admins/ada@acme.com"), change).await.ok();
+    let cut = cut_off(&setting.gateway, &ada).await;
+    assert_eq!(cut.as_ref().unwrap().1, "the role as an admin changed");
+    until_state("conflict").await;
+    assert_eq!(cut_off(&setting.gateway, &ada).await, cut, "a conflict takes no role");
+
+    // Refused: the organisation may not grant the new role. The same role once more has it tried again.
+    {
+        let mut world = setting.zitadel.world();
+        world.grants.iter_mut().for_each(|grant| grant.active = true);
+        world.project_grants.iter_mut().for_each(|grant| grant.roles.retain(|role| role != "console_org_admin"));
+    }
+    setting.admin("ada@acme.com", "console_org_admin").await;
+    until_state("failed").await;
+    assert_eq!(setting.roles_of(&ada), ["account_admin"]);
+    assert_eq!(cut_off(&setting.gateway, &ada).await, cut, "a refusal takes no role");
+
+    setting.zitadel.world().project_grants.iter_mut().for_each(|grant| grant.roles.push("console_org_admin".into()));
+    setting.admin("ada@acme.com", "console_org_admin").await;
+    until_state("applied").await;
+    assert_eq!(setting.roles_of(&ada), ["console_org_admin"]);
+    assert_eq!(cut_off(&setting.gateway, &ada).await.unwrap().1, "a role was taken back");
+}

@@ -151,6 +151,10 @@ pub async fn sync_zitadel_admin_grants(
     let prefix = prefix_of(sync.role_prefix, &bound.config);
     let mut result = GrantsSynced::default();
     let intended = who.intended(tx.all_admins().await?, &bound.config, &prefix, &mut result);
+    let asked = serde_json::json!({
+        "operation": "sync_admin_grants", "project_id": project, "organization_id": organization,
+        "dry_run": sync.dry_run,
+    });
     if sync.dry_run {
         drop(tx);
         dry_grants(&call, &project, organization.as_deref(), intended, &mut result).await;
@@ -159,15 +163,12 @@ pub async fn sync_zitadel_admin_grants(
             return Err(not_configured().into());
         }
         let wanted: Vec<_> = intended.iter().map(|one| one.wanted(&project, organization.as_deref())).collect();
-        let items = want_all(&mut tx, &wanted).await?;
-        tx.commit().await?;
+        let items = want_all(tx, &asked, &wanted).await?;
         let outcomes = converged(&call, &id, &project, &items).await?;
         result.made(intended, &items, &outcomes, who.skip_existing);
     }
-    let asked = serde_json::json!({
-        "operation": "sync_admin_grants", "project_id": project, "organization_id": organization,
-        "dry_run": sync.dry_run, "summary": result.grants_summary,
-        "unresolved_count": result.unresolved_admins.len(),
+    let came = serde_json::json!({
+        "summary": result.grants_summary, "unresolved_count": result.unresolved_admins.len(),
     });
-    audited(&call, &id, &asked, &Provisioned { status: StatusOk::OK, result }).await
+    audited(&call, &id, &asked, came, &Provisioned { status: StatusOk::OK, result }).await
 }

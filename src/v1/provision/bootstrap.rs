@@ -59,6 +59,9 @@ pub async fn bootstrap_zitadel(
     if !ask.dry_run && !reads_only && !call.app.provisioner.is_configured() {
         return Err(not_configured().into());
     }
+    let asked = serde_json::json!({
+        "operation": "bootstrap", "project_id": project, "organization_id": organization, "dry_run": ask.dry_run,
+    });
     let made = if ask.dry_run {
         drop(tx);
         let grant = dry_project_grant(&call, &project, organization.as_deref(), &roles).await;
@@ -70,7 +73,7 @@ pub async fn bootstrap_zitadel(
             write_config(&mut tx, &bound, &zitadel_config).await?;
         }
         let all = All { project: &project, config: &zitadel_config, roles, intended, skip_existing: who.skip_existing };
-        make(&call, tx, all, &mut admin_grants).await?
+        make(&call, tx, &asked, all, &mut admin_grants).await?
     };
     let (roles, project_grant) = made;
     let summary = BootstrapSummary {
@@ -83,9 +86,9 @@ pub async fn bootstrap_zitadel(
         admin_grant_summary: admin_grants.grants_summary,
         unresolved_admins: admin_grants.unresolved_admins.clone(),
     };
-    let asked = serde_json::json!({"operation": "bootstrap", "summary": summary});
+    let came = serde_json::json!({"summary": summary});
     let result = BootstrapResult { zitadel_config, roles, project_grant, admin_grants };
-    audited(&call, &id, &asked, &Bootstrapped { status: StatusOk::OK, summary, result }).await
+    audited(&call, &id, &asked, came, &Bootstrapped { status: StatusOk::OK, summary, result }).await
 }
 
 /// Everything that a bootstrap makes.
@@ -100,7 +103,8 @@ struct All<'a> {
 /// Writes down what is wanted, with the binding's change, and makes it so.
 async fn make(
     call: &Call<SuperAdmin>,
-    mut tx: Tx<Tenant>,
+    tx: Tx<Tenant>,
+    asked: &Value,
     all: All<'_>,
     admin_grants: &mut GrantsSynced,
 ) -> Result<(RolesSynced, Option<ItemResult>), Halt> {
@@ -110,8 +114,7 @@ async fn make(
     let keys: Vec<String> = roles.iter().map(|role| role.key.clone()).collect();
     wanted.extend(organization.filter(|_| !keys.is_empty()).map(|id| Wanted::project_grant(project, id, keys)));
     wanted.extend(intended.iter().map(|one| one.wanted(project, organization)));
-    let items = want_all(&mut tx, &wanted).await?;
-    tx.commit().await?;
+    let items = want_all(tx, asked, &wanted).await?;
     let outcomes = converged(call, &account, project, &items).await?;
     let of = |kind: ItemKind| items.iter().filter(|item| item.kind == kind).cloned().collect::<Vec<_>>();
     admin_grants.made(intended, &of(ItemKind::UserGrant), &outcomes, skip_existing);

@@ -54,15 +54,28 @@ pub async fn provision_user_grant(
             .into_iter()
             .find(|item| item.target == user && item.project_id == project && item.organization_id == organization);
         add_missing(&mut wanted.role_keys, known.into_iter().flat_map(|known| known.role_keys));
-        let item = tx.want(&wanted).await?;
-        tx.commit().await?;
-        let outcomes = converged(&call, &id, &project, std::slice::from_ref(&item)).await?;
-        ItemResult::of(&item, &outcomes, true)
+        made_one(&call, tx, &project, &asked, wanted).await?
     };
     if matches!(result.status, "failed" | "pending") {
         return Err(bad_gateway("user grant", &result).into());
     }
-    audited(&call, &id, &asked, &Provisioned { status: StatusOk::OK, result }).await
+    let came = serde_json::json!(result);
+    audited(&call, &id, &asked, came, &Provisioned { status: StatusOk::OK, result }).await
+}
+
+/// Writes one thing down and makes it so.
+async fn made_one(
+    call: &Call<SuperAdmin>,
+    tx: Tx<Tenant>,
+    project: &str,
+    asked: &Value,
+    wanted: Wanted,
+) -> Result<ItemResult, Halt> {
+    let account = tx.account().clone();
+    let items = want_all(tx, asked, &[wanted]).await?;
+    let outcomes = converged(call, &account, project, &items).await?;
+    let made = items.first().map(|item| ItemResult::of(item, &outcomes, true));
+    Ok(made.unwrap_or_else(|| ItemResult::plain("pending")))
 }
 
 fn not_configured_result() -> ItemResult {
@@ -87,7 +100,7 @@ pub async fn provision_project_role(
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(new): Body<NewProjectRole>,
 ) -> super::super::answer::Outcome {
-    let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
+    let (tx, bound) = begin_bound(&call, id.clone()).await?;
     let project = project_of(new.project_id, &bound.config)?;
     let key = new.key.into_string();
     let role = StandardRole {
@@ -109,15 +122,13 @@ pub async fn provision_project_role(
         if !call.app.provisioner.is_configured() {
             return Err(bad_gateway("project role", &not_configured_result()).into());
         }
-        let item = tx.want(&wanted_role(&project, &bound.config, &role)).await?;
-        tx.commit().await?;
-        let outcomes = converged(&call, &id, &project, std::slice::from_ref(&item)).await?;
-        ItemResult::of(&item, &outcomes, true)
+        made_one(&call, tx, &project, &asked, wanted_role(&project, &bound.config, &role)).await?
     };
     if matches!(result.status, "failed" | "pending") {
         return Err(bad_gateway("project role", &result).into());
     }
-    audited(&call, &id, &asked, &Provisioned { status: StatusOk::OK, result }).await
+    let came = serde_json::json!(result);
+    audited(&call, &id, &asked, came, &Provisioned { status: StatusOk::OK, result }).await
 }
 
 /// A role of the project; the account's organisation helps v1 to find the project.
@@ -143,10 +154,13 @@ pub async fn sync_zitadel_roles(
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(sync): Body<RoleSync>,
 ) -> super::super::answer::Outcome {
-    let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
+    let (tx, bound) = begin_bound(&call, id.clone()).await?;
     let project = project_of(sync.project_id, &bound.config)?;
     let prefix = prefix_of(sync.role_prefix, &bound.config);
     let roles = roles_of(&bound.config, &prefix);
+    let asked = serde_json::json!({
+        "operation": "sync_roles", "project_id": project, "role_prefix": prefix, "dry_run": sync.dry_run,
+    });
     let result = if sync.dry_run {
         drop(tx);
         dry_roles(&call, &project, &bound.config, roles).await
@@ -155,16 +169,12 @@ pub async fn sync_zitadel_roles(
             return Err(not_configured().into());
         }
         let wanted: Vec<Wanted> = roles.iter().map(|role| wanted_role(&project, &bound.config, role)).collect();
-        let items = want_all(&mut tx, &wanted).await?;
-        tx.commit().await?;
+        let items = want_all(tx, &asked, &wanted).await?;
         let outcomes = converged(&call, &id, &project, &items).await?;
         synced_roles(roles, &items, &outcomes, sync.skip_existing)
     };
-    let asked = serde_json::json!({
-        "operation": "sync_roles", "project_id": project, "role_prefix": prefix, "dry_run": sync.dry_run,
-        "summary": result.summary,
-    });
-    audited(&call, &id, &asked, &Provisioned { status: StatusOk::OK, result }).await
+    let came = serde_json::json!(result.summary);
+    audited(&call, &id, &asked, came, &Provisioned { status: StatusOk::OK, result }).await
 }
 
 pub(super) async fn dry_roles(
