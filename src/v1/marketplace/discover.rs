@@ -8,7 +8,7 @@ use super::{Counted, entity_type, granted_to};
 use crate::context::{Context, Domain, Tenant};
 use crate::id::Id;
 use crate::model::directory::{Org, Placement, Team, User};
-use crate::model::marketplace::{Listing, Rating, Sight};
+use crate::model::marketplace::{EntityType, Listing, Rating, Sight};
 use crate::model::scope::{Scope, ScopeType};
 use crate::store::Tx;
 use crate::store::marketplace::ListingFilter;
@@ -25,6 +25,7 @@ pub struct Search {
     /// Only titles that hold this text, whatever its case.
     title: Option<String>,
     /// Only `agent` or only `connection`.
+    #[param(value_type = Option<EntityType>, inline)]
     entity_type: Option<String>,
 }
 
