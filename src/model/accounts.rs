@@ -289,7 +289,8 @@ pub struct ConsoleModelPolicy {
 /// How an account is bound to Zitadel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ZitadelConfig {
-    /// Whether the binding is in use.
+    /// Whether the binding is in use; absent where there is none.
+    #[schema(required = false)]
     pub enabled: bool,
     /// The issuer, for reference.
     pub issuer: Option<String>,
@@ -301,7 +302,8 @@ pub struct ZitadelConfig {
     pub organization_id: Option<String>,
     /// What stands before the canonical role in the project's role keys.
     pub role_prefix: Option<String>,
-    /// Canonical role to the project's role key.
+    /// Canonical role to the project's role key; absent where there is no binding.
+    #[schema(required = false)]
     pub role_mappings: BTreeMap<String, String>,
     /// The claim that names the account.
     pub account_id_claim: Option<String>,

@@ -24,6 +24,48 @@ pub enum ScopeType {
     Agent,
 }
 
+/// Describes [`ScopeType::GRANTEES`].
+#[derive(Debug, utoipa::ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub enum GranteeType {
+    /// The whole account.
+    Account,
+    /// An org of one domain.
+    Org,
+    /// A team of one domain.
+    Team,
+    /// A user of one domain.
+    User,
+}
+
+/// Describes [`ScopeType::MEMBERS`].
+#[derive(Debug, utoipa::ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub enum MemberType {
+    /// An org of one domain.
+    Org,
+    /// A team of one domain.
+    Team,
+    /// A user of one domain.
+    User,
+}
+
+/// Describes [`ScopeType::GUARDED`].
+#[derive(Debug, utoipa::ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub enum GuardedType {
+    /// The whole account.
+    Account,
+    /// An org of one domain.
+    Org,
+    /// A team of one domain.
+    Team,
+    /// A user of one domain.
+    User,
+    /// An agent.
+    Agent,
+}
+
 impl ScopeType {
     /// All of them, broadest first: the order in which locks are taken.
     pub const ALL: [Self; 6] = [Self::Account, Self::Pool, Self::Org, Self::Team, Self::User, Self::Agent];

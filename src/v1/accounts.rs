@@ -91,6 +91,7 @@ pub struct StatusChange {
 #[into_params(parameter_in = Query)]
 pub struct AccountParams {
     /// Only `active` or only `suspended` ones.
+    #[param(value_type = Option<AccountStatus>, inline)]
     status: Option<String>,
     /// Only the one of this name.
     account_name: Option<String>,

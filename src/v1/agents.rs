@@ -20,7 +20,7 @@ use crate::model::agents::{Agent, AgentGrant, AgentVisibility};
 use crate::model::audit::{Action, Label};
 use crate::model::field::Field;
 use crate::model::guardrails::GuardrailPreset;
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{MemberType, Scope, ScopeType};
 use crate::model::text::{Description, Name};
 use crate::problem::Problem;
 use crate::store::Tx;
@@ -32,7 +32,7 @@ use crate::store::audit::Entry;
 #[schema(example = json!({"scope_type": "team", "scope_id": "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11"}))]
 pub struct Grantee {
     /// `org`, `team` or `user`.
-    #[schema(value_type = ScopeType, example = "team")]
+    #[schema(value_type = MemberType, example = "team")]
     scope_type: String,
     #[schema(example = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11")]
     scope_id: String,
@@ -58,7 +58,7 @@ pub struct NewAgent {
     definition_json: Map<String, Value>,
     /// Presets that every request through the agent is screened by; at least one.
     #[serde(default)]
-    #[schema(max_items = 100)]
+    #[schema(required = true, min_items = 1, max_items = 100)]
     guardrail_preset_ids: Vec<String>,
     /// Who may use it; without any, everybody of the account.
     #[serde(default)]
@@ -146,6 +146,7 @@ pub struct AgentParams {
 #[into_params(parameter_in = Query)]
 pub struct GranteeQuery {
     /// `org`, `team` or `user`.
+    #[param(value_type = MemberType, inline)]
     scope_type: String,
     /// The scope.
     scope_id: String,

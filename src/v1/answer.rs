@@ -176,6 +176,9 @@ pub enum Refusals {
     /// A field is invalid; `errors` names it.
     #[response(status = 422, content_type = "application/problem+json")]
     Invalid(ProblemBody),
+    /// Zitadel refused, or cannot be asked.
+    #[response(status = 502, content_type = "application/problem+json")]
+    ZitadelFailed(ProblemBody),
     /// A dependency is down.
     #[response(status = 503, content_type = "application/problem+json", headers(("retry-after", description = "Seconds")))]
     Unavailable(ProblemBody),

@@ -321,7 +321,7 @@ fn request_key(parts: &Parts, context: &Context) -> Result<Option<RequestKey>, P
     else {
         return Ok(None);
     };
-    let key = value.to_str().ok().filter(|k| (1..=255).contains(&k.len())).ok_or_else(|| {
+    let key = value.to_str().ok().filter(|k| (1..=255).contains(&k.len()) && !k.contains('\t')).ok_or_else(|| {
         Problem::bad_request("invalid_idempotency_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
     })?;
     let actor = context.actor();

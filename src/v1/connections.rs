@@ -15,7 +15,7 @@ use crate::id::Id;
 use crate::model::audit::{Action, Label};
 use crate::model::connections::{Connection, ConnectionGrant, ConnectionType, CredentialVisibility, Masked, Settings};
 use crate::model::field::Field;
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{MemberType, Scope, ScopeType};
 use crate::model::text::{Description, Name};
 use crate::problem::Problem;
 use crate::secret::SecretObject;
@@ -84,6 +84,7 @@ pub struct ConnectionChange {
 #[into_params(parameter_in = Query)]
 pub struct ConnectionFilter {
     /// Only of this kind: `openapi`, `mcp` or `composio`.
+    #[param(value_type = Option<ConnectionType>, inline)]
     connection_type: Option<String>,
 }
 
@@ -118,7 +119,7 @@ pub struct AtConnectionGrant {
 }))]
 pub struct NewConnectionGrant {
     /// `org`, `team` or `user`.
-    #[schema(value_type = ScopeType, example = "team")]
+    #[schema(value_type = MemberType, example = "team")]
     scope_type: String,
     #[schema(example = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11")]
     scope_id: String,

@@ -65,7 +65,7 @@ impl Days {
 #[into_params(parameter_in = Query)]
 pub struct By {
     /// `agent`, `llm`, `connection` or `guardrail`; `agent` unless said.
-    #[param(example = "llm")]
+    #[param(example = "llm", pattern = "^(agent|llm|connection|guardrail)$")]
     by: Option<String>,
     /// In place of `by`, up to three of agent, llm, connection, guardrail, org, team, user
     /// and day, separated by commas.

@@ -89,7 +89,7 @@ pub struct StandpointQuery {
 #[expect(dead_code, reason = "describes headers, is never made")]
 pub struct StandpointHeaders {
     /// The product domain, when the query names none.
-    #[param(rename = "x-alchemi-domain")]
+    #[param(rename = "x-alchemi-domain", value_type = Domain, required = false)]
     domain: Option<Domain>,
     /// The team to act in, one of the caller's own; else their oldest membership.
     #[param(rename = "x-alchemi-team-id")]

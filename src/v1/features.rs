@@ -15,7 +15,7 @@ use crate::model::accounts::JsonText;
 use crate::model::audit::Action;
 use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::features::FeatureEntitlement;
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{GranteeType, Scope, ScopeType};
 use crate::model::text::Name;
 use crate::policy::features::{FeatureReason, FeatureRules};
 use crate::problem::Problem;
@@ -40,7 +40,7 @@ pub struct NewEntitlement {
     #[schema(value_type = String, example = "create_agents")]
     feature_code: Name,
     /// `account`, `org`, `team` or `user`.
-    #[schema(value_type = ScopeType, example = "team")]
+    #[schema(value_type = GranteeType, example = "team")]
     scope_type: String,
     #[schema(example = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11")]
     scope_id: String,

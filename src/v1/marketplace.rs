@@ -15,7 +15,7 @@ use crate::id::Id;
 use crate::model::audit::{Action, Label};
 use crate::model::field::Field;
 use crate::model::marketplace::{EntityType, GRANTED_TO, Listing, ListingGrant, Stars, Visibility};
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{MemberType, Scope, ScopeType};
 use crate::model::text::{Description, Name};
 use crate::problem::Problem;
 use crate::store::Tx;
@@ -49,6 +49,7 @@ const TABLE: &str = "Alchemi_CopilotMarketplaceTable";
 pub struct ListingFields {
     /// `agent` or `connection`; for a new listing.
     #[serde(default)]
+    #[schema(value_type = Option<EntityType>)]
     entity_type: Option<String>,
     /// Which one; for a new listing.
     #[serde(default)]
@@ -112,7 +113,7 @@ pub struct ListingFields {
 #[serde(deny_unknown_fields)]
 pub struct NewListingGrant {
     /// `org`, `team` or `user`.
-    #[schema(example = "team")]
+    #[schema(value_type = MemberType, example = "team")]
     scope_type: String,
     /// The scope.
     #[serde(default)]
@@ -138,6 +139,7 @@ pub struct ListingsQuery {
     /// Only titles that hold this text, whatever its case.
     title: Option<String>,
     /// Only `agent` or only `connection`.
+    #[param(value_type = Option<EntityType>, inline)]
     entity_type: Option<String>,
     /// Whether to show whom each is granted to.
     #[serde(default)]

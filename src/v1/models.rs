@@ -18,7 +18,7 @@ use crate::id::Id;
 use crate::model::audit::Action;
 use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::models::{AccessMode, ModelGrant};
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{GranteeType, Scope, ScopeType};
 use crate::model::text::ModelPattern;
 use crate::policy::models::{ModelRules, Reason};
 use crate::problem::Problem;
@@ -68,7 +68,7 @@ pub struct NewModelGrant {
     domain: Option<String>,
     model_name: ModelPattern,
     /// `account`, `org`, `team` or `user`.
-    #[schema(value_type = ScopeType, example = "team")]
+    #[schema(value_type = GranteeType, example = "team")]
     scope_type: String,
     #[schema(example = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11")]
     scope_id: String,

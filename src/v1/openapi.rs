@@ -11,6 +11,7 @@ use utoipa::openapi::{OpenApi, Ref, RefOr, Required, Response};
 
 use crate::context::Domain;
 
+mod bounds;
 mod examples;
 
 use examples::Examples;
@@ -56,7 +57,8 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
             let tagged = item.put.iter().chain(&item.patch).chain(&item.post).any(takes_if_match);
             for (method, operation) in operations(&mut item) {
                 add_headers(operation, &method, tagged);
-                refusals.share(operation, &method);
+                bounds::bound(operation);
+                refusals.share(operation, &method, &path);
                 examples.complete(operation, domain);
             }
             description.paths.paths.insert(path, item);
@@ -170,13 +172,14 @@ struct Refused(BTreeMap<String, RefOr<Response>>);
 
 impl Refused {
     /// Drops the refusals that `operation` cannot give, and refers to the others.
-    fn share(&mut self, operation: &mut Operation, method: &Method) {
+    fn share(&mut self, operation: &mut Operation, method: &Method, path: &str) {
         let (reads, bodiless, unversioned) =
             (*method == Method::GET, operation.request_body.is_none(), !takes_if_match(operation));
         operation.responses.responses.retain(|status, _| match status.as_str() {
             "409" => !reads,
             "408" | "413" | "415" => !bodiless,
             "412" => !unversioned,
+            "502" => path.contains("/zitadel/provision/"),
             _ => true,
         });
         for (status, response) in &mut operation.responses.responses {

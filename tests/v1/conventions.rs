@@ -193,6 +193,8 @@ async fn bodies_that_are_not_json_are_refused() {
         assert_eq!(send(Some("application/json"), large).await.status, StatusCode::OK);
         let twice = br#"{"name": "g", "name": "h"}"#.to_vec();
         assert_eq!(send(Some("application/json"), twice).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+        let in_order = br#"["i", null]"#.to_vec();
+        refusal(&send(Some("application/json"), in_order).await, 422, "validation_failed");
     }
 }
 

@@ -30,7 +30,7 @@ const MAX_SHARES: usize = 1_000;
 pub struct NewAllocation {
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team`, `user` or `pool`.
-    #[schema(example = "team")]
+    #[schema(example = "team", pattern = "^(org|group|team|user|pool)$")]
     scope_type: String,
     /// The scope's id; `pool` for the pool.
     scope_id: Id<Scope>,
@@ -52,6 +52,7 @@ pub struct OfScope {
     #[param(value_type = String)]
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team`, `user` or `pool`.
+    #[param(pattern = "^(org|group|team|user|pool)$")]
     scope_type: String,
     /// The scope's id; `pool` for the pool.
     #[param(value_type = String)]
@@ -64,7 +65,7 @@ pub struct OfScope {
 pub struct EqualDistribution {
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team` or `user`.
-    #[schema(example = "user")]
+    #[schema(example = "user", pattern = "^(org|group|team|user)$")]
     scope_type: String,
     /// Who gets a share; each once.
     #[schema(value_type = Vec<String>, min_items = 1, max_items = 1000)]

@@ -62,6 +62,7 @@ pub struct EffectiveBudget {
     credit_factor: Factor,
     /// How the plan divides the account's credits; absent in a subject's chain.
     #[serde(flatten)]
+    #[schema(value_type = Sums)]
     sums: Option<Sums>,
     /// The scopes; of a subject's chain the most specific one first.
     items: Vec<ScopeBudget>,
@@ -72,11 +73,14 @@ pub struct EffectiveBudget {
 pub struct Sums {
     /// What the plan gives out, each credit counted once: a team's share of its
     /// org's is not added to it.
+    #[schema(required = false)]
     distributed: Credits,
     /// The monthly credits without that; negative: over-committed.
+    #[schema(required = false)]
     unallocated: Credits,
     /// Distributed credits for each monthly one; above 1: over-committed. Null
     /// without monthly credits.
+    #[schema(required = false)]
     over_commit_ratio: Option<f64>,
 }
 

@@ -31,7 +31,7 @@ const TABLE: &str = "Alchemi_CopilotBudgetOverrideTable";
 pub struct NewOverride {
     plan_id: Id<Plan>,
     /// `org` (or `group`), `team`, `user` or `pool`.
-    #[schema(example = "user")]
+    #[schema(example = "user", pattern = "^(org|group|team|user|pool)$")]
     scope_type: String,
     /// The scope's id; `pool` for the pool.
     scope_id: Id<Scope>,

@@ -8,7 +8,7 @@ use crate::id::Id;
 use crate::model::agents::Agent;
 use crate::model::audit::Action;
 use crate::model::guardrails::{GuardrailAssignment, GuardrailPreset};
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{GuardedType, Scope, ScopeType};
 use crate::problem::Problem;
 use crate::store::Tx;
 use crate::store::page::Slice;
@@ -30,7 +30,7 @@ pub struct NewAssignment {
     #[schema(value_type = String)]
     preset_id: Id<GuardrailPreset>,
     /// `account`, `org`, `team`, `user` or `agent`.
-    #[schema(value_type = ScopeType, example = "team")]
+    #[schema(value_type = GuardedType, example = "team")]
     scope_type: String,
     #[schema(example = "019a3c5e-7d10-7c3a-9b1e-2f6d8a4c0b11")]
     scope_id: String,
@@ -41,6 +41,7 @@ pub struct NewAssignment {
 #[into_params(parameter_in = Query)]
 pub struct AssignmentFilter {
     /// `account`, `org`, `team`, `user` or `agent`.
+    #[param(value_type = Option<GuardedType>, inline)]
     scope_type: Option<String>,
     /// The scope; needed with `scope_type`, and of no effect without it.
     scope_id: Option<String>,

@@ -86,6 +86,7 @@ pub struct PatternChange {
 #[into_params(parameter_in = Query)]
 pub struct PatternParams {
     /// `pii`, `toxic` or `jailbreak`.
+    #[param(value_type = Option<GuardType>, inline)]
     guard_type: Option<String>,
     /// Only those that are, or are not, in use.
     enabled: Option<bool>,

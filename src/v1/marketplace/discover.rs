@@ -27,6 +27,7 @@ pub struct Search {
     /// Only titles that hold this text, whatever its case.
     title: Option<String>,
     /// Only `agent` or only `connection`.
+    #[param(value_type = Option<EntityType>, inline)]
     entity_type: Option<String>,
 }
 

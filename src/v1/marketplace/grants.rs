@@ -9,7 +9,7 @@ use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::Action;
 use crate::model::marketplace::{GRANTED_TO, Listing, ListingGrant, Visibility};
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{MemberType, Scope, ScopeType};
 use crate::problem::Problem;
 use crate::store::Tx;
 use crate::v1::answer::{Answer, Halt, Item, Items, Outcome, Refusals};
@@ -25,6 +25,7 @@ const TABLE: &str = "Alchemi_CopilotMarketplaceGrantTable";
 #[into_params(parameter_in = Query)]
 pub struct GrantedTo {
     /// `org`, `team` or `user`.
+    #[param(value_type = Option<MemberType>, inline)]
     scope_type: Option<String>,
     /// The scope.
     scope_id: Option<String>,

@@ -8,7 +8,7 @@ use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::Action;
 use crate::model::marketplace::{Installation, Listing, Rating, Sight, Stars};
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::{GranteeType, Scope, ScopeType};
 use crate::problem::Problem;
 use crate::store::Tx;
 use crate::v1::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals};
@@ -26,6 +26,7 @@ const RATINGS: &str = "Alchemi_CopilotMarketplaceRatingTable";
 pub struct NewInstallation {
     /// `account`, `org`, `team` or `user`; without it, the caller's own user.
     #[serde(default)]
+    #[schema(value_type = Option<GranteeType>)]
     scope_type: Option<String>,
     /// The scope.
     #[serde(default)]
@@ -37,6 +38,7 @@ pub struct NewInstallation {
 #[into_params(parameter_in = Query)]
 pub struct InstalledIn {
     /// `account`, `org`, `team` or `user`; without it, the caller's own user.
+    #[param(value_type = Option<GranteeType>, inline)]
     scope_type: Option<String>,
     /// The scope.
     scope_id: Option<String>,

@@ -36,6 +36,7 @@ pub struct PlannedAdmin {
 
 /// What a bootstrap would make.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = BootstrapPlan)]
 pub struct Plan {
     account_id: Id<Account>,
     zitadel_config: ZitadelConfig,

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Holds a running alchemi to its own description: Schemathesis calls every operation of /openapi.json with what the
+# description allows and with what it does not, as the operator and as an account's admin. schemathesis.toml says how.
+# Arguments go to `schemathesis run`. ALCHEMI_BIN names a gateway to test instead of building one.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+target=$(realpath -m "${CARGO_TARGET_DIR:-$root/target}")
+
+if [[ -z "${ALCHEMI_BIN:-}" ]]; then
+    cargo build --quiet --manifest-path "$root/Cargo.toml" --bin alchemi
+    ALCHEMI_BIN=$target/debug/alchemi
+fi
+ALCHEMI_BIN=$(realpath "$ALCHEMI_BIN")
+
+venv=$target/schema-venv
+stamp=$(cat "$here/requirements.txt" "$here/constraints.txt" | sha256sum | cut -d' ' -f1)
+if [[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]]; then
+    rm -rf "$venv"
+    mkdir -p "$target"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        --requirement "$here/requirements.txt" --constraint "$here/constraints.txt"
+    echo "$stamp" >"$venv/.stamp"
+fi
+
+folder=$(mktemp -d)
+gateway=
+stop() {
+    if [[ -n "$gateway" ]]; then
+        kill "$gateway" 2>/dev/null || true
+        wait "$gateway" 2>/dev/null || true
+        gateway=
+    fi
+}
+trap 'stop; rm -rf "$folder"' EXIT
+cd "$folder"
+
+# A gateway with a database of its own; sets `url` and `account`.
+start() {
+    "$ALCHEMI_BIN" dev --port 0 --data-dir "$1" >"$1.out" 2>"$1.err" &
+    gateway=$!
+    for _ in {1..300}; do
+        grep -q 'Ctrl-C stops it' "$1.out" && break
+        kill -0 "$gateway" 2>/dev/null || break
+        sleep 0.1
+    done
+    url=$(sed -n 's/^ *gateway  *\(http[^ ]*\).*/\1/p' "$1.out")
+    account=$(sed -n 's/^ *account .*(\([0-9a-f-]\{36\}\)).*/\1/p' "$1.out")
+    if [[ -z "$url" || -z "$account" ]]; then
+        echo "alchemi dev did not start:" >&2
+        cat "$1.out" "$1.err" >&2
+        exit 1
+    fi
+}
+
+failed=0
+for caller in master.key admin.token; do
+    printf '\n-- with %s\n' "$caller"
+    start "$caller.d"
+    ALCHEMI_ACCOUNT=$account "$venv/bin/schemathesis" --config-file "$here/schemathesis.toml" run "$url/openapi.json" \
+        --header "Authorization: Bearer $(cat "$caller.d/$caller")" "$@" || failed=1
+    # A run that deletes the account it acts in would test refusals alone.
+    if ! "$venv/bin/python" - "$url/v1/accounts/$account" "$(cat "$caller.d/master.key")" <<'PYTHON'; then
+import sys, requests
+sys.exit(requests.get(sys.argv[1], headers={"Authorization": f"Bearer {sys.argv[2]}"}, timeout=20).status_code != 200)
+PYTHON
+        echo "the seeded account is gone after the run" >&2
+        failed=1
+    fi
+    stop
+done
+exit "$failed"
