@@ -41,6 +41,7 @@ mod revocations;
 mod secrets;
 mod sso;
 mod standing;
+mod statements;
 mod tenants;
 mod trials;
 mod usage;
