@@ -544,15 +544,19 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn assigned_presets(&mut self, scopes: &[Scope]) -> Result<Vec<AssignedPreset>> {
+        if scopes.is_empty() {
+            return Ok(Vec::new());
+        }
         let account = self.account.clone();
         let assignments: Vec<GuardrailAssignment> = on!(self, |c| {
             let mut q = sqlx::QueryBuilder::new(
                 r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = "#,
             );
-            q.push_bind(&account).push(" AND (1 = 0");
+            q.push_bind(&account).push(" AND (");
+            let mut any = q.separated(" OR ");
             for scope in scopes {
-                q.push(" OR (scope_type = ").push_bind(scope.scope_type);
-                q.push(" AND scope_id = ").push_bind(&scope.scope_id).push(")");
+                any.push("(scope_type = ").push_bind_unseparated(scope.scope_type);
+                any.push_unseparated(" AND scope_id = ").push_bind_unseparated(&scope.scope_id).push_unseparated(")");
             }
             q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await
         })?;

@@ -75,6 +75,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 6, "0006", "lifecycle"),
                 step!($folder, 7, "0007", "listings"),
                 step!($folder, 8, "0008", "leases"),
+                step!($folder, 9, "0009", "indexes"),
             ]
         };
     }

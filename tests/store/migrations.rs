@@ -100,7 +100,9 @@ async fn they_make_nothing_but_our_own() {
              UNION ALL SELECT proname::TEXT FROM pg_proc WHERE pronamespace = 'public'::regnamespace
              UNION ALL SELECT nspname::TEXT FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema|public)'"
         } else {
-            "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_Alchemi%'"
+            // Statistics are SQLite's own, about our tables.
+            "SELECT name FROM sqlite_master
+             WHERE name NOT LIKE 'sqlite_autoindex_Alchemi%' AND name NOT LIKE 'sqlite_stat_'"
         };
         let names = place.texts(names).await;
         let foreign: Vec<_> = names.iter().filter(|name| !name.starts_with("Alchemi_")).collect();

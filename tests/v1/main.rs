@@ -43,6 +43,7 @@ mod revocations;
 mod secrets;
 mod sso;
 mod standing;
+mod statements;
 mod tenants;
 mod trials;
 mod usage;

@@ -159,7 +159,7 @@ impl Tx<Tenant> {
             q.push_bind(now).push(unexpired).push_bind(now).push(of).push_bind(&account);
             q.push(" AND a.plan_id = ").push_bind(plan);
             if let Some(scopes) = &scopes {
-                q.push(" AND (a.scope_type = 'pool'");
+                q.push(" AND ((a.scope_type = 'pool' AND a.scope_id = 'pool')");
                 for scope in scopes {
                     q.push(" OR (a.scope_type = ").push_bind(scope.scope_type);
                     q.push(" AND a.scope_id = ").push_bind(&scope.scope_id).push(")");
