@@ -83,6 +83,7 @@ pub mod store;
 
 pub mod allocation;
 pub mod identity;
+pub mod journal;
 pub mod layer;
 pub mod metering;
 pub mod plugin;

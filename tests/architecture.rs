@@ -24,9 +24,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["context", "model", "policy"]),
     ("identity", &["context", "model"]),
     ("zitadel", &["model"]),
+    // Opaque bytes: what they mean is its owner's.
+    ("journal", &[]),
     ("plugin", &["context", "model", "policy"]),
-    ("allocation", &["context", "model", "policy", "store"]),
-    ("metering", &["allocation", "context", "model", "policy", "store"]),
+    ("allocation", &["context", "journal", "model", "policy", "store"]),
+    ("metering", &["allocation", "context", "journal", "model", "policy", "store"]),
     // What is to be so in Zitadel: kept in the store, made so by the client.
     ("provision", &["context", "model", "store", "zitadel"]),
     // Surfaces: the proxy is made with the layer, never the other way round.
@@ -36,8 +38,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // For development alone: nothing that serves knows of it.
     ("dev", &[]),
     // Composition
-    ("config", &["allocation", "context", "identity", "model", "proxy", "store", "zitadel"]),
-    ("telemetry", &["allocation", "config", "identity", "metering", "proxy", "store", "zitadel"]),
+    ("config", &["allocation", "context", "identity", "journal", "model", "proxy", "store", "zitadel"]),
+    ("telemetry", &["allocation", "config", "identity", "journal", "metering", "proxy", "store", "zitadel"]),
     (
         "server",
         &[
@@ -45,6 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "context",
             "identity",
+            "journal",
             "layer",
             "metering",
             "model",
