@@ -4,12 +4,15 @@
 //! A warm reservation is drawn from a slice of the chain's credits that this process
 //! has leased ([`lease`]), without a statement. Where there is none, or the cap is
 //! near, it is made in one transaction over the whole chain, all or nothing.
+//! Before the request leaves, it is in the [journal](crate::journal), whatever it holds: a
+//! process that is killed leaves there what the next one charges ([`record`]).
 //! [`Reservation`] settles exactly once: when it is settled, or when it is dropped. What it held is given back and
 //! what was used is added in one transaction, batched by the settler that reads
 //! the other end of the [`Outbox`].
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,8 +20,9 @@ use tokio::sync::mpsc;
 
 use crate::clock::{SharedClock, Timestamp};
 use crate::context::Granted;
-use crate::credits::Usd;
+use crate::credits::{Credits, Usd};
 use crate::id::Id;
+use crate::journal::{Entry, Journal, JournalError};
 use crate::model::accounts::Account;
 use crate::model::usage::{CostSource, RouteKind, Tokens};
 use crate::policy::budget::{Drawn, Link, shortage};
@@ -28,6 +32,7 @@ use crate::store::ledger::{Counter, Hold, Settlement};
 use crate::store::{Store, StoreError};
 
 pub mod lease;
+pub mod record;
 pub mod rules;
 mod ticket;
 
@@ -62,6 +67,8 @@ pub struct AllocationConfig {
     pub rules_ttl_seconds: u64,
     /// How many subjects' rules are kept.
     pub rules_capacity: u64,
+    /// How many finished requests may wait for the ledger; beyond, none is admitted.
+    pub max_waiting: usize,
     /// Credits that are taken ahead of need.
     pub leases: LeaseConfig,
 }
@@ -74,13 +81,37 @@ impl Default for AllocationConfig {
             abandon_after_seconds: 2 * 3600,
             rules_ttl_seconds: 60,
             rules_capacity: 100_000,
+            max_waiting: 100_000,
             leases: LeaseConfig::default(),
         }
     }
 }
 
 /// The near end of the queue that the settler drains.
-pub type Outbox = mpsc::UnboundedSender<Finished>;
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    sender: mpsc::UnboundedSender<Finished>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Outbox {
+    /// The two ends, and what counts the requests that are not in the ledger: whoever drains
+    /// the queue takes from it what is written.
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Finished>, Arc<AtomicUsize>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        (Self { sender, waiting: Arc::clone(&waiting) }, receiver, waiting)
+    }
+
+    fn send(&self, finished: Finished) -> bool {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let sent = self.sender.send(finished).is_ok();
+        if !sent {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        sent
+    }
+}
 
 /// A request that is over. What the ledger needs is worked out by the settler, off
 /// the path of requests.
@@ -93,13 +124,50 @@ enum How {
     Abandoned(Box<Settlement>),
 }
 
+/// What a finished request keeps until it is in the ledger: its entry in the journal, and its
+/// reservation's row from being taken for abandoned.
+#[derive(Debug, Default)]
+pub struct Receipt {
+    /// To be released then.
+    pub entry: Entry,
+    _row: Option<LiveRow>,
+}
+
 impl Finished {
     /// What is written for it.
-    pub fn settlement(self) -> Settlement {
+    pub fn settlement(self) -> (Settlement, Receipt) {
         match self.0 {
             How::Settled { ticket, bill, at } => ticket.settlement(bill, at),
-            How::Abandoned(settlement) => *settlement,
+            How::Abandoned(settlement) => (*settlement, Receipt::default()),
         }
+    }
+}
+
+/// Reservations with a row whose requests this process has: they are renewed.
+#[derive(Debug, Default)]
+struct LiveRows(Mutex<HashSet<Arc<str>>>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct LiveRow {
+    request_id: Arc<str>,
+    rows: Arc<LiveRows>,
+}
+
+impl LiveRows {
+    fn insert(self: &Arc<Self>, request_id: &Arc<str>) -> LiveRow {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(request_id));
+        LiveRow { request_id: Arc::clone(request_id), rows: Arc::clone(self) }
+    }
+
+    fn ids(&self) -> Vec<Arc<str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+impl Drop for LiveRow {
+    fn drop(&mut self) {
+        self.rows.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request_id);
     }
 }
 
@@ -113,8 +181,11 @@ struct Shared {
     clock: SharedClock,
     enforcement: Enforcement,
     abandon_after: Duration,
+    max_waiting: usize,
     outbox: Outbox,
     leases: Option<Leases>,
+    journal: Option<Journal>,
+    rows: Arc<LiveRows>,
     counts: Counts,
 }
 
@@ -133,6 +204,9 @@ pub enum ReserveError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The request cannot be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 impl From<ReserveError> for Problem {
@@ -140,6 +214,10 @@ impl From<ReserveError> for Problem {
         match error {
             ReserveError::Exhausted(denial) => (*denial).into(),
             ReserveError::Store(error) => error.into(),
+            ReserveError::Journal(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "not admitted");
+                Self::unavailable("journal_unavailable", "This gateway cannot write down what it admits; try again", 5)
+            }
         }
     }
 }
@@ -183,26 +261,30 @@ pub struct Bill {
 }
 
 impl Allocations {
-    /// Reservations in `store`, settled through `outbox`.
+    /// Reservations in `store`, settled through `outbox`; neither leased nor in a journal.
     pub fn new(store: Store, clock: SharedClock, config: &AllocationConfig, outbox: Outbox) -> Self {
-        Self::leasing(store, clock, config, outbox, None)
+        Self::with(store, clock, config, outbox, None, None)
     }
 
-    /// The same, drawn from `leases` where they suffice.
-    pub fn leasing(
+    /// The same, drawn from `leases` where they suffice, and written down in `journal`.
+    pub fn with(
         store: Store,
         clock: SharedClock,
         config: &AllocationConfig,
         outbox: Outbox,
         leases: Option<Leases>,
+        journal: Option<Journal>,
     ) -> Self {
         Self(Arc::new(Shared {
             store,
             clock,
             enforcement: config.enforcement,
             abandon_after: Duration::from_secs(config.abandon_after_seconds),
+            max_waiting: config.max_waiting,
             outbox,
             leases,
+            journal,
+            rows: Arc::default(),
             counts: Counts::default(),
         }))
     }
@@ -225,24 +307,36 @@ impl Allocations {
     ///
     /// # Errors
     /// [`ReserveError::Exhausted`] with the scope that lacks credits, under `hard`
-    /// enforcement; [`ReserveError::Store`] when the database cannot be asked.
+    /// enforcement; [`ReserveError::Store`] when the database cannot be asked, or has not taken
+    /// for too long what is over; [`ReserveError::Journal`] when the request cannot be written down.
     pub async fn reserve(&self, admission: Admission) -> Result<Reservation, ReserveError> {
+        let waiting = self.0.outbox.waiting.load(Ordering::Relaxed);
+        if waiting >= self.0.max_waiting {
+            return Err(StoreError::Unavailable(format!("{waiting} finished requests wait for the ledger")).into());
+        }
         let mut ticket = Ticket::of(admission, self.0.clock.now());
-        if self.0.enforcement == Enforcement::Off {
-            return Ok(self.reserved(ticket.holding_nothing()));
-        }
-        if let Some(slice) = self.0.leases.as_ref().and_then(|leases| leases.draw(&ticket)) {
+        // What has no cap holds nothing; without a journal its row is what a crash leaves.
+        let free = self.0.journal.is_some() && ticket.links().iter().all(|link| link.cap.is_none());
+        let mut reservation = if free || self.0.enforcement == Enforcement::Off {
+            self.reserved(ticket.holding_nothing())
+        } else if let Some(slice) = self.0.leases.as_ref().and_then(|leases| leases.draw(&ticket)) {
             ticket.slice = Some(slice);
-            return Ok(self.reserved(ticket));
+            self.reserved(ticket)
+        } else {
+            let this = self.clone();
+            let carried = tokio::spawn(async move { this.hold(ticket).await });
+            carried.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string()).into()))?
+        };
+        if let Err(error) = reservation.write_down().await {
+            reservation.unmake();
+            return Err(error.into());
         }
-        let this = self.clone();
-        let carried = tokio::spawn(async move { this.hold(ticket).await });
-        carried.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string()).into()))
+        self.0.counts.reserved.fetch_add(1, Ordering::Relaxed);
+        Ok(reservation)
     }
 
     fn reserved(&self, ticket: Ticket) -> Reservation {
-        self.0.counts.reserved.fetch_add(1, Ordering::Relaxed);
-        Reservation { ticket: Some(Box::new(ticket)), outbox: self.0.outbox.clone(), clock: Arc::clone(&self.0.clock) }
+        Reservation { ticket: Some(Box::new(ticket)), shared: Arc::clone(&self.0) }
     }
 
     async fn hold(&self, mut ticket: Ticket) -> Result<Reservation, ReserveError> {
@@ -253,12 +347,12 @@ impl Allocations {
             return Ok(self.reserved(ticket));
         }
         let seen = self.0.leases.as_ref().map_or(0, |leases| leases.returns(ticket.account()));
-        if self.try_hold(&ticket).await? || self.hold_what_comes_back(&ticket, seen).await? {
+        if self.try_hold(&mut ticket).await? || self.hold_what_comes_back(&mut ticket, seen).await? {
             return Ok(self.reserved(ticket));
         }
         if self.0.enforcement == Enforcement::Soft {
             ticket.over_cap = true;
-            self.try_hold(&ticket).await?;
+            self.try_hold(&mut ticket).await?;
             return Ok(self.reserved(ticket));
         }
         self.0.counts.exhausted.fetch_add(1, Ordering::Relaxed);
@@ -266,7 +360,7 @@ impl Allocations {
     }
 
     /// Tries again with credits that lie idle in slices, here and in other processes.
-    async fn hold_what_comes_back(&self, ticket: &Ticket, seen: u64) -> Result<bool, StoreError> {
+    async fn hold_what_comes_back(&self, ticket: &mut Ticket, seen: u64) -> Result<bool, StoreError> {
         let Some(leases) = &self.0.leases else { return Ok(false) };
         if leases.gather(ticket.account(), seen).await? && self.try_hold(ticket).await? {
             return Ok(true);
@@ -282,7 +376,7 @@ impl Allocations {
         Ok(false)
     }
 
-    async fn try_hold(&self, ticket: &Ticket) -> Result<bool, StoreError> {
+    async fn try_hold(&self, ticket: &mut Ticket) -> Result<bool, StoreError> {
         let granted = Granted::system().over(ticket.account().clone());
         let mut tx = self.0.store.begin(&granted).await?;
         let detail = ticket.detail();
@@ -298,6 +392,7 @@ impl Allocations {
             .await?;
         if held {
             tx.commit().await?;
+            ticket.row = Some(self.0.rows.insert(&ticket.request_id));
         }
         Ok(held)
     }
@@ -336,7 +431,28 @@ impl Allocations {
         let abandoned = self.0.store.read(&Granted::system()).await?.abandoned(MOST_ABANDONED).await?;
         let now = self.0.clock.now();
         let settlements = abandoned.iter().filter_map(|row| ticket::unsettled(row, now));
-        Ok(settlements.filter(|s| self.0.outbox.send(Finished(How::Abandoned(Box::new(s.clone())))).is_ok()).count())
+        Ok(settlements.filter(|s| self.0.outbox.send(Finished(How::Abandoned(Box::new(s.clone()))))).count())
+    }
+
+    /// Says of every reservation that has a row, and whose request this process has, that it
+    /// is not abandoned: to be called three times in the time after which it would be.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn renew_rows(&self) -> Result<(), StoreError> {
+        let ids = self.0.rows.ids();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.0.store.begin(&Granted::system()).await?;
+        let until = tx.now().plus(self.0.abandon_after);
+        tx.renew_reservations(&ids, until).await?;
+        tx.commit().await
+    }
+
+    /// After how long a reservation that nobody renews is charged.
+    pub fn abandon_after(&self) -> Duration {
+        self.0.abandon_after
     }
 }
 
@@ -365,8 +481,7 @@ const MOST_ABANDONED: u32 = 10_000;
 #[must_use = "a reservation that is dropped is given back, as if nothing had been sent"]
 pub struct Reservation {
     ticket: Option<Box<Ticket>>,
-    outbox: Outbox,
-    clock: SharedClock,
+    shared: Arc<Shared>,
 }
 
 impl Reservation {
@@ -375,12 +490,38 @@ impl Reservation {
         self.send(bill);
     }
 
+    /// Begins its entry in the journal.
+    async fn write_down(&mut self) -> Result<(), JournalError> {
+        let (Some(journal), Some(ticket)) = (&self.shared.journal, &mut self.ticket) else { return Ok(()) };
+        ticket.entry = journal.begin(|out| record::admit(ticket, out))?;
+        journal.synced(&ticket.entry).await
+    }
+
+    /// Undoes a reservation that is in no journal, without a row if nothing is owed.
+    fn unmake(mut self) {
+        let at = self.shared.clock.now();
+        let Some(ticket) = &mut self.ticket else { return };
+        if ticket.slice.is_some() {
+            ticket.put_back(&Bill::default(), at);
+            if ticket.owed() == Credits::ZERO {
+                if let Some(journal) = &self.shared.journal {
+                    journal.release([std::mem::take(&mut ticket.entry)]);
+                }
+                self.ticket = None;
+            }
+        }
+    }
+
     fn send(&mut self, bill: Bill) {
         let Some(mut ticket) = self.ticket.take() else { return };
-        let (request_id, at) = (Arc::clone(&ticket.request_id), self.clock.now());
+        let shared = &*self.shared;
+        let (request_id, at) = (Arc::clone(&ticket.request_id), shared.clock.now());
         ticket.put_back(&bill, at);
-        if self.outbox.send(Finished(How::Settled { ticket, bill, at })).is_err() {
-            // The settler is gone: the reservation's row stays and is charged when it expires.
+        if let Some(journal) = &shared.journal {
+            journal.finish(&ticket.entry, |out| record::settle(&ticket, &bill, at, out));
+        }
+        if !shared.outbox.send(Finished(How::Settled { ticket, bill, at })) {
+            // The settler is gone: the entry stays, and so does what the request holds.
             tracing::error!(%request_id, "settled after the settler has stopped");
         }
     }

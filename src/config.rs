@@ -17,6 +17,7 @@ use url::Url;
 use crate::allocation::{AllocationConfig, Enforcement};
 use crate::context::Domain;
 use crate::identity::{IdentityConfig, MasterKey};
+use crate::journal::JournalConfig;
 use crate::model::models::AccessMode;
 use crate::outbound::OutboundRules;
 use crate::proxy::ask::AskRules;
@@ -38,6 +39,9 @@ use sources::{figment, sentence};
 /// Every key with its default and what it means.
 pub const DEFAULTS: &str = include_str!("../examples/alchemi.toml");
 
+/// Least that `journal.max_bytes` may be.
+const SMALLEST_JOURNAL: u64 = 1 << 20;
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +52,7 @@ pub struct Config {
     /// Address of `/metrics`, `/healthz` and `/readyz` when they are not to be on the main one.
     #[serde(default, deserialize_with = "optional_address")]
     pub admin_listen: Option<SocketAddr>,
-    /// Folder of the embedded database.
+    /// Folder of the journal and the embedded database; of one process.
     pub data_dir: PathBuf,
     /// The operator's key.
     #[serde(default)]
@@ -78,6 +82,8 @@ pub struct Config {
     pub context: ContextConfig,
     /// How allocations are enforced.
     pub allocation: AllocationConfig,
+    /// How admitted requests are written down.
+    pub journal: JournalConfig,
     /// Who gets into the directory.
     pub directory: DirectoryConfig,
     /// How use is measured.
@@ -254,6 +260,12 @@ impl Config {
             ));
         }
         self.trusted()?;
+        if self.journal.max_bytes < SMALLEST_JOURNAL {
+            return wrong(format!(
+                "journal.max_bytes = {} must be {SMALLEST_JOURNAL} or more: less is full after a few requests",
+                self.journal.max_bytes
+            ));
+        }
         let abandoned = self.allocation.abandon_after_seconds;
         let limits =
             [("total_timeout", self.upstream.total_timeout), ("response_timeout", self.upstream.response_timeout)];
@@ -394,6 +406,7 @@ mod tests {
         assert_eq!(format!("{:?}", config.upstream), format!("{:?}", UpstreamConfig::default()));
         assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
         assert_eq!(format!("{:?}", config.allocation), format!("{:?}", AllocationConfig::default()));
+        assert_eq!(format!("{:?}", config.journal), format!("{:?}", JournalConfig::default()));
         assert_eq!(format!("{:?}", config.directory), format!("{:?}", DirectoryConfig::default()));
         assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
         assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));

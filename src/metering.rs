@@ -9,5 +9,6 @@ pub mod count;
 pub mod json;
 pub mod meter;
 pub mod price;
+pub mod replay;
 pub mod settler;
 pub mod sse;

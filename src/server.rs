@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tower::ServiceExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -28,9 +28,10 @@ use crate::config::{Config, ConfigError};
 use crate::context::{Context, RequestInfo};
 use crate::id::{IdSource, RandomIds};
 use crate::identity::{Identity, MasterKey, Revocation, logout_refused};
+use crate::journal::OpenError;
 use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{AuthenticateLayer, Authenticator};
-use crate::metering::settler::{Settler, SettlerCounts};
+use crate::metering::settler::Settler;
 use crate::model::revocations::Logout;
 use crate::plugin::Guardrail;
 use crate::problem::Problem;
@@ -48,11 +49,13 @@ use crate::zitadel::Management;
 
 mod background;
 pub mod identities;
+mod ledger;
 mod listener;
 mod operations;
 mod tls;
 
 pub(crate) use background::load_revocations;
+use ledger::{Ledger, RunningLedger, open_journal};
 use listener::{Answer, Listener};
 use operations::Operations;
 use tls::Tls;
@@ -99,6 +102,9 @@ pub enum StartError {
         /// What the system says.
         reason: std::io::Error,
     },
+    /// The journal cannot be kept.
+    #[error("data_dir (ALCHEMI_DATA_DIR): {0}")]
+    Journal(#[from] OpenError),
     /// The system has no thread for the settler.
     #[error("no thread for the settler: {0}")]
     Thread(std::io::Error),
@@ -113,8 +119,7 @@ pub struct Server {
     stop: watch::Sender<bool>,
     listeners: Vec<JoinHandle<bool>>,
     background: JoinSet<()>,
-    settler: SettlerThread,
-    leases: Leases,
+    ledger: RunningLedger,
 }
 
 /// What a server did at its end.
@@ -145,11 +150,14 @@ impl Server {
         let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
         let rules = RuleBook::new(store.clone(), &config.allocation, config.policy.default_model_access);
         let authenticator = Authenticator::new(identity.clone(), master_key, rules.clone());
+        let journal = open_journal(config, &store, &clock).await?;
         let (settler, outbox) = Settler::new(store.clone());
-        let (leases, keeper) = Leases::new(store.clone(), Arc::clone(&clock), config.allocation.leases.clone());
+        let settler = settler.with_journal(journal.clone());
+        let (leases, keeper) =
+            Leases::new(store.clone(), Arc::clone(&clock), config.allocation.leases.clone(), journal.clone());
         keeper.begin().await?;
-        let allocations =
-            Allocations::leasing(store.clone(), Arc::clone(&clock), &config.allocation, outbox, Some(leases.clone()));
+        let (time, lease) = (Arc::clone(&clock), Some(leases.clone()));
+        let allocations = Allocations::with(store.clone(), time, &config.allocation, outbox, lease, journal.clone());
         let balancer =
             Arc::new(Balancer::new(&config.upstream, Arc::clone(&clock)).map_err(|e| wrong(format!("upstream: {e}")))?);
         let catalogue = Arc::new(Catalogue::new(
@@ -168,6 +176,7 @@ impl Server {
             Arc::clone(&balancer),
             store.clone(),
         )
+        .with_journal(journal.clone())
         .with_management(&provisioner.management().metrics());
         let metrics = Arc::new(metrics);
         let gateway = Gateway::new(GatewayParts {
@@ -204,7 +213,8 @@ impl Server {
         }));
         let mut background = JoinSet::new();
         background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
-        background.spawn(background::charge_abandoned(allocations));
+        background.spawn(background::charge_abandoned(allocations.clone()));
+        background.spawn(background::renew_reservations(allocations));
         background.spawn(keeper.run());
         if provisioner.management().is_configured() {
             let (changes, people) = (store.changes(), provisioner.management().clone());
@@ -217,7 +227,8 @@ impl Server {
         let first = tokio::time::timeout(FIRST_PRICES, listed.refresh(&balancer, credential.as_ref())).await;
         background.spawn(async move { listed.watch(&balancer, credential.as_ref(), first.unwrap_or(false)).await });
         background.spawn(async move { identity.warm().await });
-        Self::listen(config, store, front, operations, background, (settler, leases)).await
+        let ledger = Ledger { settler, leases, journal };
+        Self::listen(config, store, front, operations, background, ledger).await
     }
 
     async fn listen(
@@ -226,7 +237,7 @@ impl Server {
         front: Front,
         operations: Operations,
         mut background: JoinSet<()>,
-        (settler, leases): (Settler, Leases),
+        ledger: Ledger,
     ) -> Result<Self, StartError> {
         let tls = config.tls.as_ref().map(Tls::open).transpose().map_err(|e| StartError::Config(ConfigError(e)))?;
         if let (Some(tls), Some(files)) = (tls.clone(), config.tls.clone()) {
@@ -247,8 +258,8 @@ impl Server {
         }
         let limits = config.limits.clone();
         listeners.push(tokio::spawn(Listener { socket, tls, answer: front, limits }.run(stopped)));
-        let settler = SettlerThread::start(settler).map_err(StartError::Thread)?;
-        Ok(Self { address, admin_address, store, stop, listeners, background, settler, leases })
+        let ledger = ledger.start().map_err(StartError::Thread)?;
+        Ok(Self { address, admin_address, store, stop, listeners, background, ledger })
     }
 
     /// Where it listens.
@@ -276,40 +287,9 @@ impl Server {
         }
         // What holds the settler's other end goes with the listeners and the jobs.
         self.background.shutdown().await;
-        let settled = self.settler.stop(LAST_SETTLEMENTS).await;
-        self.leases.end().await;
+        let settled = self.ledger.stop(LAST_SETTLEMENTS).await;
         self.store.close().await;
         Stopped { settled, drained }
-    }
-}
-
-/// The settler on a thread of its own, so that building batches does not delay requests.
-#[derive(Debug)]
-struct SettlerThread {
-    counts: Arc<SettlerCounts>,
-    /// Closed when the thread ends, in whatever way.
-    ended: oneshot::Receiver<()>,
-}
-
-impl SettlerThread {
-    fn start(settler: Settler) -> std::io::Result<Self> {
-        let (counts, runtime) = (settler.counts(), tokio::runtime::Handle::current());
-        let (end, ended) = oneshot::channel();
-        std::thread::Builder::new().name("settler".to_owned()).spawn(move || {
-            let _end = end;
-            runtime.block_on(settler.run());
-        })?;
-        Ok(Self { counts, ended })
-    }
-
-    /// Waits until all is settled, if every outbox is gone; gives how many requests were
-    /// settled since the start.
-    async fn stop(self, patience: Duration) -> u64 {
-        if tokio::time::timeout(patience, self.ended).await.is_err() {
-            let waiting = self.counts.waiting();
-            tracing::warn!(waiting, "the ledger did not take everything in time; reservations left are charged later");
-        }
-        self.counts.settled()
     }
 }
 

@@ -495,7 +495,14 @@ pub(crate) mod testing {
             day: "2027-01-15".to_owned(),
             created_at: Timestamp::from_secs(1_800_000_000),
         };
-        Settlement { row, counters: vec![counter(account)], held: Vec::new(), hold: Credits::ZERO, lease: None }
+        Settlement {
+            row,
+            counters: vec![counter(account)],
+            held: Vec::new(),
+            hold: Credits::ZERO,
+            lease: None,
+            reserved: true,
+        }
     }
 
     impl crate::store::Tx<crate::context::Platform> {

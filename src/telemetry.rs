@@ -12,6 +12,7 @@ use crate::allocation::Allocations;
 use crate::allocation::rules::RuleBook;
 use crate::config::{LogConfig, LogFormat};
 use crate::identity::Identity;
+use crate::journal::{Counts, Journal};
 use crate::metering::settler::SettlerCounts;
 use crate::proxy::balance::Balancer;
 use crate::proxy::metrics::GatewayMetrics;
@@ -47,6 +48,7 @@ pub struct Metrics {
     settler: Arc<SettlerCounts>,
     balancer: Arc<Balancer>,
     store: Store,
+    journal: Option<Journal>,
 }
 
 impl Metrics {
@@ -62,7 +64,13 @@ impl Metrics {
     ) -> Self {
         let mut registry = Registry::with_prefix("alchemi");
         gateway.register(&mut registry);
-        Self { registry, identity, rules, allocations, settler, balancer, store }
+        Self { registry, identity, rules, allocations, settler, balancer, store, journal: None }
+    }
+
+    /// With the journal's.
+    #[must_use]
+    pub fn with_journal(self, journal: Option<Journal>) -> Self {
+        Self { journal, ..self }
     }
 
     /// With calls of Zitadel's management API.
@@ -93,10 +101,11 @@ impl Metrics {
         text
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, u64); 15] {
+    fn counters(&self) -> [(&'static str, &'static str, u64); 19] {
         let identity = self.identity.counts();
         let (reserved, exhausted) = self.allocations.counts();
         let (drawn, refills) = self.allocations.lease_counts();
+        let journal = self.journal_counts();
         [
             ("token_cache_hits", "Tokens answered from the cache", identity.cache_hits),
             ("token_cache_misses", "Tokens that were not", identity.cache_misses),
@@ -112,15 +121,30 @@ impl Metrics {
             ("lease_refills", "Times that leases were filled", refills),
             ("settlements", "Requests settled", self.settler.settled()),
             ("settlement_failures", "Attempts to settle that failed", self.settler.failures()),
+            ("journal_entries_begun", "Requests written down before they were sent", journal.begun),
+            ("journal_errors", "Writes and syncs of the journal that failed", journal.errors),
+            ("journal_syncs", "Times that the disk was told to keep the journal", journal.syncs),
+            ("journal_sync_microseconds", "How long that took altogether", journal.sync_micros),
             ("statements", "Statements sent to the database", self.store.statements()),
         ]
     }
 
-    fn gauges(&self) -> [(&'static str, &'static str, u64); 4] {
+    fn journal_counts(&self) -> Counts {
+        self.journal.as_ref().map(Journal::counts).unwrap_or_default()
+    }
+
+    fn gauges(&self) -> [(&'static str, &'static str, u64); 9] {
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let issuers = self.identity.status();
         let upstreams = self.balancer.status();
+        let journal = self.journal_counts();
+        let oldest = u64::try_from(self.settler.oldest_waits().as_millis()).unwrap_or(u64::MAX);
         [
+            ("settlements_oldest_milliseconds", "How long the oldest of them has been tried", oldest),
+            ("journal_bytes", "Bytes of the journal on the disk", journal.bytes),
+            ("journal_segments", "Files of the journal", journal.segments),
+            ("journal_entries", "Requests in it that are not in the ledger yet", journal.entries),
+            ("journal_slowest_sync_microseconds", "The longest of the last syncs", journal.slowest_sync_micros),
             ("settlements_waiting", "Finished requests that are not in the ledger yet", self.settler.waiting()),
             ("jwks_keys", "Usable keys of all issuers", count(issuers.iter().map(|i| i.keys).sum())),
             (

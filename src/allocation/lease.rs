@@ -58,6 +58,7 @@ use crate::clock::{SharedClock, Timestamp};
 use crate::context::{Domain, Granted};
 use crate::credits::Credits;
 use crate::id::Id;
+use crate::journal::Journal;
 use crate::model::accounts::Account;
 use crate::policy::budget::Link;
 use crate::store::changes::ChangeKind;
@@ -72,8 +73,7 @@ pub use keeper::Keeper;
 #[serde(default, deny_unknown_fields)]
 pub struct LeaseConfig {
     /// Whether credits are leased at all; else each request makes its own reservation in
-    /// the database. Off unless said: a process that is killed takes what it has not settled
-    /// with it, and of the requests under a lease only the sum is charged, as `lost` says.
+    /// the database.
     pub enabled: bool,
     /// After how many seconds without a sign of life a gateway's leases are lost.
     pub lease_seconds: u64,
@@ -85,7 +85,7 @@ pub struct LeaseConfig {
 
 impl Default for LeaseConfig {
     fn default() -> Self {
-        Self { enabled: false, lease_seconds: 180, heartbeat_ms: 1_000, lost: LostLease::Charge }
+        Self { enabled: true, lease_seconds: 180, heartbeat_ms: 1_000, lost: LostLease::Charge }
     }
 }
 
@@ -126,6 +126,8 @@ struct Shared {
     /// When it was last looked for lost leases, in microseconds.
     swept_at: AtomicI64,
     errands: mpsc::UnboundedSender<Errand>,
+    /// Where it is noted which holder's requests are in it.
+    journal: Option<Journal>,
     counts: Counts,
 }
 
@@ -258,7 +260,8 @@ const SHARDS: usize = 64;
 
 impl Leases {
     /// Leases out of `store`, and who keeps them; nothing is leased until the keeper runs.
-    pub fn new(store: Store, clock: SharedClock, config: LeaseConfig) -> (Self, Keeper) {
+    /// Whose they are is noted in the journal that requests are written down in.
+    pub fn new(store: Store, clock: SharedClock, config: LeaseConfig, journal: Option<Journal>) -> (Self, Keeper) {
         let (errands, inbox) = mpsc::unbounded_channel();
         let asked = errands.clone();
         store.on_change(move |change| {
@@ -277,6 +280,7 @@ impl Leases {
             valid_until: AtomicI64::new(i64::MIN),
             swept_at: AtomicI64::new(i64::MIN),
             errands,
+            journal,
             counts: Counts::default(),
         }));
         let keeper = Keeper::new(leases.clone(), inbox);

@@ -6,16 +6,18 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::lease::Slice;
-use super::{Admission, Bill};
+use super::{Admission, Bill, LiveRow, Receipt};
 use crate::clock::Timestamp;
 use crate::context::Domain;
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
+use crate::journal::Entry;
 use crate::model::accounts::Account;
-use crate::model::budgets::day_of;
+use crate::model::budgets::{Plan, day_of};
+use crate::model::scope::ScopeType;
 use crate::model::usage::{CostSource, CounterKey, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens};
-use crate::policy::Permit;
 use crate::policy::budget::Link;
+use crate::policy::{Permit, Rules};
 use crate::store::ledger::{Abandoned, Settlement};
 
 /// An admitted request. What the ledger needs is worked out from it by the settler,
@@ -31,14 +33,18 @@ pub(super) struct Ticket {
     pub(super) admitted_at: Timestamp,
     /// Where its hold was drawn; none: it has a reservation of its own, or holds nothing.
     pub(super) slice: Option<Arc<Slice>>,
-    holds: bool,
+    pub(super) holds: bool,
+    /// It has a reservation of its own.
+    pub(super) row: Option<LiveRow>,
+    /// Where it is written down.
+    pub(super) entry: Entry,
     permit: Permit,
-    kind: RouteKind,
-    subject: Arc<str>,
-    model: Arc<str>,
-    guardrail: Option<String>,
-    estimate: Usd,
-    estimated_tokens: Tokens,
+    pub(super) kind: RouteKind,
+    pub(super) subject: Arc<str>,
+    pub(super) model: Arc<str>,
+    pub(super) guardrail: Option<String>,
+    pub(super) estimate: Usd,
+    pub(super) estimated_tokens: Tokens,
 }
 
 impl Ticket {
@@ -53,6 +59,8 @@ impl Ticket {
             admitted_at: now,
             slice: None,
             holds: true,
+            row: None,
+            entry: Entry::default(),
             permit,
             kind,
             subject,
@@ -87,57 +95,85 @@ impl Ticket {
         self.permit.links()
     }
 
+    pub(super) fn rules(&self) -> &Rules {
+        self.permit.rules()
+    }
+
+    /// What is written off with its settlement: of its hold, what was not put back.
+    pub(super) fn owed(&self) -> Credits {
+        if self.slice.is_some() { self.drawn } else { self.hold }
+    }
+
+    /// The plan that it is counted under.
+    pub(super) fn plan(&self) -> Option<&Plan> {
+        self.rules().budget.plan.as_ref().filter(|_| self.domain() == Domain::Copilot)
+    }
+
+    /// The first moment of the plan's window, which is that of every link but the account's.
+    pub(super) fn cycle_start(&self) -> Option<i64> {
+        let plan = self.plan()?;
+        let link = self.links().iter().find(|link| link.scope.scope_type != ScopeType::Account);
+        let window = link.map_or_else(|| plan.window(self.admitted_at, &self.rules().budget.zone), |link| link.window);
+        Some(window.start.as_micros())
+    }
+
+    pub(super) fn zone(&self) -> &str {
+        self.rules().budget.zone.iana_name().unwrap_or("UTC")
+    }
+
     /// What another process needs to settle it.
     pub(super) fn detail(&self) -> String {
         serde_json::to_string(&Detail::of(self)).unwrap_or_default()
     }
 
     /// What is written for it.
-    pub(super) fn settlement(self, bill: Bill, now: Timestamp) -> Settlement {
+    pub(super) fn settlement(mut self, bill: Bill, now: Timestamp) -> (Settlement, Receipt) {
         let request = Request {
             request_id: self.request_id.to_string(),
             account: self.account().clone(),
-            hold: if self.slice.is_some() { self.drawn } else { self.hold },
+            hold: self.owed(),
             // The lease's id is taken before the slice is let go of: see `Leases::is_unused`.
             lease: self.slice.as_ref().map(|slice| slice.lease_id()),
+            reserved: self.row.is_some(),
             admitted_at: self.admitted_at,
         };
-        Detail::of(&self).settlement(request, bill, now)
+        let receipt = Receipt { entry: std::mem::take(&mut self.entry), _row: self.row.take() };
+        (Detail::of(&self).settlement(request, bill, now), receipt)
     }
 }
 
 /// Of a reservation's row, what has a column of its own.
-struct Request {
-    request_id: String,
-    account: Id<Account>,
-    hold: Credits,
-    lease: Option<Arc<str>>,
-    admitted_at: Timestamp,
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) request_id: String,
+    pub(super) account: Id<Account>,
+    pub(super) hold: Credits,
+    pub(super) lease: Option<Arc<str>>,
+    pub(super) reserved: bool,
+    pub(super) admitted_at: Timestamp,
 }
 
 /// The rest of a reservation's row. Rows of an older version are read by a newer
 /// one: a new member needs a default.
 #[derive(Debug, Serialize, Deserialize)]
-struct Detail {
-    kind: RouteKind,
-    domain: Domain,
-    dimensions: Dimensions,
-    counters: Vec<CounterKey>,
-    held: Vec<CounterKey>,
-    over_cap: bool,
-    factor: Factor,
-    estimate: Usd,
-    estimated_tokens: Tokens,
-    plan_id: Option<String>,
-    cycle_start: Option<i64>,
-    zone: String,
+pub(super) struct Detail {
+    pub(super) kind: RouteKind,
+    pub(super) domain: Domain,
+    pub(super) dimensions: Dimensions,
+    pub(super) counters: Vec<CounterKey>,
+    pub(super) held: Vec<CounterKey>,
+    pub(super) over_cap: bool,
+    pub(super) factor: Factor,
+    pub(super) estimate: Usd,
+    pub(super) estimated_tokens: Tokens,
+    pub(super) plan_id: Option<String>,
+    pub(super) cycle_start: Option<i64>,
+    pub(super) zone: String,
 }
 
 impl Detail {
     fn of(ticket: &Ticket) -> Self {
-        let (rules, links) = (ticket.permit.rules(), ticket.links());
-        let plan = rules.budget.plan.as_ref().filter(|_| rules.domain == Domain::Copilot);
-        let place = &rules.placement;
+        let (rules, links, place) = (ticket.rules(), ticket.links(), &ticket.rules().placement);
         Self {
             kind: ticket.kind,
             domain: rules.domain,
@@ -157,13 +193,25 @@ impl Detail {
             factor: rules.factor,
             estimate: ticket.estimate,
             estimated_tokens: ticket.estimated_tokens,
-            plan_id: plan.map(|p| p.id.to_string()),
-            cycle_start: plan.map(|p| p.window(ticket.admitted_at, &rules.budget.zone).start.as_micros()),
-            zone: rules.budget.zone.iana_name().unwrap_or("UTC").to_owned(),
+            plan_id: ticket.plan().map(|p| p.id.to_string()),
+            cycle_start: ticket.cycle_start(),
+            zone: ticket.zone().to_owned(),
         }
     }
 
-    fn settlement(self, request: Request, bill: Bill, now: Timestamp) -> Settlement {
+    /// What is written for a request that nobody settled: its estimate, marked.
+    pub(super) fn unsettled(self, request: Request, now: Timestamp) -> Settlement {
+        let bill = Bill {
+            tokens: self.estimated_tokens,
+            cost: self.estimate,
+            source: Some(CostSource::Unsettled),
+            marks: vec!["unsettled"],
+            ..Bill::default()
+        };
+        self.settlement(request, bill, now)
+    }
+
+    pub(super) fn settlement(self, request: Request, bill: Bill, now: Timestamp) -> Settlement {
         let zone = TimeZone::get(&self.zone).unwrap_or(TimeZone::UTC);
         let mut marks = bill.marks;
         if self.over_cap {
@@ -192,7 +240,14 @@ impl Detail {
             metadata: "{}".to_owned(),
             created_at: now,
         };
-        Settlement { row, counters: self.counters, held: self.held, hold: request.hold, lease: request.lease }
+        Settlement {
+            row,
+            counters: self.counters,
+            held: self.held,
+            hold: request.hold,
+            lease: request.lease,
+            reserved: request.reserved,
+        }
     }
 }
 
@@ -204,19 +259,13 @@ pub(super) fn unsettled(abandoned: &Abandoned, now: Timestamp) -> Option<Settlem
             tracing::error!(request_id = abandoned.request_id, %error, "an abandoned reservation is unreadable and stays");
         })
         .ok()?;
-    let bill = Bill {
-        tokens: detail.estimated_tokens,
-        cost: detail.estimate,
-        source: Some(CostSource::Unsettled),
-        marks: vec!["unsettled"],
-        ..Bill::default()
-    };
     let request = Request {
         request_id: abandoned.request_id.clone(),
         account: abandoned.account_id.clone(),
         hold: abandoned.amount,
         lease: None,
+        reserved: true,
         admitted_at: abandoned.created_at,
     };
-    Some(detail.settlement(request, bill, now))
+    Some(detail.unsettled(request, now))
 }

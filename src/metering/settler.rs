@@ -3,39 +3,52 @@
 //!
 //! Settling is idempotent on the request id, so a batch that may or may not have
 //! been committed is simply sent again. While the database is away, finished
-//! requests wait here; if the process dies first, their reservations are still in
-//! the database and are charged at their estimate.
+//! requests wait here, and in the journal, from which they are released when they are
+//! written: if the process dies first, the next one finds them there. When too many
+//! wait, no request is admitted (`allocation.max_waiting`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
-use crate::allocation::{Finished, Outbox};
+use crate::allocation::{Finished, Outbox, Receipt};
 use crate::context::{Granted, Platform};
+use crate::journal::Journal;
 use crate::store::ledger::Settlement;
 use crate::store::{Store, StoreError, Tx};
 
 /// Most requests in one transaction.
 const BATCH: usize = 500;
 
-/// How long the first request of a batch waits for others: few transactions, and few
-/// threads woken, for many requests.
-const GATHERING: Duration = Duration::from_millis(20);
+/// How long a batch gathers: few transactions, and nobody woken, for many requests.
+const GATHERING: Duration = Duration::from_millis(40);
+
+/// After so many gatherings that brought nothing, the thread rests until it is woken.
+const REST_AFTER: u32 = 25;
 
 /// Longest pause between attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the settler has done.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SettlerCounts {
+    begun: Instant,
     settled: AtomicU64,
-    waiting: AtomicU64,
+    waiting: Arc<AtomicUsize>,
     failures: AtomicU64,
+    /// When the oldest that waits was taken from the queue, in microseconds from the beginning; 0: none.
+    oldest: AtomicU64,
 }
 
 impl SettlerCounts {
+    fn new(waiting: Arc<AtomicUsize>) -> Self {
+        let (settled, failures, oldest) = Default::default();
+        Self { begun: Instant::now(), settled, waiting, failures, oldest }
+    }
+
     /// Requests settled since the start.
     pub fn settled(&self) -> u64 {
         self.settled.load(Ordering::Relaxed)
@@ -43,33 +56,58 @@ impl SettlerCounts {
 
     /// Finished requests that are not in the ledger yet.
     pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
+        u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
     }
 
     /// Attempts that failed.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
+
+    /// For how long the batch that is being written has waited for the database.
+    pub fn oldest_waits(&self) -> Duration {
+        match self.oldest.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.begun.elapsed().saturating_sub(Duration::from_micros(since)),
+        }
+    }
+
+    fn taken(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.oldest.store(now.max(1), Ordering::Relaxed);
+    }
+
+    fn written(&self, count: usize) {
+        self.waiting.fetch_sub(count, Ordering::Relaxed);
+        self.oldest.store(0, Ordering::Relaxed);
+    }
 }
 
 /// The far end of the queue.
 #[derive(Debug)]
 pub struct Settler {
-    store: Store,
+    books: Books,
     inbox: mpsc::UnboundedReceiver<Finished>,
-    counts: Arc<SettlerCounts>,
+    journal: Option<Journal>,
 }
 
 impl Settler {
     /// A settler into `store`, and the outbox that feeds it.
     pub fn new(store: Store) -> (Self, Outbox) {
-        let (outbox, inbox) = mpsc::unbounded_channel();
-        (Self { store, inbox, counts: Arc::default() }, outbox)
+        let (outbox, inbox, waiting) = Outbox::new();
+        let books = Books { store, counts: Arc::new(SettlerCounts::new(waiting)) };
+        (Self { books, inbox, journal: None }, outbox)
+    }
+
+    /// The same, which releases what it has written from the journal that it is in.
+    #[must_use]
+    pub fn with_journal(self, journal: Option<Journal>) -> Self {
+        Self { journal, ..self }
     }
 
     /// What it has done, for metrics.
     pub fn counts(&self) -> Arc<SettlerCounts> {
-        Arc::clone(&self.counts)
+        Arc::clone(&self.books.counts)
     }
 
     /// Settles until every outbox is gone and nothing waits any more; gives how many
@@ -77,48 +115,108 @@ impl Settler {
     /// of its own.
     pub async fn run(mut self) -> u64 {
         let mut batch = Vec::with_capacity(BATCH);
-        while self.inbox.recv_many(&mut batch, BATCH).await > 0 {
-            if batch.len() < BATCH {
+        let mut nothing = 0;
+        loop {
+            let more = self.gather(&mut batch);
+            if batch.is_empty() {
+                if !more {
+                    break;
+                }
+                // A sender wakes whoever waits, which costs the request: only after a while without any.
+                if nothing < REST_AFTER {
+                    nothing += 1;
+                    std::thread::sleep(GATHERING);
+                } else if let Some(first) = self.inbox.recv().await {
+                    batch.push(first);
+                    nothing = 0;
+                    std::thread::sleep(GATHERING);
+                }
+                continue;
+            }
+            nothing = 0;
+            let full = batch.len() == BATCH;
+            self.settle(batch.drain(..)).await;
+            if !full && more {
                 // Not a timer: the runtime may be gone while the last requests gather.
                 std::thread::sleep(GATHERING);
-                batch.extend(std::iter::from_fn(|| self.inbox.try_recv().ok()).take(BATCH - batch.len()));
             }
-            let settlements: Vec<Settlement> = batch.drain(..).map(Finished::settlement).collect();
-            self.settle(&settlements).await;
-            self.note_waiting(0);
         }
-        self.counts.settled()
+        self.books.counts.settled()
     }
 
-    /// Settles a batch, however long it takes the database to come back.
-    async fn settle(&self, batch: &[Settlement]) {
-        if self.write(batch, batch.len(), Tx::settle).await.is_ok() {
-            return;
+    /// Fills the batch with what waits. `false`: nothing will come any more.
+    fn gather(&mut self, batch: &mut Vec<Finished>) -> bool {
+        while batch.len() < BATCH {
+            match self.inbox.try_recv() {
+                Ok(finished) => batch.push(finished),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    async fn settle(&self, batch: impl Iterator<Item = Finished>) {
+        let (settlements, mut receipts): (Vec<Settlement>, Vec<Receipt>) = batch.map(Finished::settlement).unzip();
+        self.books.counts.taken();
+        let mut failed = self.books.settle(&settlements).await;
+        // What cannot be written stays in the journal.
+        while let Some(index) = failed.pop() {
+            receipts.swap_remove(index);
+        }
+        if let Some(journal) = &self.journal {
+            journal.release(receipts.into_iter().map(|receipt| receipt.entry));
+        }
+        self.books.counts.written(settlements.len());
+    }
+}
+
+/// Writes settlements, whatever becomes of the database meanwhile.
+#[derive(Debug)]
+pub(super) struct Books {
+    store: Store,
+    counts: Arc<SettlerCounts>,
+}
+
+impl Books {
+    pub(super) fn of(store: Store) -> Self {
+        Self { store, counts: Arc::new(SettlerCounts::new(Arc::default())) }
+    }
+
+    /// Settles a batch, however long it takes the database to come back; gives the places of
+    /// those that cannot be written, in their order.
+    pub(super) async fn settle(&self, batch: &[Settlement]) -> Vec<usize> {
+        let mut failed = Vec::new();
+        let mut outcome = self.write(batch, Tx::settle_first).await;
+        if matches!(outcome, Err(StoreError::Unique(_))) {
+            outcome = self.write(batch, Tx::settle).await;
+        }
+        if outcome.is_ok() {
+            return failed;
         }
         // One row spoils the batch: each goes alone.
-        for (done, one) in batch.chunks(1).enumerate() {
-            let left = batch.len() - done;
-            let mut outcome = self.write(one, left, Tx::settle).await;
+        for (index, one) in batch.chunks(1).enumerate() {
+            let mut outcome = self.write(one, Tx::settle).await;
             if matches!(outcome, Err(StoreError::ForeignKey)) {
-                outcome = self.write(one, left, Tx::settle_orphans).await;
+                outcome = self.write(one, Tx::settle_orphans).await;
             }
             if let Err(error) = outcome {
+                failed.push(index);
                 self.counts.failures.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(
                     request_id = one.first().map(|s| &*s.row.request_id),
                     error = &error as &dyn std::error::Error,
-                    "a request cannot be settled; its reservation stays"
+                    "a request cannot be settled; it stays in the journal, and what it holds stays held"
                 );
             }
         }
+        failed
     }
 
     /// Writes a batch in one transaction, again and again while the database is away.
-    /// `left` of those that were taken from the queue are not written yet.
     async fn write(
         &self,
         batch: &[Settlement],
-        left: usize,
         how: impl AsyncFn(&mut Tx<Platform>, &[Settlement]) -> Result<usize, StoreError>,
     ) -> Result<(), StoreError> {
         let attempt = async || {
@@ -128,7 +226,6 @@ impl Settler {
         };
         let mut pause = Duration::from_millis(50);
         loop {
-            let waiting = self.note_waiting(left);
             match attempt().await {
                 Ok(()) => {
                     self.counts.settled.fetch_add(u64::try_from(batch.len()).unwrap_or(0), Ordering::Relaxed);
@@ -137,20 +234,13 @@ impl Settler {
                 }
                 Err(error @ (StoreError::Unavailable(_) | StoreError::ReadOnly(_))) => {
                     self.counts.failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%error, waiting, "the ledger cannot be written; trying again");
+                    tracing::warn!(%error, waiting = self.counts.waiting(), "the ledger cannot be written; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Counts what is not in the ledger: the queue, and `left` of those taken from it.
-    fn note_waiting(&self, left: usize) -> u64 {
-        let waiting = u64::try_from(self.inbox.len() + left).unwrap_or(u64::MAX);
-        self.counts.waiting.store(waiting, Ordering::Relaxed);
-        waiting
     }
 }
 
@@ -216,14 +306,15 @@ mod tests {
         let fresh = sqlite().await;
         let account = fresh.account("Acme").await;
         // Another process holds SQLite's only writer.
-        let config = crate::store::DatabaseConfig { acquire_timeout_ms: 10, ..fresh.config.clone() };
+        let config = crate::store::DatabaseConfig { acquire_timeout_ms: 100, ..fresh.config.clone() };
         let ids = Arc::new(crate::id::RandomIds);
         let impatient = Store::open(&config, fresh.clock.clone(), ids).await.unwrap();
         let blocker = fresh.store.begin(&Granted::system()).await.unwrap();
-        let (settler, _outbox) = Settler::new(impatient);
-        let counts = settler.counts();
+        let books = Books::of(impatient);
+        let counts = Arc::clone(&books.counts);
+        counts.waiting.store(2, Ordering::Relaxed);
         let batch = [settlement(&account, "one", 1), settlement(&account, "two", 2)];
-        tokio::join!(settler.settle(&batch), async {
+        tokio::join!(books.settle(&batch), async {
             while counts.failures() < 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -246,9 +337,9 @@ mod tests {
             (bad.held, bad.hold) = (bad.counters.clone(), Credits::from_nanos(2_000_000_000));
             let orphan = settlement(&removed, "orphan", 4);
             let batch = [settlement(&account, "a", 2), bad, orphan, settlement(&account, "z", 3)];
-            let (settler, _outbox) = Settler::new(fresh.store.clone());
-            settler.settle(&batch).await;
-            assert_eq!((settler.counts.settled(), settler.counts.failures()), (3, 1));
+            let books = Books::of(fresh.store.clone());
+            assert_eq!(books.settle(&batch).await, [1]);
+            assert_eq!((books.counts.settled(), books.counts.failures()), (3, 1));
             let written: Vec<_> = ledger(&fresh.store).await.into_iter().map(|(id, ..)| id).collect();
             assert_eq!(written, ["a", "orphan", "z"]);
             let report = conservation::verify(&fresh.store).await.unwrap();

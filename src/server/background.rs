@@ -87,6 +87,18 @@ where
     }
 }
 
+/// Keeps reservations whose requests are under way here, or wait for the ledger, from being
+/// taken for abandoned.
+pub(super) async fn renew_reservations(allocations: Allocations) {
+    let pause = (allocations.abandon_after() / 3).clamp(Duration::from_millis(100), SWEEP_EVERY);
+    loop {
+        tokio::time::sleep(pause).await;
+        if let Err(error) = allocations.renew_rows().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "reservations cannot be renewed; trying again");
+        }
+    }
+}
+
 /// Charges reservations that nobody settled.
 pub(super) async fn charge_abandoned(allocations: Allocations) {
     loop {

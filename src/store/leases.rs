@@ -291,6 +291,25 @@ impl Tx<Platform> {
         Ok(Some(left))
     }
 
+    /// Takes back what is left of the charge for a holder's lost leases: what it had used has
+    /// settled since.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn reverse_lost_leases(&mut self, holder: &str) -> Result<()> {
+        let charged: Vec<(String, Credits)> = on!(self, |c| sqlx::query_as(
+            r#"SELECT lease_id, amount FROM "Alchemi_AllocationLeaseTable"
+               WHERE holder = $1 AND state = 'charged' AND amount > 0 ORDER BY lease_id"#
+        )
+        .bind(holder)
+        .fetch_all(c)
+        .await)?;
+        for (lease_id, amount) in charged {
+            self.take_back(&lease_id, amount, format!("{lease_id}:replayed")).await?;
+        }
+        Ok(())
+    }
+
     /// Forgets fenced holders without leases, and lost leases older than `before`:
     /// nobody settles that late.
     ///
@@ -315,21 +334,7 @@ impl Tx<Platform> {
             let sum = draws.entry(lease).or_default();
             *sum = sum.checked_add(settlement.hold).ok_or(StoreError::Overflow)?;
         }
-        let mut gone = HashSet::new();
-        for (lease_id, sum) in draws {
-            let drawn = run!(
-                self,
-                r#"UPDATE "Alchemi_AllocationLeaseTable" SET amount = amount - $2, updated_at = $3
-                   WHERE lease_id = $1 AND state = 'open' AND amount >= $2"#,
-                lease_id,
-                sum,
-                self.now
-            )?;
-            if drawn == 0 {
-                gone.insert(lease_id.to_owned());
-            }
-        }
-        Ok(gone)
+        self.draw_from_leases(&draws.into_iter().collect::<Vec<_>>()).await
     }
 
     /// Takes back what lost leases were charged for requests that have settled after all.
@@ -370,8 +375,9 @@ impl<R> Tx<R> {
         self.add_row(row, counters).await
     }
 
-    async fn add_row(&mut self, row: LedgerRow, counters: Vec<CounterKey>) -> Result<()> {
-        let correction = Settlement { row, counters, held: Vec::new(), hold: Credits::ZERO, lease: None };
+    pub(super) async fn add_row(&mut self, row: LedgerRow, counters: Vec<CounterKey>) -> Result<()> {
+        let correction =
+            Settlement { row, counters, held: Vec::new(), hold: Credits::ZERO, lease: None, reserved: false };
         let fresh = self.write_rows(std::slice::from_ref(&correction)).await?;
         self.add_to_counters(&fresh, &HashSet::new()).await?;
         self.add_to_rollups(&fresh).await

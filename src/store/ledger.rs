@@ -5,7 +5,7 @@
 //! order of [`CounterKey`], so that two requests with overlapping chains cannot
 //! wait for each other in a circle.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,8 +17,10 @@ use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::scope::{Scope, ScopeType};
-use crate::model::usage::{CounterKey, LedgerRow};
+use crate::model::usage::{CostSource, CounterKey, EntryKind, LedgerRow, Tokens};
 use crate::policy::budget::Link;
+
+mod batch;
 
 super::dialect::stored_as_name!(crate::model::usage::EntryKind);
 
@@ -75,8 +77,10 @@ pub struct Settlement {
     pub held: Vec<CounterKey>,
     /// How much of it each of them is rid of.
     pub hold: Credits,
-    /// The lease that held it; none: it has a reservation of its own.
+    /// The lease that held it; none: it has a reservation of its own, or held nothing.
     pub lease: Option<Arc<str>>,
+    /// Whether it may have a reservation's row.
+    pub reserved: bool,
 }
 
 /// A reservation that nobody settled.
@@ -215,6 +219,7 @@ impl Tx<Tenant> {
             held: Vec::new(),
             hold: Credits::ZERO,
             lease: None,
+            reserved: false,
         };
         let fresh = self.write_rows(std::slice::from_ref(&settlement)).await?;
         if fresh.is_empty() {
@@ -236,12 +241,80 @@ impl Tx<Platform> {
     /// [`StoreError::ForeignKey`] when an account of the batch is gone.
     pub async fn settle(&mut self, batch: &[Settlement]) -> Result<usize> {
         let fresh = self.write_rows(batch).await?;
+        self.draw(batch, fresh).await
+    }
+
+    /// The same, when each of them is settled for the first time, which is what nearly always
+    /// is so, and cheaper to ask for.
+    ///
+    /// # Errors
+    /// [`StoreError::Unique`] when one was settled before; the transaction must then be
+    /// dropped.
+    pub async fn settle_first(&mut self, batch: &[Settlement]) -> Result<usize> {
+        self.write_new_rows(batch).await?;
+        self.draw(batch, batch.iter().collect()).await
+    }
+
+    async fn draw(&mut self, batch: &[Settlement], fresh: Vec<&Settlement>) -> Result<usize> {
         let gone = self.draw_leases(&fresh).await?;
         self.add_to_counters(&fresh, &gone).await?;
         self.add_to_rollups(&fresh).await?;
         self.take_back_late(&fresh, &gone).await?;
+        if fresh.len() < batch.len() {
+            self.adjust_late(batch, &fresh).await?;
+        }
         self.end_reservations(batch).await?;
         Ok(fresh.len())
+    }
+
+    /// Adjusts what was charged at its estimate, because nobody seemed to settle it, and has
+    /// settled after all.
+    async fn adjust_late(&mut self, batch: &[Settlement], fresh: &[&Settlement]) -> Result<()> {
+        let is_fresh = |settlement: &Settlement| fresh.iter().any(|one| std::ptr::eq(*one, settlement));
+        let late = batch.iter().filter(|s| s.row.cost_source != CostSource::Unsettled && !is_fresh(s));
+        for settlement in late {
+            let charged: Option<(Usd, Credits)> = on!(self, |c| sqlx::query_as(
+                r#"SELECT raw_cost, credits_incurred FROM "Alchemi_UsageLedgerTable"
+                   WHERE request_id = $1 AND cost_source = 'unsettled'"#
+            )
+            .bind(&settlement.row.request_id)
+            .fetch_optional(c)
+            .await)?;
+            let Some((cost, credits)) = charged else { continue };
+            let row = &settlement.row;
+            let adjustment = LedgerRow {
+                request_id: format!("{}:adjusted", row.request_id),
+                entry: EntryKind::Adjustment,
+                tokens: Tokens::default(),
+                raw_cost: row.raw_cost.saturating_sub(cost),
+                credits: row.credits.saturating_sub(credits),
+                marks: "late".to_owned(),
+                ..row.clone()
+            };
+            if adjustment.raw_cost != Usd::ZERO || adjustment.credits != Credits::ZERO {
+                self.add_row(adjustment, settlement.counters.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that reservations are not abandoned before `until`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn renew_reservations(&mut self, ids: &[Arc<str>], until: Timestamp) -> Result<()> {
+        for chunk in ids.chunks(500) {
+            on!(self, |c| {
+                let mut q = sqlx::QueryBuilder::new(r#"UPDATE "Alchemi_AllocationReservationTable" SET expires_at = "#);
+                q.push_bind(until).push(" WHERE request_id IN (");
+                let mut ids = q.separated(", ");
+                for id in chunk {
+                    ids.push_bind(&**id);
+                }
+                q.push(")").build().execute(c).await.map(|done| done.rows_affected())
+            })?;
+        }
+        Ok(())
     }
 
     /// Settles requests whose account is gone, and its counters with it: the ledger
@@ -273,8 +346,7 @@ impl Tx<Platform> {
     }
 
     async fn end_reservations(&mut self, batch: &[Settlement]) -> Result<()> {
-        // What a lease held has no row of its own.
-        let own: Vec<_> = batch.iter().filter(|settlement| settlement.lease.is_none()).collect();
+        let own: Vec<_> = batch.iter().filter(|settlement| settlement.reserved).collect();
         for chunk in own.chunks(500) {
             on!(self, |c| {
                 let mut q = sqlx::QueryBuilder::new(
@@ -289,151 +361,6 @@ impl Tx<Platform> {
         }
         Ok(())
     }
-}
-
-impl<R> Tx<R> {
-    /// Inserts ledger rows and gives those that were new.
-    pub(super) async fn write_rows<'a>(&mut self, batch: &'a [Settlement]) -> Result<Vec<&'a Settlement>> {
-        let mut written: HashSet<String> = HashSet::with_capacity(batch.len());
-        // 34 columns each; SQLite takes 32,766 parameters.
-        for chunk in batch.chunks(500) {
-            let ids: Vec<String> = on!(self, |c| {
-                let mut q = sqlx::QueryBuilder::new(INSERT_LEDGER);
-                q.push_values(chunk, |mut row, settlement| {
-                    let (r, chain) = (&settlement.row, chain_text(&settlement.counters));
-                    let d = &r.dimensions;
-                    row.push_bind(&r.request_id).push_bind(&r.account_id).push_bind(r.kind).push_bind(r.entry);
-                    row.push_bind(r.domain).push_bind(&d.org_id).push_bind(&d.team_id).push_bind(&d.user_id);
-                    row.push_bind(&d.subject).push_bind(&d.agent_id).push_bind(&d.model_name);
-                    row.push_bind(&d.connection_id).push_bind(&d.guardrail_code);
-                    for tokens in [
-                        r.tokens.input,
-                        r.tokens.output,
-                        r.tokens.cached,
-                        r.tokens.cache_creation,
-                        r.tokens.reasoning,
-                        r.tokens.audio_input,
-                        r.tokens.audio_output,
-                    ] {
-                        row.push_bind(count(tokens));
-                    }
-                    row.push_bind(r.raw_cost).push_bind(r.credit_factor).push_bind(r.credits);
-                    row.push_bind(r.cost_source).push_bind(&r.marks).push_bind(&r.upstream_call_id);
-                    row.push_bind(i64::from(r.status)).push_bind(r.duration_us).push_bind(&r.plan_id);
-                    row.push_bind(r.cycle_start)
-                        .push_bind(&r.day)
-                        .push_bind(chain)
-                        .push_bind(&r.metadata)
-                        .push_bind(r.created_at);
-                });
-                q.push(" ON CONFLICT (request_id) DO NOTHING RETURNING request_id");
-                q.build_query_scalar().fetch_all(c).await
-            })?;
-            written.extend(ids);
-        }
-        // Removed, not looked up: one that a batch holds twice was written once.
-        Ok(batch.iter().filter(|s| written.remove(&s.row.request_id)).collect())
-    }
-
-    /// Adds settled rows to their counters, each touched once; leases that are `gone`
-    /// hold nothing any more.
-    pub(super) async fn add_to_counters(&mut self, fresh: &[&Settlement], gone: &HashSet<String>) -> Result<()> {
-        let mut counters: BTreeMap<(&Id<Account>, &CounterKey), Delta> = BTreeMap::new();
-        for settlement in fresh {
-            for key in &settlement.counters {
-                let delta = counters.entry((&settlement.row.account_id, key)).or_default();
-                delta.used = delta.used.checked_add(settlement.row.credits).ok_or(StoreError::Overflow)?;
-            }
-            if settlement.lease.as_ref().is_some_and(|lease| gone.contains(&**lease)) {
-                continue;
-            }
-            for key in &settlement.held {
-                let delta = counters.entry((&settlement.row.account_id, key)).or_default();
-                delta.leased = delta.leased.checked_add(settlement.hold).ok_or(StoreError::Overflow)?;
-            }
-        }
-        for ((account, key), delta) in counters {
-            self.add_to_counter(account, key, delta).await?;
-        }
-        Ok(())
-    }
-
-    /// Adds settled rows to their roll-ups, each touched once.
-    pub(super) async fn add_to_rollups(&mut self, fresh: &[&Settlement]) -> Result<()> {
-        let mut sums: BTreeMap<RollupKey, RollupSums> = BTreeMap::new();
-        for settlement in fresh {
-            sums.entry(RollupKey::of(&settlement.row)).or_default().add(&RollupSums::of(&settlement.row))?;
-        }
-        for (key, sum) in sums {
-            self.add_to_rollup(&key, &sum).await?;
-        }
-        Ok(())
-    }
-
-    pub(super) async fn add_to_counter(&mut self, account: &Id<Account>, key: &CounterKey, delta: Delta) -> Result<()> {
-        let (now, start) = (self.now, Timestamp::from_micros(key.window_start));
-        run!(
-            self,
-            r#"INSERT INTO "Alchemi_AllocationCounterTable" AS c
-               (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at)
-               VALUES ($1, $2, $3, $4, $5, 0, 0, $7)
-               ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
-               SET used = c.used + excluded.used, leased = c.leased - $6, updated_at = excluded.updated_at"#,
-            account,
-            key.scope.scope_type,
-            &key.scope.scope_id,
-            start,
-            delta.used,
-            delta.leased,
-            now
-        )?;
-        Ok(())
-    }
-
-    async fn add_to_rollup(&mut self, key: &RollupKey, sum: &RollupSums) -> Result<()> {
-        run!(
-            self,
-            r#"INSERT INTO "Alchemi_UsageRollupTable" AS r (account_id, domain, day, org_id, team_id, user_id, agent_id,
-               model_name, connection_id, guardrail_code, requests, input_tokens, output_tokens, raw_cost, credits_incurred)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-               ON CONFLICT (account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id, guardrail_code)
-               DO UPDATE SET requests = r.requests + excluded.requests,
-               input_tokens = r.input_tokens + excluded.input_tokens,
-               output_tokens = r.output_tokens + excluded.output_tokens,
-               raw_cost = r.raw_cost + excluded.raw_cost,
-               credits_incurred = r.credits_incurred + excluded.credits_incurred"#,
-            &key.account_id,
-            key.domain,
-            &key.day,
-            &key.org_id,
-            &key.team_id,
-            &key.user_id,
-            &key.agent_id,
-            &key.model_name,
-            &key.connection_id,
-            &key.guardrail_code,
-            sum.requests,
-            sum.input_tokens,
-            sum.output_tokens,
-            sum.raw_cost,
-            sum.credits_incurred
-        )?;
-        Ok(())
-    }
-}
-
-const INSERT_LEDGER: &str = r#"INSERT INTO "Alchemi_UsageLedgerTable" (request_id, account_id, kind, entry, domain, org_id,
-    team_id, user_id, subject, agent_id, model_name, connection_id, guardrail_code, input_tokens, output_tokens,
-    cached_tokens, cache_creation_tokens, reasoning_tokens, audio_input_tokens, audio_output_tokens, raw_cost,
-    credit_factor, credits_incurred, cost_source, marks, upstream_call_id, status, duration_us, plan_id, cycle_start,
-    day, chain, metadata, created_at) "#;
-
-fn chain_text(counters: &[CounterKey]) -> String {
-    serde_json::to_string(counters).unwrap_or_default()
-}
-
-fn count(tokens: u64) -> i64 {
-    i64::try_from(tokens).unwrap_or(i64::MAX)
 }
 
 /// Which roll-up; "" stands for none.
@@ -454,24 +381,6 @@ pub(super) struct RollupKey {
 from_columns! { RollupKey {
     account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id, guardrail_code,
 } }
-
-impl RollupKey {
-    fn of(row: &LedgerRow) -> Self {
-        let d = row.dimensions.clone();
-        Self {
-            account_id: row.account_id.clone(),
-            domain: row.domain,
-            day: row.day.clone(),
-            org_id: d.org_id.unwrap_or_default(),
-            team_id: d.team_id.unwrap_or_default(),
-            user_id: d.user_id.unwrap_or_default(),
-            agent_id: d.agent_id.unwrap_or_default(),
-            model_name: d.model_name.unwrap_or_default(),
-            connection_id: d.connection_id.unwrap_or_default(),
-            guardrail_code: d.guardrail_code.unwrap_or_default(),
-        }
-    }
-}
 
 impl fmt::Display for RollupKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -504,6 +413,10 @@ pub(super) struct RollupSums {
 }
 
 from_columns! { RollupSums { requests, input_tokens, output_tokens, raw_cost, credits_incurred } }
+
+fn count(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX)
+}
 
 impl RollupSums {
     fn of(row: &LedgerRow) -> Self {

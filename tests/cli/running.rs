@@ -10,13 +10,13 @@ use crate::process::{Place, Running};
 const MASTER_KEY: &str = "operator-key-of-the-tests-0123456789";
 
 /// The first `http://127.0.0.1:port` of a text.
-fn address(text: &str) -> String {
+pub(crate) fn address(text: &str) -> String {
     let at = text.find("127.0.0.1:").unwrap();
     let end = text[at + 10..].find(|c: char| !c.is_ascii_digit()).map_or(text.len(), |end| at + 10 + end);
     format!("http://{}", &text[at..end])
 }
 
-fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 

@@ -41,6 +41,7 @@ pub(crate) struct Gateway {
     database_url: String,
     anybody: Client,
     folder: Arc<TempDir>,
+    _data: TempDir,
 }
 
 /// Whom a token speaks of.
@@ -133,6 +134,8 @@ impl Gateway {
         surroundings: Surroundings,
         configure: impl FnOnce(&mut Config),
     ) -> Self {
+        // A gateway has its journal to itself.
+        let data = tempfile::tempdir_in(folder.path()).unwrap();
         let mut config = Config::from_toml(&format!(
             "listen = '127.0.0.1:0'\n\
              data_dir = '{folder}'\n\
@@ -141,7 +144,7 @@ impl Gateway {
              [database]\nurl = '{database_url}'\n\
              [identity]\nproject_id = '{project}'\nissuers = [{{ url = '{issuer}' }}]\n\
              [upstream]\nurls = ['{upstream}']\napi_key = '{UPSTREAM_KEY}'\nhealth_interval = 0\n",
-            folder = folder.path().display(),
+            folder = data.path().display(),
             project = issuer.project_id(),
             issuer = issuer.url(),
             upstream = upstream.url(),
@@ -151,7 +154,7 @@ impl Gateway {
         let server = Server::start(&config, surroundings).await.unwrap();
         let url = format!("http://{}", server.address());
         let (anybody, database) = (Client::new(&url), Database::at(&database_url));
-        Self { server: Some(server), issuer, upstream, database, url, database_url, anybody, folder }
+        Self { server: Some(server), issuer, upstream, database, url, database_url, anybody, folder, _data: data }
     }
 
     /// The database that it shares with those [`beside`](Self::beside) it.

@@ -6,6 +6,7 @@ use alchemi::config::Config;
 use alchemi::metering::charge::Unpriced;
 use futures_util::future::join_all;
 
+use crate::common::database::Database;
 use crate::common::gateway::PATIENCE;
 use crate::common::{Backend, Client, Gateway, backends};
 use crate::{Stage, chat, int, text};
@@ -62,6 +63,47 @@ async fn a_busy_chain_reserves_without_a_statement() {
         // The ledger's row, the lease, one counter, one roll-up; the counters, the lease and they again for a refill.
         let most = 20 * 4 + (after[1] - before[1] + 1) * 3;
         assert!(after[2] - before[2] <= most, "{before:?} {after:?}");
+        assert_eq!(gateway.verify_books().await.differences, []);
+    }
+}
+
+#[tokio::test]
+async fn what_a_lease_has_is_admitted_without_the_database() {
+    for backend in backends().await {
+        let stage = Stage::with(backend, hoarding).await;
+        let gateway = &stage.gateway;
+        assert_eq!(burst(&stage.ada, 60).await, 60);
+        stage.settled(60).await;
+        let drawn = gateway.metric("reservations_leased_total").await;
+        // Nothing can be settled, so that every statement is an admission's.
+        let (mut sqlite, mut postgres) = (None, None);
+        match &gateway.database {
+            Database::Sqlite(pool) => {
+                let mut other = pool.acquire().await.unwrap();
+                sqlx::query("BEGIN IMMEDIATE").execute(&mut *other).await.unwrap();
+                sqlite = Some(other);
+            }
+            Database::Postgres(pool) => {
+                let mut other = pool.begin().await.unwrap();
+                let lock = r#"LOCK TABLE "Alchemi_UsageLedgerTable" IN ACCESS EXCLUSIVE MODE"#;
+                sqlx::query(lock).execute(&mut *other).await.unwrap();
+                postgres = Some(other);
+            }
+        }
+        let before = gateway.metric("statements_total").await;
+        for _ in 0..20 {
+            stage.ada.post("/v1/chat/completions", chat(MODEL)).await.ok();
+        }
+        let statements = gateway.metric("statements_total").await - before;
+        assert_eq!(gateway.metric("reservations_leased_total").await - drawn, 20);
+        // On PostgreSQL the settler's first one, which waits.
+        assert!(statements <= u64::from(postgres.is_some()), "{statements}");
+        assert!(gateway.metric("settlements_waiting").await > 0);
+        if let Some(mut other) = sqlite {
+            sqlx::query("ROLLBACK").execute(&mut *other).await.unwrap();
+        }
+        drop(postgres);
+        stage.settled(80).await;
         assert_eq!(gateway.verify_books().await.differences, []);
     }
 }

@@ -84,6 +84,10 @@ impl Leases {
             tx.fence_lease_holders(Some(&holder)).await?;
         }
         tx.commit().await?;
+        // Before the first request under it: where it cannot be noted now, the next segment has it.
+        if let Some(journal) = &self.0.journal {
+            let _ = journal.note(holder.as_bytes());
+        }
         *self.0.holder.write().unwrap_or_else(PoisonError::into_inner) = holder;
         self.believe_until(now);
         self.end_lost().await

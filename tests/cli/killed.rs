@@ -1,0 +1,107 @@
+//! A gateway that is killed, and what the next one makes of its journal.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sqlx::{Connection as _, Row as _, SqliteConnection};
+
+use crate::process::{Place, Running};
+use crate::running::{address, client};
+
+/// Requests that are answered before the kill.
+const ANSWERED: usize = 40;
+
+struct Gateway {
+    running: Running,
+    url: String,
+    token: String,
+}
+
+fn start(place: &Place) -> Gateway {
+    let mut running = place.start(&["dev", "--port", "0"]);
+    running.says("Ctrl-C stops it.");
+    let url = address(&running.says("gateway"));
+    let token = std::fs::read_to_string(place.path().join("data/dev/ada.token")).unwrap();
+    Gateway { running, url, token }
+}
+
+impl Gateway {
+    async fn ask(&self, body: &Value) -> reqwest::Response {
+        let request = client().post(format!("{}/v1/chat/completions", self.url)).bearer_auth(&self.token).json(body);
+        request.send().await.unwrap()
+    }
+}
+
+async fn ledger(folder: &Path) -> Vec<(String, String, String)> {
+    let url = format!("sqlite:{}", folder.join("data/dev/alchemi.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    let rows = sqlx::query(r#"SELECT request_id, cost_source, marks FROM "Alchemi_UsageLedgerTable""#);
+    let rows = rows.fetch_all(&mut connection).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+/// A number that a log line has as `name=…`.
+fn logged(line: &str, name: &str) -> usize {
+    let at = line.find(&format!("{name}=")).expect("the line has the number");
+    line[at + name.len() + 1..].chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+}
+
+#[tokio::test]
+async fn kill_9_loses_no_request_and_charges_each_once() {
+    let place = Place::new();
+    let gateway = start(&place);
+    let whole = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8});
+    let mut answered = Vec::new();
+    for _ in 0..ANSWERED {
+        let answer = gateway.ask(&whole).await;
+        assert_eq!(answer.status(), 200);
+        answered.push(answer.headers()["x-request-id"].to_str().unwrap().to_owned());
+        answer.bytes().await.unwrap();
+    }
+    // One is under way: its head has come, its end has not.
+    let mut streamed = whole.clone();
+    streamed["stream"] = json!(true);
+    streamed["max_tokens"] = json!(4_000);
+    streamed["messages"][0]["content"] = json!("long ".repeat(2_000));
+    let under_way = gateway.ask(&streamed).await;
+    let under_way_id = under_way.headers()["x-request-id"].to_str().unwrap().to_owned();
+    // A finishing record waits for 5 ms at most.
+    std::thread::sleep(std::time::Duration::from_millis(15));
+    gateway.running.signal("KILL");
+    drop((under_way, gateway));
+    let before = ledger(place.path()).await;
+    assert!(before.len() < ANSWERED + 1, "nothing was left to the journal");
+
+    let mut next = start(&place);
+    let line = next.running.says("the journal of an earlier process is in the ledger");
+    assert_eq!(logged(&line, "failed"), 0, "{line}");
+    assert!(logged(&line, "finished") + logged(&line, "unsettled") >= ANSWERED + 1 - before.len(), "{line}");
+    next.running.signal("TERM");
+    assert!(next.running.wait().success());
+    let rows = ledger(place.path()).await;
+    for id in &answered {
+        let own: Vec<_> = rows.iter().filter(|(row, ..)| row == id).collect();
+        assert!(matches!(own[..], [(_, source, _)] if source != "unsettled"), "{id}: {own:?}");
+    }
+    assert_eq!(rows.iter().filter(|(row, ..)| *row == under_way_id).count(), 1);
+    assert!(rows.iter().all(|(.., marks)| marks != "lost_lease"), "{rows:?}");
+    let balanced = place.run(&["ledger", "verify"]);
+    assert_eq!(balanced.status, 0, "{balanced:?}");
+    // Everything is in the ledger: the folder holds no segment.
+    let left =
+        std::fs::read_dir(place.path().join("data/dev/journal")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["lock"]);
+}
+
+#[test]
+fn a_second_gateway_in_one_folder_is_told_whose_it_is() {
+    let place = Place::new();
+    let first = start(&place);
+    let second = place.run(&["dev", "--port", "0"]);
+    assert_eq!(second.status, 2, "{second:?}");
+    assert!(
+        second.err.contains("data_dir (ALCHEMI_DATA_DIR)") && second.err.contains("in use by process"),
+        "{second:?}"
+    );
+    drop(first);
+}
