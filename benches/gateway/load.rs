@@ -246,7 +246,7 @@ fn cpu_time(pid: u32) -> Result<HashMap<std::ffi::OsString, Thread>> {
         let statistics = fs::read_to_string(thread.path().join("schedstat"))?;
         let on_cpu = statistics.split(' ').next().ok_or("schedstat is empty")?;
         let name = fs::read_to_string(thread.path().join("comm"))?;
-        let books = name.starts_with("sqlx-sqlite") || name.trim() == "settler";
+        let books = name.starts_with("sqlx-sqlite") || matches!(name.trim(), "settler" | "journal");
         threads.insert(thread.file_name(), Thread { ns: on_cpu.parse()?, books });
     }
     Ok(threads)

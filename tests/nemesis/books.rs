@@ -200,7 +200,13 @@ pub(crate) fn compare(
             violations.push(format!("lost: request {id} earned {} and has no row", asked.cost));
             continue;
         };
-        match verdict(asked, entry) {
+        // Charged at its estimate by somebody who thought that it was lost, and adjusted when it was not.
+        let adjusted = ledger.get(&format!("{id}:adjusted")).map(|late| Entry {
+            credits: entry.credits + late.credits,
+            marks: late.marks.clone(),
+            source: late.source.clone(),
+        });
+        match verdict(asked, adjusted.as_ref().unwrap_or(entry)) {
             Verdict::Exact => tally.exact += 1,
             Verdict::Marked => tally.marked += 1,
             Verdict::Wrong => violations.push(format!("request {id}: {asked:?} is charged as {entry:?}")),
@@ -217,6 +223,11 @@ pub(crate) fn compare(
         }
     }
     (tallies, violations)
+}
+
+/// What is charged for leases that were lost, and not taken back.
+pub(crate) fn lost_leases(ledger: &HashMap<String, Entry>) -> i64 {
+    ledger.values().filter(|entry| entry.marks == "lost_lease").map(|entry| entry.credits).sum()
 }
 
 enum Verdict {

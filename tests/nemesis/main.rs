@@ -102,6 +102,13 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
     for (episode, tally) in tallies {
         episodes[episode].tally = tally;
     }
+    // A gateway that was killed has started again on its journal: what its leases had left is free. Where a clock was
+    // wrong or the database was away, a living one may have been given up for lost.
+    let kept = books::lost_leases(&ledger);
+    let given_up = |fault: &Fault| matches!(fault, Fault::ClockJump | Fault::DatabaseStop | Fault::Database(_));
+    if kept != 0 && !plan(seed).iter().flatten().any(given_up) {
+        violations.push(format!("{kept} nano-credits of lost leases stay charged"));
+    }
     if let Some(times) = seen.failed.get(&500) {
         let logs: Vec<_> = world.gateways.iter().map(|gateway| gateway.complaints()).collect();
         violations.push(format!("{times} times 500: {}", logs.concat()));
@@ -111,7 +118,7 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
     }
     let unsent = ledger.iter().filter(|(id, entry)| !log.contains_key(*id) && entry.credits > 0).count();
     eprintln!(
-        "nemesis: seed {seed}: {} answered, {} exhausted, {} broken, {} left, failed {:?}, {unsent} charged unsent",
+        "nemesis: seed {seed}: {} answered, {} exhausted, {} broken, {} left, failed {:?}, {unsent} charged unsent, {kept} of lost leases",
         seen.answered.len(),
         seen.exhausted,
         seen.broken,
