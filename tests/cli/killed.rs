@@ -48,7 +48,7 @@ fn logged(line: &str, name: &str) -> usize {
 
 #[tokio::test]
 async fn kill_9_loses_no_request_and_charges_each_once() {
-    let place = Place::new();
+    let place = Place::new().with("DATABASE_URL", "sqlite:data/dev/alchemi.db");
     let gateway = start(&place);
     let whole = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8});
     let mut answered = Vec::new();
