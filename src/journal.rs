@@ -32,11 +32,10 @@
 //! **Why not a crate.** Tried with records of 450 bytes on one thread, release build, on the
 //! machine of benches/README.md, µs per record: one `write(2)` with a CRC32C 1.4, commitlog
 //! 0.2.0 1.7, raft-engine 0.4.2 3.3 without and 183 with a sync, okaywal 0.3.1 102 (each commit
-//! is synced). commitlog removes by age of the offset alone and has no release of a new format
-//! or repair since 2021; okaywal cannot do without the sync and gives up a segment at the first
-//! bad record; raft-engine is a key-value engine with its own memory tables and compaction, and
-//! stops at the first bad record too. None lets an entry outlive its segment. The framing here
-//! is a hundred lines; the checksum (`crc32c`) and the table of entries (`slab`) are crates.
+//! is synced). okaywal cannot do without the sync, and raft-engine is a key-value engine with
+//! tables of its own. In none of the three does one record keep its segment, or move to
+//! another, by itself, which is what entries need that end in any order. The framing here is a
+//! hundred lines; the checksum (`crc32c`) and the table of entries (`slab`) are crates.
 //!
 //! **One lock, and nobody woken.** The record is made before the lock is taken, and under it
 //! there is one `write(2)`. The flusher looks after the buffer on a timer of its own while there
