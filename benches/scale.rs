@@ -30,6 +30,8 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use http::Request;
 use serde_json::Value;
+#[cfg(feature = "postgres")]
+use sqlx::{Connection as _, Executor as _};
 use tower::ServiceExt as _;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -348,6 +350,17 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times.get(times.len() / 2).map_or(f64::NAN, Duration::as_secs_f64) * 1e3
 }
 
+/// Gathers PostgreSQL's figures, as autovacuum does by itself within a minute of such a load: without them it takes a few
+/// rows of a scope for as many as a whole account's, and reads all of those. SQLite has its figures from a migration.
+async fn analyze(url: &str) -> Result<()> {
+    #[cfg(feature = "postgres")]
+    if !url.starts_with("sqlite:") {
+        sqlx::PgConnection::connect(url).await?.execute("ANALYZE").await?;
+    }
+    let _ = url;
+    Ok(())
+}
+
 /// Two accounts in one database; prints their table.
 async fn compare(url: String, sizes: [Size; 2], rounds: usize) -> Result<()> {
     let config = DatabaseConfig { url, ..DatabaseConfig::default() };
@@ -355,6 +368,7 @@ async fn compare(url: String, sizes: [Size; 2], rounds: usize) -> Result<()> {
     migrate::apply(&store).await?;
     let [small, large] = sizes;
     let (small, large) = (seeded(&store, small).await?, seeded(&store, large).await?);
+    analyze(&config.url).await?;
     let catalogue = Catalogue::new(|| (0..100).map(|n| format!("model-{n}")).collect());
     let routes = router(App::new(store.clone()).with_catalogue(catalogue));
     println!("\n| {} | {} users, ms | {} users, ms | ratio |", store.backend(), small.size.users, large.size.users);

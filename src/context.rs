@@ -174,17 +174,24 @@ impl Context {
     fn active_account(&self) -> Result<&Id<Account>, Problem> {
         let account =
             self.account().ok_or_else(|| Problem::forbidden("account_context_required", "Account context required"))?;
-        if self.suspended() && !self.is_super_admin() {
-            return Err(account_suspended());
-        }
+        self.check_active()?;
         Ok(account)
+    }
+
+    /// Refuses callers of a suspended account; operators may call all the same.
+    ///
+    /// # Errors
+    /// 403 `account_suspended`.
+    pub fn check_active(&self) -> Result<(), Problem> {
+        if self.suspended() && !self.is_super_admin() { Err(account_suspended()) } else { Ok(()) }
     }
 
     /// Guard SUPER: the operator's own right over every account.
     ///
     /// # Errors
-    /// 403 `super_admin_required`.
+    /// 403 `account_suspended` or `super_admin_required`.
     pub fn super_admin(&self) -> Result<Granted<Platform>, Problem> {
+        self.check_active()?;
         if !self.is_super_admin() {
             return Err(Problem::forbidden("super_admin_required", "Super admin access required"));
         }

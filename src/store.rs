@@ -23,7 +23,7 @@ use crate::id::{Id, IdSource};
 use crate::model::accounts::Account;
 
 mod dialect;
-use dialect::{find, from_columns, list, of_accounts, on, remove, run};
+use dialect::{find, from_columns, hold, list, of_accounts, on, push_in, push_scopes, remove, run};
 
 pub mod accounts;
 pub mod agents;

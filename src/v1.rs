@@ -31,6 +31,7 @@ use crate::store::Store;
 use crate::zitadel::Management;
 
 pub mod accounts;
+pub mod adjustments;
 pub mod admins;
 pub mod agents;
 pub mod answer;
@@ -316,6 +317,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(usage::get_usage_by_scope))
         .routes(routes!(usage::list_budget_alerts))
         .routes(routes!(usage::record_usage))
+        .routes(routes!(adjustments::adjust_usage))
         .routes(routes!(usage::get_own_usage))
         .routes(routes!(costs::get_budget_cost_breakdown))
         .routes(routes!(costs::get_cost_breakdown))

@@ -78,7 +78,7 @@ impl From<SealError> for Problem {
     fn from(error: SealError) -> Self {
         match error {
             SealError::NoKey => Self::unavailable(
-                "secret_key_missing",
+                "secrets_not_configured",
                 "The gateway has no key to keep secrets under: the operator sets secrets.keys (ALCHEMI_SECRET_KEY), \
                  which `alchemi keygen secret` makes",
                 60,

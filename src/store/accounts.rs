@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, from_columns, of_accounts, on, run};
+use super::{Result, Tx, find, from_columns, list, of_accounts, on, remove, run};
 use crate::context::{Platform, Tenant};
 use crate::credits::Usd;
 use crate::id::Id;
@@ -262,20 +262,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn admins(&mut self, slice: &Slice) -> Result<Page<AccountAdmin>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<AccountAdmin> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_AccountAdminTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
-               ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"#
-        )
-        .bind(&account)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await)?;
-        Ok(slice.page(rows, |a| (a.created_at, a.id.as_str())))
+        list!(self, slice, AccountAdmin in "Alchemi_AccountAdminTable")
     }
 
     /// The admin with this e-mail address.
@@ -283,14 +270,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn admin_by_email(&mut self, email: &str) -> Result<Option<AccountAdmin>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_AccountAdminTable" WHERE account_id = $1 AND user_email = $2"#
-        )
-        .bind(&account)
-        .bind(email)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_AccountAdminTable", user_email = email)
     }
 
     /// Makes an admin, or changes the role of the one with this e-mail address.
@@ -344,10 +324,8 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_admin(&mut self, id: &Id<AccountAdmin>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone =
-            run!(self, r#"DELETE FROM "Alchemi_AccountAdminTable" WHERE account_id = $1 AND id = $2"#, &account, id)?;
+        let gone = remove!(self, "Alchemi_AccountAdminTable", id = id)?;
         self.changed(ChangeKind::Account);
-        Ok(gone > 0)
+        Ok(gone)
     }
 }

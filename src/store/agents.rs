@@ -3,7 +3,7 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, from_columns, on, run};
+use super::{Result, Tx, dialect, find, from_columns, hold, list, on, push_in, push_scopes, remove, run};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::agents::{Agent, AgentGrant, AgentVisibility};
@@ -17,41 +17,13 @@ from_columns! {
     AgentGrant { id, account_id, agent_id, scope_type, scope_id, created_by, created_at }
 }
 
-/// The elements of a list between parentheses; of an empty one, what nothing equals.
-macro_rules! push_ids {
-    ($q:expr, $ids:expr) => {{
-        let mut ids = $q.separated(", ");
-        for id in $ids {
-            ids.push_bind(id);
-        }
-        if $ids.is_empty() {
-            ids.push("NULL");
-        }
-    }};
-}
-
 impl Tx<Tenant> {
     /// Agents, newest first.
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn agents(&mut self, slice: &Slice) -> Result<Page<Agent>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Agent> = on!(self, |c| {
-            sqlx::query_as(
-                r#"SELECT * FROM "Alchemi_CopilotAgentTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
-                   ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"#,
-            )
-            .bind(&account)
-            .bind(at)
-            .bind(&id)
-            .bind(slice.fetch())
-            .bind(slice.skip())
-            .fetch_all(c)
-            .await
-        })?;
-        Ok(slice.page(rows, |a| (a.created_at, a.id.as_str())))
+        list!(self, slice, Agent in "Alchemi_CopilotAgentTable")
     }
 
     /// Agents that somebody with these scopes may use, newest first: those granted to
@@ -63,19 +35,17 @@ impl Tx<Tenant> {
     pub async fn agents_for(&mut self, scopes: &[Scope], slice: &Slice) -> Result<Page<Agent>> {
         let account = self.account.clone();
         let (at, id) = slice.before();
+        // Two lists that are each in order: an OR of the two would be asked of every agent.
         let rows: Vec<Agent> = on!(self, |c| {
-            let mut q =
-                sqlx::QueryBuilder::new(r#"SELECT a.* FROM "Alchemi_CopilotAgentTable" a WHERE a.account_id = "#);
-            q.push_bind(&account).push(" AND (a.created_at, a.id) < (").push_bind(at).push(", ").push_bind(&id);
-            q.push(
-                r#") AND (a.visibility = 'account' OR EXISTS (SELECT 1 FROM "Alchemi_CopilotAgentGrantTable" g
-                   WHERE g.account_id = a.account_id AND g.agent_id = a.id AND (1 = 0"#,
-            );
-            for scope in scopes {
-                q.push(" OR (g.scope_type = ").push_bind(scope.scope_type);
-                q.push(" AND g.scope_id = ").push_bind(&scope.scope_id).push(")");
-            }
-            q.push("))) ORDER BY a.created_at DESC, a.id DESC LIMIT ").push_bind(slice.fetch());
+            let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotAgentTable" WHERE account_id = "#);
+            q.push_bind(&account).push(" AND visibility = 'account'");
+            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
+            q.push(r#" UNION ALL SELECT * FROM "Alchemi_CopilotAgentTable" WHERE account_id = "#).push_bind(&account);
+            q.push(" AND visibility = 'granted' AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id);
+            q.push(r#") AND id IN (SELECT agent_id FROM "Alchemi_CopilotAgentGrantTable" WHERE account_id = "#);
+            q.push_bind(&account);
+            push_scopes!(q, scopes);
+            q.push(") ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
             q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
         })?;
         Ok(slice.page(rows, |a| (a.created_at, a.id.as_str())))
@@ -86,12 +56,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn agent(&mut self, id: &Id<Agent>) -> Result<Option<Agent>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_CopilotAgentTable" WHERE account_id = $1 AND id = $2"#)
-            .bind(&account)
-            .bind(id)
-            .fetch_optional(c)
-            .await)
+        find!(self, "Alchemi_CopilotAgentTable", id = id)
     }
 
     /// An agent that is about to be changed, kept from everybody else until the end of
@@ -100,14 +65,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn hold_agent(&mut self, id: &Id<Agent>) -> Result<Option<Agent>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"UPDATE "Alchemi_CopilotAgentTable" SET version = version WHERE account_id = $1 AND id = $2 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        hold!(self, "Alchemi_CopilotAgentTable", id = id)
     }
 
     /// Makes an agent.
@@ -161,12 +119,10 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_agent(&mut self, id: &Id<Agent>) -> Result<bool> {
-        let account = self.account.clone();
         self.replace_agent_presets(id, &[]).await?;
-        let gone =
-            run!(self, r#"DELETE FROM "Alchemi_CopilotAgentTable" WHERE account_id = $1 AND id = $2"#, &account, id)?;
+        let gone = remove!(self, "Alchemi_CopilotAgentTable", id = id)?;
         self.changed(ChangeKind::Agents);
-        Ok(gone > 0)
+        Ok(gone)
     }
 
     /// Grants of an agent, newest first.
@@ -174,23 +130,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn agent_grants(&mut self, agent: &Id<Agent>, slice: &Slice) -> Result<Page<AgentGrant>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<AgentGrant> = on!(self, |c| {
-            sqlx::query_as(
-                r#"SELECT * FROM "Alchemi_CopilotAgentGrantTable" WHERE account_id = $1 AND agent_id = $2
-                   AND (created_at, id) < ($3, $4) ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#,
-            )
-            .bind(&account)
-            .bind(agent)
-            .bind(at)
-            .bind(&id)
-            .bind(slice.fetch())
-            .bind(slice.skip())
-            .fetch_all(c)
-            .await
-        })?;
-        Ok(slice.page(rows, |g| (g.created_at, g.id.as_str())))
+        list!(self, slice, AgentGrant in "Alchemi_CopilotAgentGrantTable", agent_id = agent)
     }
 
     /// Every grant of several agents, oldest first.
@@ -202,9 +142,9 @@ impl Tx<Tenant> {
         on!(self, |c| {
             let mut q =
                 sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotAgentGrantTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND agent_id IN (");
-            push_ids!(q, agents);
-            q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await
+            q.push_bind(&account);
+            push_in!(q, "agent_id", agents);
+            q.push(" ORDER BY created_at, id").build_query_as().fetch_all(c).await
         })
     }
 
@@ -219,9 +159,9 @@ impl Tx<Tenant> {
                 r#"SELECT scope_id, preset_id FROM "Alchemi_CopilotGuardrailAssignmentTable"
                    WHERE scope_type = 'agent' AND account_id = "#,
             );
-            q.push_bind(&account).push(" AND scope_id IN (");
-            push_ids!(q, agents);
-            q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await
+            q.push_bind(&account);
+            push_in!(q, "scope_id", agents);
+            q.push(" ORDER BY created_at, id").build_query_as().fetch_all(c).await
         })
     }
 
@@ -230,17 +170,13 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn agent_grant_of(&mut self, agent: &Id<Agent>, scope: &Scope) -> Result<Option<AgentGrant>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotAgentGrantTable"
-               WHERE account_id = $1 AND agent_id = $2 AND scope_type = $3 AND scope_id = $4"#
+        find!(
+            self,
+            "Alchemi_CopilotAgentGrantTable",
+            agent_id = agent,
+            scope_type = scope.scope_type,
+            scope_id = &scope.scope_id
         )
-        .bind(&account)
-        .bind(agent)
-        .bind(scope.scope_type)
-        .bind(&scope.scope_id)
-        .fetch_optional(c)
-        .await)
     }
 
     /// Grants an agent to a scope that it is not granted to.
@@ -271,15 +207,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_agent_grant(&mut self, id: &Id<AgentGrant>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotAgentGrantTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_CopilotAgentGrantTable", id = id)?;
         self.changed(ChangeKind::Agents);
-        Ok(gone > 0)
+        Ok(gone)
     }
 
     /// Replaces the grants of an agent. What is granted already stays as it is.

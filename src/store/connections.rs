@@ -3,7 +3,7 @@
 use super::page::{Page, Slice};
 use super::policies::{json, read};
 use super::secrets::sealed;
-use super::{Result, StoreError, Tx, dialect, from_columns, on, run};
+use super::{Result, StoreError, Tx, dialect, find, from_columns, hold, list, on, remove, run};
 use crate::clock::Timestamp;
 use crate::context::Tenant;
 use crate::id::Id;
@@ -71,21 +71,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn connections(&mut self, kind: Option<ConnectionType>, slice: &Slice) -> Result<Page<Connection>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<ConnectionRow> = on!(self, |c| {
-            let mut q =
-                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotConnectionTable" WHERE account_id = "#);
-            q.push_bind(&account);
-            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
-            if let Some(kind) = kind {
-                q.push(" AND connection_type = ").push_bind(kind);
-            }
-            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
-            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
-        })?;
-        let rows = rows.into_iter().map(Connection::try_from).collect::<Result<Vec<_>>>()?;
-        Ok(slice.page(rows, |one| (one.created_at, one.id.as_str())))
+        let rows: Result<Page<ConnectionRow>> =
+            list!(self, slice, ConnectionRow in "Alchemi_CopilotConnectionTable"; connection_type = kind);
+        rows?.try_map(Connection::try_from)
     }
 
     /// One connection.
@@ -93,14 +81,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn connection(&mut self, id: &Id<Connection>) -> Result<Option<Connection>> {
-        let account = self.account.clone();
-        let row: Option<ConnectionRow> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotConnectionTable" WHERE account_id = $1 AND id = $2"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)?;
+        let row: Option<ConnectionRow> = find!(self, "Alchemi_CopilotConnectionTable", id = id)?;
         row.map(Connection::try_from).transpose()
     }
 
@@ -110,15 +91,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn hold_connection(&mut self, id: &Id<Connection>) -> Result<Option<Connection>> {
-        let account = self.account.clone();
-        let row: Option<ConnectionRow> = on!(self, |c| sqlx::query_as(
-            r#"UPDATE "Alchemi_CopilotConnectionTable" SET version = version
-               WHERE account_id = $1 AND id = $2 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)?;
+        let row: Option<ConnectionRow> = hold!(self, "Alchemi_CopilotConnectionTable", id = id)?;
         row.map(Connection::try_from).transpose()
     }
 
@@ -186,14 +159,8 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn delete_connection(&mut self, id: &Id<Connection>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotConnectionTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
-        Ok(gone > 0)
+        let gone = remove!(self, "Alchemi_CopilotConnectionTable", id = id)?;
+        Ok(gone)
     }
 
     /// Grants of a connection, newest first.
@@ -205,22 +172,7 @@ impl Tx<Tenant> {
         connection: &Id<Connection>,
         slice: &Slice,
     ) -> Result<Page<ConnectionGrant>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<ConnectionGrant> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotConnectionGrantTable"
-               WHERE account_id = $1 AND connection_id = $2 AND (created_at, id) < ($3, $4)
-               ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(connection)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await)?;
-        Ok(slice.page(rows, |grant| (grant.created_at, grant.id.as_str())))
+        list!(self, slice, ConnectionGrant in "Alchemi_CopilotConnectionGrantTable", connection_id = connection)
     }
 
     /// One grant of a connection.
@@ -232,16 +184,7 @@ impl Tx<Tenant> {
         connection: &Id<Connection>,
         id: &Id<ConnectionGrant>,
     ) -> Result<Option<ConnectionGrant>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotConnectionGrantTable"
-               WHERE account_id = $1 AND connection_id = $2 AND id = $3"#
-        )
-        .bind(&account)
-        .bind(connection)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotConnectionGrantTable", connection_id = connection, id = id)
     }
 
     /// The grant of a connection to this scope.
@@ -253,17 +196,13 @@ impl Tx<Tenant> {
         connection: &Id<Connection>,
         scope: &Scope,
     ) -> Result<Option<ConnectionGrant>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotConnectionGrantTable"
-               WHERE account_id = $1 AND connection_id = $2 AND scope_type = $3 AND scope_id = $4"#
+        find!(
+            self,
+            "Alchemi_CopilotConnectionGrantTable",
+            connection_id = connection,
+            scope_type = scope.scope_type,
+            scope_id = &scope.scope_id
         )
-        .bind(&account)
-        .bind(connection)
-        .bind(scope.scope_type)
-        .bind(&scope.scope_id)
-        .fetch_optional(c)
-        .await)
     }
 
     /// Makes a grant, or changes what the one to the same scope lets it do.
@@ -298,13 +237,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn delete_connection_grant(&mut self, id: &Id<ConnectionGrant>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotConnectionGrantTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
-        Ok(gone > 0)
+        let gone = remove!(self, "Alchemi_CopilotConnectionGrantTable", id = id)?;
+        Ok(gone)
     }
 }

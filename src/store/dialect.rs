@@ -52,13 +52,7 @@ macro_rules! of_accounts {
     ($tx:expr, $select:literal, $accounts:expr, $rest:literal) => {
         $crate::store::on!($tx, |c| {
             let mut q = sqlx::QueryBuilder::new($select);
-            let mut ids = q.separated(", ");
-            for id in $accounts {
-                ids.push_bind(id);
-            }
-            if $accounts.is_empty() {
-                q.push("NULL");
-            }
+            $crate::store::dialect::push_list!(q, $accounts);
             q.push($rest).build_query_as().fetch_all(c).await
         })
     };
@@ -78,6 +72,21 @@ macro_rules! find {
     }};
 }
 pub(crate) use find;
+
+/// One row of the account, as [`find!`] finds it, kept from everybody else until the end of
+/// the transaction: an UPDATE that changes nothing is the row lock that both databases know.
+macro_rules! hold {
+    ($tx:expr, $table:literal, $($column:ident = $value:expr),+) => {{
+        let account = $tx.account.clone();
+        $crate::store::on!($tx, |c| {
+            let mut q = sqlx::QueryBuilder::new(concat!("UPDATE \"", $table, "\" SET version = version WHERE account_id = "));
+            q.push_bind(&account);
+            $(q.push(concat!(" AND ", stringify!($column), " = ")).push_bind($value);)+
+            q.push(" RETURNING *").build_query_as().fetch_optional(c).await
+        })
+    }};
+}
+pub(crate) use hold;
 
 /// A page of the account's rows, newest first: `list!(tx, slice, Org in "Table", domain = domain)`.
 /// What stands behind `;` is an `Option`, and counts where it is given.
@@ -113,6 +122,50 @@ macro_rules! remove {
     }};
 }
 pub(crate) use remove;
+
+/// The elements of a list, which stands between parentheses; of none, what nothing equals.
+macro_rules! push_list {
+    ($q:expr, $values:expr) => {{
+        let mut values = $q.separated(", ");
+        for value in $values {
+            values.push_bind(value);
+        }
+        if $values.is_empty() {
+            values.push("NULL");
+        }
+    }};
+}
+pub(crate) use push_list;
+
+/// ` AND column IN (…)`.
+macro_rules! push_in {
+    ($q:expr, $column:literal, $values:expr) => {{
+        $q.push(concat!(" AND ", $column, " IN ("));
+        $crate::store::dialect::push_list!($q, $values);
+        $q.push(")");
+    }};
+}
+pub(crate) use push_in;
+
+/// ` AND (…)`: rows that are for one of some scopes; without any, none. Nothing but the
+/// scopes stands in the OR, so that SQLite looks each of them up in an index.
+macro_rules! push_scopes {
+    ($q:expr, $scopes:expr) => {{
+        $q.push(" AND (");
+        let mut any = $q.separated(" OR ");
+        for scope in $scopes {
+            any.push("(scope_type = ").push_bind_unseparated(scope.scope_type);
+            any.push_unseparated(" AND scope_id = ")
+                .push_bind_unseparated(scope.scope_id.clone())
+                .push_unseparated(")");
+        }
+        if $scopes.is_empty() {
+            any.push("1 = 0");
+        }
+        $q.push(")");
+    }};
+}
+pub(crate) use push_scopes;
 
 pub(super) async fn connect(config: &DatabaseConfig) -> Result<Pools> {
     let url = config.url.as_str();

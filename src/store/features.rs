@@ -2,7 +2,7 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, from_columns, on, run};
+use super::{Result, Tx, find, from_columns, list, on, push_scopes, remove};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::features::FeatureEntitlement;
@@ -26,20 +26,7 @@ impl Tx<Tenant> {
         feature: Option<&str>,
         slice: &Slice,
     ) -> Result<Page<FeatureEntitlement>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<FeatureEntitlement> = on!(self, |c| {
-            let mut q =
-                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_FeatureEntitlementTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND domain = ").push_bind(domain);
-            q.push(" AND (created_at, id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
-            if let Some(feature) = feature {
-                q.push(" AND feature_code = ").push_bind(feature);
-            }
-            q.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(slice.fetch());
-            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
-        })?;
-        Ok(slice.page(rows, |e| (e.created_at, e.id.as_str())))
+        list!(self, slice, FeatureEntitlement in "Alchemi_FeatureEntitlementTable", domain = domain; feature_code = feature)
     }
 
     /// Every entitlement of `domain` for one of `scopes`, or those for exactly `feature`:
@@ -53,9 +40,6 @@ impl Tx<Tenant> {
         feature: Option<&str>,
         scopes: &[Scope],
     ) -> Result<Vec<FeatureEntitlement>> {
-        if scopes.is_empty() {
-            return Ok(Vec::new());
-        }
         let account = self.account.clone();
         on!(self, |c| {
             let mut q =
@@ -64,13 +48,8 @@ impl Tx<Tenant> {
             if let Some(feature) = feature {
                 q.push(" AND feature_code = ").push_bind(feature);
             }
-            q.push(" AND (");
-            let mut any = q.separated(" OR ");
-            for scope in scopes {
-                any.push("(scope_type = ").push_bind_unseparated(scope.scope_type);
-                any.push_unseparated(" AND scope_id = ").push_bind_unseparated(&scope.scope_id).push_unseparated(")");
-            }
-            q.push(")").build_query_as().fetch_all(c).await
+            push_scopes!(q, scopes);
+            q.build_query_as().fetch_all(c).await
         })
     }
 
@@ -79,14 +58,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn entitlement(&mut self, id: &Id<FeatureEntitlement>) -> Result<Option<FeatureEntitlement>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_FeatureEntitlementTable" WHERE account_id = $1 AND id = $2"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_FeatureEntitlementTable", id = id)
     }
 
     /// The entitlement of exactly this scope for exactly this feature.
@@ -138,14 +110,8 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_entitlement(&mut self, id: &Id<FeatureEntitlement>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_FeatureEntitlementTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_FeatureEntitlementTable", id = id)?;
         self.changed(ChangeKind::Features);
-        Ok(gone > 0)
+        Ok(gone)
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, from_columns, on, run};
+use super::{Result, Tx, dialect, find, from_columns, hold, list, on, push_in, remove, run};
 use crate::clock::Timestamp;
 use crate::context::Tenant;
 use crate::id::Id;
@@ -67,22 +67,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn guardrail_presets(&mut self, slice: &Slice) -> Result<Page<GuardrailPreset>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<GuardrailPreset> = on!(self, |c| {
-            sqlx::query_as(
-                r#"SELECT * FROM "Alchemi_CopilotGuardrailPresetTable" WHERE account_id = $1 AND (created_at, id) < ($2, $3)
-                   ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"#,
-            )
-            .bind(&account)
-            .bind(at)
-            .bind(&id)
-            .bind(slice.fetch())
-            .bind(slice.skip())
-            .fetch_all(c)
-            .await
-        })?;
-        Ok(slice.page(rows, |p| (p.created_at, p.id.as_str())))
+        list!(self, slice, GuardrailPreset in "Alchemi_CopilotGuardrailPresetTable")
     }
 
     /// One preset.
@@ -90,14 +75,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn guardrail_preset(&mut self, id: &Id<GuardrailPreset>) -> Result<Option<GuardrailPreset>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotGuardrailPresetTable" WHERE account_id = $1 AND id = $2"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotGuardrailPresetTable", id = id)
     }
 
     /// A preset that is about to be changed, or that something is hung on, kept from
@@ -106,15 +84,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn hold_guardrail_preset(&mut self, id: &Id<GuardrailPreset>) -> Result<Option<GuardrailPreset>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"UPDATE "Alchemi_CopilotGuardrailPresetTable" SET version = version
-               WHERE account_id = $1 AND id = $2 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        hold!(self, "Alchemi_CopilotGuardrailPresetTable", id = id)
     }
 
     /// As [`Tx::hold_guardrail_preset`], by its code.
@@ -122,15 +92,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn hold_guardrail_preset_of(&mut self, code: &str) -> Result<Option<GuardrailPreset>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"UPDATE "Alchemi_CopilotGuardrailPresetTable" SET version = version
-               WHERE account_id = $1 AND code = $2 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(code)
-        .fetch_optional(c)
-        .await)
+        hold!(self, "Alchemi_CopilotGuardrailPresetTable", code = code)
     }
 
     /// Makes a preset, or changes name and settings of the one with the same code.
@@ -166,15 +128,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_guardrail_preset(&mut self, id: &Id<GuardrailPreset>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotGuardrailPresetTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_CopilotGuardrailPresetTable", id = id)?;
         self.changed(ChangeKind::Guardrails);
-        Ok(gone > 0)
+        Ok(gone)
     }
 
     /// Makes the presets that every account has, with their patterns.
@@ -259,19 +215,13 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn patterns_of_presets(&mut self, presets: &[Id<GuardrailPreset>]) -> Result<Vec<GuardrailPattern>> {
-        if presets.is_empty() {
-            return Ok(Vec::new());
-        }
         let account = self.account.clone();
         on!(self, |c| {
             let mut q =
                 sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND preset_id IN (");
-            let mut ids = q.separated(", ");
-            for id in presets {
-                ids.push_bind(id);
-            }
-            q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await
+            q.push_bind(&account);
+            push_in!(q, "preset_id", presets);
+            q.push(" ORDER BY created_at, id").build_query_as().fetch_all(c).await
         })
     }
 
@@ -280,14 +230,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn guardrail_pattern(&mut self, id: &Id<GuardrailPattern>) -> Result<Option<GuardrailPattern>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = $1 AND id = $2"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotGuardrailPatternTable", id = id)
     }
 
     /// A pattern that is about to be changed, kept from everybody else until the end of
@@ -365,15 +308,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_guardrail_pattern(&mut self, pattern: &GuardrailPattern) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotGuardrailPatternTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            &pattern.id
-        )?;
+        let gone = remove!(self, "Alchemi_CopilotGuardrailPatternTable", id = &pattern.id)?;
         self.patterns_changed(&pattern.preset_id).await?;
-        Ok(gone > 0)
+        Ok(gone)
     }
 
     async fn patterns_changed(&mut self, preset: &Id<GuardrailPreset>) -> Result<()> {
@@ -424,14 +361,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn guardrail_assignment(&mut self, id: &Id<GuardrailAssignment>) -> Result<Option<GuardrailAssignment>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = $1 AND id = $2"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotGuardrailAssignmentTable", id = id)
     }
 
     /// Assigns a preset to a scope; whether that is new, and the row that is there now.
@@ -471,15 +401,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_guardrail_assignment(&mut self, id: &Id<GuardrailAssignment>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotGuardrailAssignmentTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_CopilotGuardrailAssignmentTable", id = id)?;
         self.changed(ChangeKind::Guardrails);
-        Ok(gone > 0)
+        Ok(gone)
     }
 
     /// Replaces the presets that an agent must have. What is assigned already stays as it is.

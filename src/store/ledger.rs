@@ -21,6 +21,9 @@ use crate::model::usage::{CostSource, CounterKey, EntryKind, LedgerRow, Tokens};
 use crate::policy::budget::Link;
 
 mod batch;
+mod corrections;
+
+pub use corrections::Booked;
 
 super::dialect::stored_as_name!(crate::model::usage::EntryKind);
 
@@ -213,9 +216,17 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn record(&mut self, row: &LedgerRow, links: &[Link]) -> Result<bool> {
+        self.book(row, links.iter().map(Link::counter).collect()).await
+    }
+
+    /// As [`Tx::record`], on counters of whatever window: those of a row that is undone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn book(&mut self, row: &LedgerRow, counters: Vec<CounterKey>) -> Result<bool> {
         let settlement = Settlement {
             row: row.clone(),
-            counters: links.iter().map(Link::counter).collect(),
+            counters,
             held: Vec::new(),
             hold: Credits::ZERO,
             lease: None,

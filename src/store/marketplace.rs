@@ -3,7 +3,7 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, from_columns, on, run};
+use super::{Result, Tx, dialect, from_columns, list, on, push_in, push_scopes, remove, run};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::marketplace::{EntityType, Installation, Listing, ListingGrant, Visibility};
@@ -67,31 +67,14 @@ macro_rules! push_filter {
         }
         if let Some(scopes) = &$filter.seen_from {
             $q.push(
-                r#" AND (l.visibility = 'global' OR EXISTS (SELECT 1 FROM "Alchemi_CopilotMarketplaceGrantTable" g
-                   WHERE g.account_id = l.account_id AND g.marketplace_id = l.id AND (1 = 0"#,
+                r#" AND (l.visibility = 'global' OR l.id IN
+                   (SELECT marketplace_id FROM "Alchemi_CopilotMarketplaceGrantTable" WHERE account_id = "#,
             );
-            for scope in scopes {
-                $q.push(" OR (g.scope_type = ").push_bind(scope.scope_type);
-                $q.push(" AND g.scope_id = ").push_bind(scope.scope_id.clone()).push(")");
-            }
-            $q.push(")))");
+            $q.push_bind($account.clone());
+            push_scopes!($q, scopes);
+            $q.push("))");
         }
     }};
-}
-
-/// Rows of a table that belong to several listings, oldest first.
-macro_rules! of_listings {
-    ($tx:expr, $select:literal, $account:expr, $ids:expr) => {
-        on!($tx, |c| {
-            let mut q = sqlx::QueryBuilder::new($select);
-            q.push_bind(&$account).push(" AND marketplace_id IN (");
-            let mut listed = q.separated(", ");
-            for id in $ids {
-                listed.push_bind(id);
-            }
-            q.push(") ORDER BY created_at, id").build_query_as().fetch_all(c).await
-        })
-    };
 }
 
 impl Tx<Tenant> {
@@ -303,15 +286,9 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn delete_listing(&mut self, id: &Id<Listing>) -> Result<bool> {
-        let account = self.account.clone();
-        let gone = run!(
-            self,
-            r#"DELETE FROM "Alchemi_CopilotMarketplaceTable" WHERE account_id = $1 AND id = $2"#,
-            &account,
-            id
-        )?;
+        let gone = remove!(self, "Alchemi_CopilotMarketplaceTable", id = id)?;
         self.changed(ChangeKind::Marketplace);
-        Ok(gone > 0)
+        Ok(gone)
     }
 }
 
@@ -322,21 +299,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn listing_grants(&mut self, listing: &Id<Listing>, slice: &Slice) -> Result<Page<ListingGrant>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<ListingGrant> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotMarketplaceGrantTable" WHERE account_id = $1 AND marketplace_id = $2
-               AND (created_at, id) < ($3, $4) ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(listing)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await)?;
-        Ok(slice.page(rows, |g| (g.created_at, g.id.as_str())))
+        list!(self, slice, ListingGrant in "Alchemi_CopilotMarketplaceGrantTable", marketplace_id = listing)
     }
 
     /// Every grant of some listings, oldest first.
@@ -344,16 +307,14 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn grants_of_listings(&mut self, listings: &[Id<Listing>]) -> Result<Vec<ListingGrant>> {
-        if listings.is_empty() {
-            return Ok(Vec::new());
-        }
         let account = self.account.clone();
-        of_listings!(
-            self,
-            r#"SELECT * FROM "Alchemi_CopilotMarketplaceGrantTable" WHERE account_id = "#,
-            account,
-            listings
-        )
+        on!(self, |c| {
+            let mut q =
+                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotMarketplaceGrantTable" WHERE account_id = "#);
+            q.push_bind(&account);
+            push_in!(q, "marketplace_id", listings);
+            q.push(" ORDER BY created_at, id").build_query_as().fetch_all(c).await
+        })
     }
 
     /// Makes a grant, or notes that it was made again.

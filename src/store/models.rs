@@ -2,7 +2,7 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, find, from_columns, list, on, remove};
+use super::{Result, Tx, dialect, find, from_columns, list, on, push_scopes, remove};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::models::{AccessMode, ModelGrant};
@@ -37,19 +37,12 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn model_grants_for(&mut self, domain: Domain, scopes: &[Scope]) -> Result<Vec<ModelGrant>> {
-        if scopes.is_empty() {
-            return Ok(Vec::new());
-        }
         let account = self.account.clone();
         on!(self, |c| {
             let mut q = sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_ModelGrantTable" WHERE account_id = "#);
-            q.push_bind(&account).push(" AND domain = ").push_bind(domain).push(" AND (");
-            let mut any = q.separated(" OR ");
-            for scope in scopes {
-                any.push("(scope_type = ").push_bind_unseparated(scope.scope_type);
-                any.push_unseparated(" AND scope_id = ").push_bind_unseparated(&scope.scope_id).push_unseparated(")");
-            }
-            q.push(")").build_query_as().fetch_all(c).await
+            q.push_bind(&account).push(" AND domain = ").push_bind(domain);
+            push_scopes!(q, scopes);
+            q.build_query_as().fetch_all(c).await
         })
     }
 
@@ -66,18 +59,14 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn model_grant_of(&mut self, domain: Domain, model: &str, scope: &Scope) -> Result<Option<ModelGrant>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_ModelGrantTable"
-               WHERE account_id = $1 AND domain = $2 AND scope_type = $3 AND scope_id = $4 AND model_name = $5"#
+        find!(
+            self,
+            "Alchemi_ModelGrantTable",
+            domain = domain,
+            scope_type = scope.scope_type,
+            scope_id = &scope.scope_id,
+            model_name = model
         )
-        .bind(&account)
-        .bind(domain)
-        .bind(scope.scope_type)
-        .bind(&scope.scope_id)
-        .bind(model)
-        .fetch_optional(c)
-        .await)
     }
 
     /// Makes a grant, or changes the access of the one for the same model and scope.

@@ -66,6 +66,14 @@ impl<T> Page<T> {
     pub fn map<U>(self, f: impl FnMut(T) -> U) -> Page<U> {
         Page { items: self.items.into_iter().map(f).collect(), next: self.next }
     }
+
+    /// As [`Page::map`], where an item may be unreadable.
+    ///
+    /// # Errors
+    /// The first of `f`.
+    pub(super) fn try_map<U, E>(self, f: impl FnMut(T) -> Result<U, E>) -> Result<Page<U>, E> {
+        Ok(Page { items: self.items.into_iter().map(f).collect::<Result<_, E>>()?, next: self.next })
+    }
 }
 
 /// A place in a list; opaque text to callers.

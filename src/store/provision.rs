@@ -1,7 +1,7 @@
 //! What is to be so in Zitadel, and which gateway sees to it.
 
 use super::audit::Entry;
-use super::{Result, StoreError, Tx, dialect, from_columns, on, run};
+use super::{Result, StoreError, Tx, dialect, find, from_columns, on, run};
 use crate::clock::Timestamp;
 use crate::context::{Platform, Tenant};
 use crate::id::Id;
@@ -150,18 +150,14 @@ impl Tx<Tenant> {
         organization: &str,
         target: &str,
     ) -> Result<Option<ProvisionItem>> {
-        let account = self.account.clone();
-        let row: Option<ItemRow> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_ZitadelItemTable" WHERE account_id = $1 AND kind = $2 AND project_id = $3
-               AND organization_id = $4 AND target = $5"#
-        )
-        .bind(&account)
-        .bind(kind)
-        .bind(project)
-        .bind(organization)
-        .bind(target)
-        .fetch_optional(c)
-        .await)?;
+        let row: Option<ItemRow> = find!(
+            self,
+            "Alchemi_ZitadelItemTable",
+            kind = kind,
+            project_id = project,
+            organization_id = organization,
+            target = target
+        )?;
         row.map(ItemRow::read).transpose()
     }
 

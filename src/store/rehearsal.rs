@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::dialect::push_list;
 use super::{Result, Tx, on};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
@@ -71,19 +72,6 @@ impl Reached {
             _ => self.everybody = true,
         }
     }
-}
-
-/// The elements of a list between parentheses; of an empty one, what nothing equals.
-macro_rules! push_all {
-    ($q:expr, $ids:expr) => {{
-        let mut ids = $q.separated(", ");
-        for id in $ids {
-            ids.push_bind(id);
-        }
-        if $ids.is_empty() {
-            ids.push("NULL");
-        }
-    }};
 }
 
 /// Users who draw on the pool of a plan: without a share of their own, and in no team
@@ -158,15 +146,15 @@ impl Tx<Tenant> {
                 q.push(" OR (u.domain = ").push_bind(domain);
                 if !reached.everybody {
                     q.push(" AND (u.id IN (");
-                    push_all!(q, &reached.users);
+                    push_list!(q, &reached.users);
                     q.push(
                         r#") OR EXISTS (SELECT 1 FROM "Alchemi_TeamMembershipTable" m JOIN "Alchemi_TeamTable" t
                            ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id
                            WHERE m.account_id = u.account_id AND m.domain = u.domain AND m.user_id = u.id AND (t.id IN ("#,
                     );
-                    push_all!(q, &reached.teams);
+                    push_list!(q, &reached.teams);
                     q.push(") OR t.org_id IN (");
-                    push_all!(q, &reached.orgs);
+                    push_list!(q, &reached.orgs);
                     q.push(")))");
                     for plan in &reached.pools {
                         push_pool!(q, plan);

@@ -258,6 +258,7 @@ pub async fn update_account(
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(change): Body<AccountChange>,
 ) -> Outcome {
+    let change = change.checked()?;
     let mut tx = call.begin().await?.within(id);
     let before = held_account(&mut tx).await?;
     call.expects(before.version)?;
@@ -266,6 +267,15 @@ pub async fn update_account(
 }
 
 impl AccountChange {
+    /// Checks what needs no look at the account.
+    fn checked(self) -> Result<Self, Problem> {
+        let metadata = match self.metadata {
+            Field::Set(metadata) => Field::Set(Account::checked_metadata(metadata)?),
+            other => other,
+        };
+        Ok(Self { metadata, ..self })
+    }
+
     fn over(self, old: Account) -> Result<Account, Problem> {
         let empty = self.account_name.is_keep()
             && self.account_alias.is_keep()
@@ -280,7 +290,7 @@ impl AccountChange {
         let metadata = match self.metadata {
             Field::Keep => old.metadata,
             Field::Clear => JsonText::empty_object(),
-            Field::Set(metadata) => Account::checked_metadata(metadata)?,
+            Field::Set(metadata) => metadata,
         };
         Ok(Account {
             account_name: self.account_name.map(Name::into_string).over_required(old.account_name, "/account_name")?,

@@ -372,8 +372,8 @@ pub async fn list_agent_grants(
     Paging(slice): Paging<1000>,
 ) -> Outcome {
     let mut tx = call.read().await?;
-    or_404(tx.agent(&id).await?, "Copilot agent not found")?;
-    Ok(Answer::of(&Items::from(tx.agent_grants(&id, &slice).await?)))
+    let agent = or_404(tx.agent(&id).await?, "Copilot agent not found")?;
+    Ok(Answer::of(&Items::from(tx.agent_grants(&id, &slice).await?)).tagged(agent.version))
 }
 
 /// Grant an agent to a scope
@@ -411,9 +411,9 @@ pub async fn create_agent_grant(
 /// Take an agent from a scope
 ///
 /// Without its last grant, nobody may use the agent: `PUT` it with `"grants": []` to open
-/// it to the whole account.
+/// it to the whole account. Grants belong to the agent's version.
 #[utoipa::path(delete, path = "/v1/copilot/agents/{agent_id}/grants", tag = "agents",
-    params(AtAgent, GranteeQuery, Trial),
+    params(AtAgent, GranteeQuery, Trial, IfMatch),
     responses((status = 200, description = "Removed, or never there", body = Tried<Deleted>), Refusals))]
 pub async fn delete_agent_grant(
     call: Call<CopilotAdmin>,
@@ -424,6 +424,7 @@ pub async fn delete_agent_grant(
     let kind = ScopeType::parse(&asked.scope_type, ScopeType::MEMBERS)?;
     let mut tx = call.begin_or_try(&trial).await?;
     let agent = held_for_grants(&mut tx, &id).await?;
+    call.expects(agent.version)?;
     let scope = Scope::new(kind, asked.scope_id);
     let Some(grant) = tx.agent_grant_of(&id, &scope).await? else {
         return call.done(tx, &Deleted { deleted: false }).await;

@@ -138,14 +138,14 @@ impl<G: Guard> FromRequestParts<App> for Call<G> {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Halt> {
         let context = caller(parts).ok_or_else(token_missing)?;
         let (guard, granted) = G::admit(&context, parts)?;
-        app.parameters.check(parts)?;
+        let if_match = if_match(&parts.headers)?;
+        app.parameters.check(parts, if_match.as_deref())?;
         let granted = match parts.extensions.get::<RequestInfo>() {
             Some(info) => granted.for_request(Arc::clone(&info.id), info.client_ip),
             None => granted,
         };
         let idempotency = request_key(parts, &context)?;
         let in_flight = idempotency.clone().map(|key| app.in_flight.enter(key)).transpose()?;
-        let if_match = if_match(&parts.headers)?;
         Ok(Self { app: app.clone(), context, guard, granted, idempotency, in_flight, if_match })
     }
 }
@@ -166,7 +166,7 @@ pub struct Anyone(pub Option<Context>);
 impl FromRequestParts<App> for Anyone {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        app.parameters.check(parts)?;
+        app.parameters.check(parts, None)?;
         Ok(Self(caller(parts)))
     }
 }
@@ -237,6 +237,15 @@ where
     /// 503 when the database cannot be reached.
     pub async fn read(&self) -> Result<Tx<G::Reach>, Halt> {
         Ok(self.app.store.read(&self.granted).await?)
+    }
+
+    /// A transaction that only reads, for a POST that asks something: its answer too is
+    /// kept under the `Idempotency-Key`, if one was sent.
+    ///
+    /// # Errors
+    /// As [`Call::begin`].
+    pub async fn ask(&self) -> Result<Tx<G::Reach>, Halt> {
+        if self.idempotency.is_some() { self.begin().await } else { self.read().await }
     }
 
     /// Commits and answers with `body`; a dry run is taken back, and answers with its effect.

@@ -177,7 +177,7 @@ pub async fn list_connections(
 /// Make a connection
 ///
 /// The secrets are sealed under the operator's key; without one, a connection that has
-/// secrets is refused with 503 `secret_key_missing`.
+/// secrets is refused with 503 `secrets_not_configured`.
 #[utoipa::path(post, path = "/v1/copilot/connections/{connection_id}", tag = "connections",
     params(("connection_type" = ConnectionType, Path, description = "Its kind; `integration` is `composio`")),
     request_body = NewConnection,

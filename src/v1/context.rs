@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::App;
 use super::answer::{Answer, Outcome, Refusals};
 use super::call::Anyone;
-use crate::context::{AuthProvider, Context, account_suspended};
+use crate::context::{AuthProvider, Context};
 use crate::id::Id;
 use crate::model::accounts::Account;
 
@@ -83,9 +83,7 @@ pub async fn get_context(Anyone(context): Anyone) -> Answer {
 #[utoipa::path(get, path = "/v1/auth/zitadel/status", tag = "context", security((), ("bearer" = [])),
     responses((status = 200, description = "The status", body = ZitadelStatus), Refusals))]
 pub async fn get_zitadel_status(State(app): State<App>, Anyone(context): Anyone) -> Outcome {
-    if context.as_ref().is_some_and(|c| c.suspended() && !c.is_super_admin()) {
-        return Err(account_suspended().into());
-    }
+    context.as_ref().map_or(Ok(()), Context::check_active)?;
     let issuer = context.as_ref().and_then(|caller| {
         let own = app.issuers.iter().find(|issuer| ***issuer == *caller.actor().issuer);
         own.or_else(|| app.issuers.first()).cloned()

@@ -60,6 +60,39 @@ impl Days {
     }
 }
 
+/// Which part of a report.
+#[derive(Debug, Clone, Copy, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Part {
+    /// How many items at most.
+    #[param(minimum = 1, maximum = 10000)]
+    #[serde(default = "a_thousand")]
+    limit: u32,
+    /// Items to skip.
+    #[serde(default)]
+    offset: u64,
+}
+
+fn a_thousand() -> u32 {
+    1_000
+}
+
+impl Part {
+    /// 422 for a limit out of bounds.
+    fn slice(self) -> Result<Slice, Problem> {
+        require((1..=10_000).contains(&self.limit), "limit", "must be 1 to 10000")?;
+        Ok(Slice { limit: self.limit, after: None, offset: self.offset })
+    }
+
+    /// Cuts the rows of [`Part::slice`] to the limit; gives the `offset` of the next part.
+    fn cut(self, rows: &mut Vec<CostRow>) -> Option<u64> {
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        more.then(|| self.offset.saturating_add(u64::from(self.limit)))
+    }
+}
+
 /// What the copilot domain's costs are broken down by.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -90,6 +123,8 @@ pub struct GroupedCosts {
     group_by: Vec<CostDimension>,
     /// The most expensive first.
     items: Vec<CostItem>,
+    /// `offset` of the next page; null at the end.
+    next_offset: Option<u64>,
 }
 
 /// Costs by one dimension.
@@ -99,6 +134,8 @@ pub struct CostsBy {
     by: CostDimension,
     /// The most expensive first.
     items: Vec<CostBy>,
+    /// `offset` of the next page; null at the end.
+    next_offset: Option<u64>,
 }
 
 /// What one agent, model, connection or guardrail cost.
@@ -116,32 +153,51 @@ pub struct CostBy {
 /// Break the copilot domain's costs down
 ///
 /// By one dimension, as `key`; with `group_by` by up to three, each under its own name.
-#[utoipa::path(get, path = "/v1/budgets/copilot/cost-breakdown", tag = "budgets", params(By, Days),
+#[utoipa::path(get, path = "/v1/budgets/copilot/cost-breakdown", tag = "budgets", params(By, Days, Part),
     responses((status = 200, description = "Costs, the largest first", body = BudgetCosts), Refusals))]
 pub async fn get_budget_cost_breakdown(
     call: Call<CopilotAdmin>,
-    Query(By { by, group_by }): Query<By>,
+    Query(by): Query<By>,
     Query(days): Query<Days>,
+    Query(part): Query<Part>,
 ) -> Outcome {
-    if let Some(names) = group_by {
-        require(by.is_none(), "group_by", "stands in place of by")?;
-        let group_by = dimensions(&names)?;
-        let mut tx = call.read().await?;
-        let filter = days.read(&mut tx, CostFilter::of(Domain::Copilot)).await?;
-        let rows = tx.costs(&filter, &group_by, &Slice::first(u32::MAX)).await?;
-        let items = rows.iter().map(|row| CostItem::of(row, &group_by)).collect();
-        return Ok(Answer::of(&BudgetCosts::Grouped(GroupedCosts { group_by, items })));
-    }
-    let by = by.as_deref().unwrap_or(CostDimension::Agent.as_str());
-    let by = BY_DEFAULT.into_iter().find(|d| d.as_str() == by).ok_or_else(|| {
-        Problem::bad_request("invalid_breakdown", "by must be one of: agent,llm,connection,guardrail")
-    })?;
+    let (one, dimensions) = by.read()?;
+    let slice = part.slice()?;
     let mut tx = call.read().await?;
     let filter = days.read(&mut tx, CostFilter::of(Domain::Copilot)).await?;
-    let rows = tx.costs(&filter, &[by], &Slice::first(u32::MAX)).await?;
-    let items =
-        rows.iter().map(|row| CostBy { key: or_none(row.keys()[0]), raw_cost: row.raw_cost, credits: row.credits });
-    Ok(Answer::of(&BudgetCosts::By(CostsBy { by, items: items.collect() })))
+    let mut rows = tx.costs(&filter, &dimensions, &slice).await?;
+    let next_offset = part.cut(&mut rows);
+    Ok(Answer::of(&match one {
+        Some(by) => {
+            let items = rows.iter().map(CostBy::from).collect();
+            BudgetCosts::By(CostsBy { by, items, next_offset })
+        }
+        None => {
+            let items = rows.iter().map(|row| CostItem::of(row, &dimensions)).collect();
+            BudgetCosts::Grouped(GroupedCosts { group_by: dimensions, items, next_offset })
+        }
+    }))
+}
+
+impl By {
+    /// The one dimension, unless there are several; and all of them.
+    fn read(self) -> Result<(Option<CostDimension>, Vec<CostDimension>), Problem> {
+        if let Some(names) = self.group_by {
+            require(self.by.is_none(), "group_by", "stands in place of by")?;
+            return Ok((None, dimensions(&names)?));
+        }
+        let by = self.by.as_deref().unwrap_or(CostDimension::Agent.as_str());
+        let known = BY_DEFAULT.into_iter().find(|d| d.as_str() == by);
+        let detail = "by must be one of: agent,llm,connection,guardrail";
+        let by = known.ok_or_else(|| Problem::bad_request("invalid_breakdown", detail))?;
+        Ok((Some(by), vec![by]))
+    }
+}
+
+impl From<&CostRow> for CostBy {
+    fn from(row: &CostRow) -> Self {
+        Self { key: or_none(row.keys()[0]), raw_cost: row.raw_cost, credits: row.credits }
+    }
 }
 
 fn or_none(key: &str) -> Option<String> {
@@ -169,21 +225,10 @@ pub struct Breakdown {
     /// separated by commas; the first four unless said.
     #[param(example = "llm,day")]
     group_by: Option<String>,
-    /// How many items at most.
-    #[param(minimum = 1, maximum = 10000)]
-    #[serde(default = "a_thousand")]
-    limit: u32,
-    /// Items to skip.
-    #[serde(default)]
-    offset: u64,
 }
 
 fn copilot() -> Domain {
     Domain::Copilot
-}
-
-fn a_thousand() -> u32 {
-    1_000
 }
 
 /// The dimensions that a text names, each once.
@@ -322,23 +367,21 @@ pub struct Costs {
 /// Break costs down
 ///
 /// Needs the admin rights of the domain that is asked for.
-#[utoipa::path(get, path = "/v1/costs/breakdown", tag = "costs", params(Breakdown, Days),
+#[utoipa::path(get, path = "/v1/costs/breakdown", tag = "costs", params(Breakdown, Days, Part),
     responses((status = 200, description = "Costs, the largest first, and their sum", body = Costs), Refusals))]
 pub async fn get_cost_breakdown(
     call: Call<Member>,
     Query(wanted): Query<Breakdown>,
     Query(days): Query<Days>,
+    Query(part): Query<Part>,
 ) -> Outcome {
     let call = call.domain_admin(wanted.domain)?;
-    require((1..=10_000).contains(&wanted.limit), "limit", "must be 1 to 10000")?;
+    let slice = part.slice()?;
     let dimensions = wanted.dimensions()?;
     let mut tx = call.read().await?;
     let filter = days.read(&mut tx, wanted.filter()).await?;
-    let slice = Slice { limit: wanted.limit, after: None, offset: wanted.offset };
     let mut rows = tx.costs(&filter, &dimensions, &slice).await?;
-    let page = usize::try_from(wanted.limit).unwrap_or(usize::MAX);
-    let next_offset = (rows.len() > page).then(|| wanted.offset.saturating_add(u64::from(wanted.limit)));
-    rows.truncate(page);
+    let next_offset = part.cut(&mut rows);
     let totals = CostTotals::from(&tx.cost_total(&filter).await?);
     let items = rows.iter().map(|row| CostItem::of(row, &dimensions)).collect();
     let CostFilter { domain, from, to, .. } = filter;

@@ -10,7 +10,7 @@ use super::answer::Halt;
 use super::input::Query;
 use crate::context::{AskedPlace, Context, Domain, Tenant};
 use crate::id::Id;
-use crate::model::directory::{Placement, Team};
+use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::problem::Problem;
 use crate::store::Tx;
@@ -62,6 +62,41 @@ fn known(exists: bool, domain: Domain, kind: ScopeType) -> Result<(), Halt> {
             Err(Problem::bad_request("account_scope_mismatch", "account scope_id must match current account_id").into())
         }
         kind => Err(not_found(domain, kind).into()),
+    }
+}
+
+/// The chain of scopes that an admin asks about.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ChainQuery {
+    /// The org of the chain.
+    #[param(value_type = Option<String>)]
+    org_id: Option<Id<Org>>,
+    /// The team of the chain.
+    #[param(value_type = Option<String>)]
+    team_id: Option<Id<Team>>,
+    /// The user of the chain.
+    #[param(value_type = Option<String>)]
+    user_id: Option<Id<User>>,
+}
+
+impl ChainQuery {
+    /// Whether any scope is named.
+    pub fn is_named(&self) -> bool {
+        self.org_id.is_some() || self.team_id.is_some() || self.user_id.is_some()
+    }
+
+    /// The scopes of `domain`, the nearest first and the account last; each must exist.
+    ///
+    /// # Errors
+    /// As [`check_scope`].
+    pub async fn scopes(self, tx: &mut Tx<Tenant>, domain: Domain) -> Result<Vec<Scope>, Halt> {
+        let place = Placement { user: self.user_id, team: self.team_id, org: self.org_id, status: None };
+        let chain = place.scopes(tx.account());
+        for scope in &chain {
+            check_scope(tx, domain, scope).await?;
+        }
+        Ok(chain)
     }
 }
 

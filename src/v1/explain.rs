@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::answer::{Answer, Halt, Outcome, Refusals, or_404};
+use super::answer::{Halt, Outcome, Refusals, or_404};
 use super::budgets::effective::placement;
 use super::budgets::require;
 use super::call::{Call, EitherAdmin};
@@ -292,7 +292,7 @@ pub async fn explain_policy(call: Call<EitherAdmin>, Body(question): Body<Questi
     let domain = question.domain.unwrap_or(call.app.default_domain);
     let call = call.domain_admin(domain)?;
     let ask = question.ask()?;
-    let mut tx = call.read().await?;
+    let mut tx = call.ask().await?;
     let account = or_404(tx.this_account().await?, "Account not found")?;
     let place = match question.place(&mut tx, domain).await? {
         Ok(place) => place,
@@ -300,7 +300,7 @@ pub async fn explain_policy(call: Call<EitherAdmin>, Body(question): Body<Questi
         Err(denied @ PlacementError::TeamDenied) => {
             let step = Step::of(Rule::Team, false, "the subject is not a member of the team");
             let explained = Explained::new(domain, Place::default(), vec![step]).refused(denied.into());
-            return Ok(Answer::of(&explained));
+            return call.done(tx, &explained).await;
         }
     };
     let terms =
@@ -313,7 +313,7 @@ pub async fn explain_policy(call: Call<EitherAdmin>, Body(question): Body<Questi
         Err(denial) => explained.refused(denial.suggesting(&rules, || call.app.catalogue.models()).into()),
         Ok(links) => explained.admit(&call, &mut tx, (&question, &ask), &rules, &links).await?,
     };
-    Ok(Answer::of(&explained))
+    call.done(tx, &explained).await
 }
 
 impl Explained {

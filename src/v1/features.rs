@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, or_404};
 use super::call::{Call, EitherAdmin, IfMatch, Member};
-use super::directory::{Standpoint, StandpointHeaders, StandpointQuery, check_scope, hold_scope};
+use super::directory::{ChainQuery, Standpoint, StandpointHeaders, StandpointQuery, hold_scope};
 use super::input::{Body, PageParams, Paging, Path, Query};
 use super::trial::{Trial, Tried};
 use crate::clock::Timestamp;
@@ -13,7 +13,6 @@ use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::audit::Action;
-use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::features::FeatureEntitlement;
 use crate::model::scope::{GranteeType, Scope, ScopeType};
 use crate::model::text::Name;
@@ -86,7 +85,7 @@ pub struct Entitlements {
     page: Items<FeatureEntitlement>,
 }
 
-/// For whom a feature is asked.
+/// Which feature is asked for.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct EffectiveFeatureQuery {
@@ -95,15 +94,6 @@ pub struct EffectiveFeatureQuery {
     /// The feature.
     #[param(value_type = String, example = "create_agents")]
     feature_code: Name,
-    /// The org of the chain.
-    #[param(value_type = Option<String>)]
-    org_id: Option<Id<Org>>,
-    /// The team of the chain.
-    #[param(value_type = Option<String>)]
-    team_id: Option<Id<Team>>,
-    /// The user of the chain.
-    #[param(value_type = Option<String>)]
-    user_id: Option<Id<User>>,
 }
 
 /// What holds for a feature and a chain of scopes.
@@ -269,16 +259,16 @@ async fn visible(
 ///
 /// The answer for the chain of scopes that is sent, and the account. Needs the admin
 /// rights of the domain that is asked for.
-#[utoipa::path(get, path = "/v1/features/effective", tag = "features", params(EffectiveFeatureQuery),
+#[utoipa::path(get, path = "/v1/features/effective", tag = "features", params(EffectiveFeatureQuery, ChainQuery),
     responses((status = 200, description = "What holds, and why", body = EffectiveFeature), Refusals))]
-pub async fn get_effective_feature(call: Call<EitherAdmin>, Query(asked): Query<EffectiveFeatureQuery>) -> Outcome {
+pub async fn get_effective_feature(
+    call: Call<EitherAdmin>,
+    Query(asked): Query<EffectiveFeatureQuery>,
+    Query(chain): Query<ChainQuery>,
+) -> Outcome {
     let call = call.domain_admin(asked.domain)?;
     let mut tx = call.read().await?;
-    let place = Placement { user: asked.user_id, team: asked.team_id, org: asked.org_id, status: None };
-    let chain = place.scopes(tx.account());
-    for scope in &chain {
-        check_scope(&mut tx, asked.domain, scope).await?;
-    }
+    let chain = chain.scopes(&mut tx, asked.domain).await?;
     let feature = asked.feature_code.into_string();
     let rules = rules(&mut tx, asked.domain, Some(&feature), &chain).await?;
     let verdict = rules.resolve(&feature);

@@ -4,14 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Halt, Outcome, Refusals, or_404};
 use super::call::{Call, CopilotAdmin};
-use super::directory::check_scope;
+use super::directory::{ChainQuery, check_scope};
 use super::input::Query;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::agents::Agent;
 use crate::model::audit::{Action, Label};
-use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::guardrails::{AssignedPreset, GuardrailPreset};
 use crate::model::scope::{Scope, ScopeType};
 use crate::store::Tx;
@@ -32,22 +31,13 @@ async fn held_preset(tx: &mut Tx<Tenant>, id: &Id<GuardrailPreset>) -> Result<Gu
     Ok(or_404(tx.hold_guardrail_preset(id).await?, PRESET_NOT_FOUND)?)
 }
 
-/// For whom guardrails are asked.
+/// Through which agent, beside the chain.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct EffectiveGuardrailsQuery {
     /// The agent that the request is made through.
     #[param(value_type = Option<String>)]
     agent_id: Option<Id<Agent>>,
-    /// The org of the chain.
-    #[param(value_type = Option<String>)]
-    org_id: Option<Id<Org>>,
-    /// The team of the chain.
-    #[param(value_type = Option<String>)]
-    team_id: Option<Id<Team>>,
-    /// The user of the chain.
-    #[param(value_type = Option<String>)]
-    user_id: Option<Id<User>>,
 }
 
 /// What a chain of scopes is screened by.
@@ -97,20 +87,19 @@ impl EffectivePreset {
 ///
 /// The union over the agent, the user, the team, the org and the account: no scope takes
 /// away what another one demands.
-#[utoipa::path(get, path = "/v1/copilot/guardrails/effective", tag = "guardrails", params(EffectiveGuardrailsQuery),
+#[utoipa::path(get, path = "/v1/copilot/guardrails/effective", tag = "guardrails", params(EffectiveGuardrailsQuery, ChainQuery),
     responses((status = 200, description = "What holds, and from where", body = EffectiveGuardrails), Refusals))]
 pub async fn get_effective_guardrails(
     call: Call<CopilotAdmin>,
     Query(asked): Query<EffectiveGuardrailsQuery>,
+    Query(chain): Query<ChainQuery>,
 ) -> Outcome {
     let mut tx = call.read().await?;
-    let place = Placement { user: asked.user_id, team: asked.team_id, org: asked.org_id, status: None };
-    let mut chain = place.scopes(tx.account());
+    let mut chain = chain.scopes(&mut tx, Domain::Copilot).await?;
     if let Some(agent) = asked.agent_id {
-        chain.insert(0, Scope::new(ScopeType::Agent, agent.as_str()));
-    }
-    for scope in &chain {
-        check_scope(&mut tx, Domain::Copilot, scope).await?;
+        let agent = Scope::new(ScopeType::Agent, agent.as_str());
+        check_scope(&mut tx, Domain::Copilot, &agent).await?;
+        chain.insert(0, agent);
     }
     let mut assigned = tx.assigned_presets(&chain).await?;
     let mut ids: Vec<_> = assigned.iter().map(|a| a.preset.id.clone()).collect();

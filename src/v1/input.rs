@@ -79,7 +79,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let pointer = pointer(error.path());
         let inner = error.into_inner();
-        if inner.is_data() {
+        // A number where a choice belongs is no data error to serde_json, though the body is JSON.
+        if inner.is_data() || is_whole(bytes) {
             Problem::invalid_fields(vec![FieldError { pointer: field_of(pointer, &inner), detail: reason(&inner) }])
         } else {
             Problem::bad_request("invalid_json", format!("The body is not JSON: {inner}"))
@@ -87,6 +88,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })?;
     json.end().map_err(|e| Problem::bad_request("invalid_json", format!("The body is not JSON: {e}")))?;
     Ok(value)
+}
+
+/// Whether the bytes are JSON, whatever is in it.
+fn is_whole(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
 }
 
 /// RFC 6901.
@@ -113,6 +119,9 @@ fn field_of(pointer: String, error: &serde_json::Error) -> String {
 
 /// serde's message without the position, which the pointer replaces.
 fn reason(error: &serde_json::Error) -> String {
+    if !error.is_data() {
+        return "is of the wrong type".to_owned();
+    }
     let text = error.to_string();
     match text.rfind(" at line ") {
         Some(end) => text.get(..end).unwrap_or(&text).to_owned(),

@@ -9,14 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, or_404};
 use super::call::{Call, DomainAdmin, IfMatch, Member};
-use super::directory::{Standpoint, StandpointHeaders, StandpointQuery, check_scope, hold_scope};
+use super::directory::{ChainQuery, Standpoint, StandpointHeaders, StandpointQuery, hold_scope};
 use super::input::{Body, PageParams, Paging, Path, Query};
 use super::trial::{Trial, Tried};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::Action;
-use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::models::{AccessMode, ModelGrant};
 use crate::model::scope::{GranteeType, Scope, ScopeType};
 use crate::model::text::ModelPattern;
@@ -95,22 +94,13 @@ pub struct GrantFilter {
     model_name: Option<String>,
 }
 
-/// For whom a model's access is asked.
+/// Which model's access is asked for.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct EffectiveQuery {
     /// The model's public name.
     #[param(example = "gpt-4o-mini")]
     model_name: String,
-    /// The org of the chain.
-    #[param(value_type = Option<String>)]
-    org_id: Option<Id<Org>>,
-    /// The team of the chain.
-    #[param(value_type = Option<String>)]
-    team_id: Option<Id<Team>>,
-    /// The user of the chain.
-    #[param(value_type = Option<String>)]
-    user_id: Option<Id<User>>,
 }
 
 /// What holds for a model and a chain of scopes.
@@ -255,15 +245,15 @@ pub async fn delete_model_grant(
 ///
 /// The answer for the chain of scopes that is sent, and the account. No grant that
 /// matches: the gateway's default, which is `deny` unless configured.
-#[utoipa::path(get, path = "/v1/{domain}/models/effective", tag = "models", params(EffectiveQuery),
+#[utoipa::path(get, path = "/v1/{domain}/models/effective", tag = "models", params(EffectiveQuery, ChainQuery),
     responses((status = 200, description = "What holds, and why", body = EffectiveModel), Refusals))]
-pub async fn get_effective_model(call: Call<DomainAdmin>, Query(asked): Query<EffectiveQuery>) -> Outcome {
+pub async fn get_effective_model(
+    call: Call<DomainAdmin>,
+    Query(asked): Query<EffectiveQuery>,
+    Query(chain): Query<ChainQuery>,
+) -> Outcome {
     let mut tx = call.read().await?;
-    let place = Placement { user: asked.user_id, team: asked.team_id, org: asked.org_id, status: None };
-    let chain = place.scopes(tx.account());
-    for scope in &chain {
-        check_scope(&mut tx, call.guard.0, scope).await?;
-    }
+    let chain = chain.scopes(&mut tx, call.guard.0).await?;
     let rules = rules(&mut tx, &call.app, call.guard.0, &chain).await?;
     let verdict = rules.resolve(&asked.model_name);
     let candidates = verdict.candidates.iter().map(|g| Candidate::of(g)).collect();

@@ -54,7 +54,10 @@ pub(super) fn complete(mut description: OpenApi) -> OpenApi {
     let paths = std::mem::take(&mut description.paths.paths);
     for (path, item) in paths.into_iter().flat_map(|(path, item)| by_parameter(path, item)) {
         for (path, mut item, domain) in expanded(path, item) {
-            let tagged = item.put.iter().chain(&item.patch).chain(&item.post).any(takes_if_match);
+            // A DELETE that names a row in its query says nothing of the list.
+            let of_one = item.delete.iter().filter(|_| path.contains('{'));
+            let mut writes = item.put.iter().chain(&item.patch).chain(&item.post).chain(of_one);
+            let tagged = writes.any(takes_if_match);
             for (method, operation) in operations(&mut item) {
                 add_headers(operation, &method, tagged);
                 bounds::bound(operation);
@@ -125,7 +128,7 @@ pub(super) fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &
         .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-fn takes_if_match(operation: &Operation) -> bool {
+pub(super) fn takes_if_match(operation: &Operation) -> bool {
     let named = |p: &RefOr<Parameter>| matches!(p, RefOr::T(p) if p.name == "if-match");
     operation.parameters.iter().flatten().any(named)
 }
@@ -173,8 +176,8 @@ struct Refused(BTreeMap<String, RefOr<Response>>);
 impl Refused {
     /// Drops the refusals that `operation` cannot give, and refers to the others.
     fn share(&mut self, operation: &mut Operation, method: &Method, path: &str) {
-        let (reads, bodiless, unversioned) =
-            (*method == Method::GET, operation.request_body.is_none(), !takes_if_match(operation));
+        let (reads, bodiless) = (*method == Method::GET, operation.request_body.is_none());
+        let unversioned = matches!(*method, Method::GET | Method::POST) && !takes_if_match(operation);
         operation.responses.responses.retain(|status, _| match status.as_str() {
             "409" => !reads,
             "408" | "413" | "415" => !bodiless,

@@ -63,7 +63,7 @@ pub async fn get_account_sso(call: Call<SuperAdmin>, Path(AtAccount { account_id
 /// Set how people of an account sign on
 ///
 /// The secrets are sealed under the operator's key; without one, settings that have
-/// secrets are refused with 503 `secret_key_missing`.
+/// secrets are refused with 503 `secrets_not_configured`.
 #[utoipa::path(post, path = "/v1/accounts/{account_id}/sso", tag = "accounts", params(AtAccount, IfMatch),
     request_body = NewSsoConfig,
     responses((status = 200, description = "They are set", body = StatusOk), Refusals))]

@@ -10,6 +10,7 @@ use super::budgets::{OfPlan, PLAN_NOT_FOUND, require};
 use super::call::{Call, CopilotAdmin, Member};
 use super::directory::{Standpoint, StandpointHeaders, StandpointQuery};
 use super::input::{Body, PageParams, Paging, Query};
+use super::trial::{Trial, Tried};
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor, MAX_UNITS, Usd};
 use crate::id::Id;
@@ -242,11 +243,15 @@ pub struct ExternalUsage {
 /// Its credits, at the factor that holds now, are drawn from the same counters as
 /// a request's, even where that goes over a cap: it has happened. Send an
 /// `Idempotency-Key`, so that a repeated call counts once.
-#[utoipa::path(post, path = "/v1/budgets/copilot/usage/record", tag = "budgets", request_body = ExternalUsage,
-    responses((status = 200, description = "The ledger's row", body = Item<UsageEntry>), Refusals))]
-pub async fn record_usage(call: Call<CopilotAdmin>, Body(usage): Body<ExternalUsage>) -> Outcome {
+#[utoipa::path(post, path = "/v1/budgets/copilot/usage/record", tag = "budgets", params(Trial), request_body = ExternalUsage,
+    responses((status = 200, description = "The ledger's row", body = Tried<Item<UsageEntry>>), Refusals))]
+pub async fn record_usage(
+    call: Call<CopilotAdmin>,
+    Query(trial): Query<Trial>,
+    Body(usage): Body<ExternalUsage>,
+) -> Outcome {
     require(!usage.raw_cost.is_negative(), "/raw_cost", "cannot be negative")?;
-    let mut tx = call.begin().await?;
+    let mut tx = call.begin_or_try(&trial).await?;
     let place =
         placement(&mut tx, Domain::Copilot, usage.org_id.as_ref(), usage.team_id.as_ref(), usage.user_id.as_ref())
             .await?;

@@ -144,6 +144,7 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "GET /v1/budgets/copilot/alerts",
             "GET /v1/budgets/copilot/cost-breakdown",
             "POST /v1/budgets/copilot/usage/record",
+            "POST /v1/budgets/copilot/adjustments",
             // Of the domain that the query names, which is copilot unless it names one.
             "GET /v1/costs/breakdown",
             "GET /v1/features/entitlements",
@@ -225,7 +226,7 @@ const EXPECTED: &[(&str, [&str; 8])] = &[
     ("account_admin, copilot only", [OK, OK, OK, DENIED, OK, OK, OK, NO_SUPER]),
     ("account_admin of another account, asking for this", [FOREIGN; 8]),
     ("account_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_SUPER]),
-    ("account_admin, suspended", [OK, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED, NO_SUPER]),
+    ("account_admin, suspended", [OK, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED]),
     ("super_admin", [OK, OK, OK, OK, OK, OK, OK, OK]),
     ("super_admin of another account, asking for this", [OK, OK, OK, OK, OK, OK, OK, OK]),
     ("super_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),

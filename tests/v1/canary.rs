@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::common::database::Database;
 use crate::common::gateway::{MASTER_KEY, PATIENCE, SECRET_KEY};
 use crate::common::{Backend, Client, Reply, backends};
+use crate::operations::{Asked, operations};
 
 /// What every secret of this test begins with.
 const CANARY: &str = "canary-5c1e7a";
@@ -212,6 +213,63 @@ async fn send_secrets(operator: &Client, account: &str, found: &mut Found) -> St
     one
 }
 
+/// Sends secrets to every operation that takes a body: in a field that it does not know, in a text that ends early, and
+/// in place of a body; and asks every one that reads.
+async fn knock_everywhere(operator: &Client, account: &str, found: &mut Found) {
+    let secret = format!("{CANARY}-everywhere");
+    for operation in operations() {
+        let asked = operation.ask(|name| (name == "account_id").then(|| account.to_owned()));
+        let place = operation.name();
+        let Some(body) = &asked.body else {
+            if operation.method == Method::GET {
+                found.answer(&place, &operation.call(operator, &asked).await);
+            }
+            continue;
+        };
+        for name in ["secret_json", "password", "api_key"] {
+            let mut body = body.clone();
+            body[name] = json!({"token": secret});
+            let reply = operation.call(operator, &Asked { body: Some(body), ..asked.clone() }).await;
+            found.answer(&place, &reply);
+        }
+        let early = json!({"password": secret}).to_string();
+        for text in [&early[..early.len() - 1], &json!([secret]).to_string()] {
+            let request = operator.request(operation.method.clone(), &asked.path);
+            let request = request.header(header::CONTENT_TYPE, "application/json").body(text.to_owned());
+            let status = found.answer(&place, &operator.send(request).await);
+            assert!((400..500).contains(&status), "{place}: {status}");
+        }
+    }
+}
+
+/// Every write fails, at its very end.
+async fn fail_everywhere(database: &Database, operator: &Client, account: &str, one: &str, found: &mut Found) {
+    let secret = format!("{CANARY}-failing");
+    database.execute(r#"ALTER TABLE "Alchemi_AuditTable" RENAME TO "elsewhere""#).await;
+    let secrets = [
+        (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "secret_json": {"api_key": secret}})),
+        (Method::PATCH, one, json!({"secret_json": {"api_key": secret}})),
+        (
+            Method::POST,
+            &*format!("/v1/accounts/{account}/sso"),
+            json!({"sso_settings": {"google_client_secret": secret}}),
+        ),
+    ];
+    for (method, path, body) in secrets {
+        let request = operator.request(method.clone(), path).header("idempotency-key", "failing");
+        let failed = operator.send(request.json(&body)).await;
+        assert_eq!(found.answer(&format!("a failing {method} {path}"), &failed), 500);
+    }
+    let mut failed = 0;
+    for operation in operations().into_iter().filter(|operation| operation.method != Method::GET) {
+        let asked = operation.ask(|name| (name == "account_id").then(|| account.to_owned()));
+        let status = found.answer(&format!("a failing {}", operation.name()), &operation.call(operator, &asked).await);
+        failed += usize::from(status == 500);
+    }
+    assert!(failed > 10, "{failed}");
+    database.execute(r#"ALTER TABLE "elsewhere" RENAME TO "Alchemi_AuditTable""#).await;
+}
+
 /// Reads what shows anything of it.
 async fn read_all(operator: &Client, account: &str, one: &str, found: &mut Found) {
     for path in [
@@ -264,6 +322,8 @@ async fn no_secret_comes_out_anywhere() {
         let operator = operator.within(&account);
         let one = send_secrets(&operator, &account, &mut found).await;
         read_all(&operator, &account, &one, &mut found).await;
+        knock_everywhere(&operator, &account, &mut found).await;
+        fail_everywhere(&Database::at(&url), &operator, &account, &one, &mut found).await;
 
         // The table is not there, and then an envelope does not open.
         let database = Database::at(&url);

@@ -216,7 +216,9 @@ async fn s12_no_amount_is_no_number() {
         ];
         let before = gateway.operator().get(&one).await.ok();
         for (method, path, body) in &requests {
-            for amount in ["NaN", "Infinity", "-Infinity", r#""NaN""#, r#""Infinity""#, "1e999", "-1", r#""1e999""#] {
+            let too_fine_or_large = ["0.0000000001", "9000000001", r#""9000000000.000000001""#];
+            let no_amounts = ["NaN", "Infinity", "-Infinity", r#""NaN""#, r#""Infinity""#, "1e999", "-1", r#""1e999""#];
+            for amount in no_amounts.into_iter().chain(too_fine_or_large) {
                 let request = operator.request(method.clone(), path).header(header::CONTENT_TYPE, "application/json");
                 let reply = operator.send(request.body(body.replace("AMOUNT", amount))).await;
                 let status = reply.status.as_u16();

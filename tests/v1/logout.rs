@@ -12,7 +12,7 @@ use crate::{at_mid_january, refusal};
 const PATH: &str = "/v1/auth/zitadel/backchannel-logout";
 
 /// A logout token of `person`, with changes; `null` takes a claim out.
-fn logout_token(gateway: &Gateway, person: &Person, changes: Value) -> String {
+pub(crate) fn logout_token(gateway: &Gateway, person: &Person, changes: Value) -> String {
     let mut claims = gateway.claims(person);
     claims.insert("events".to_owned(), json!({"http://schemas.openid.net/event/backchannel-logout": {}}));
     claims.insert("sid".to_owned(), json!("V1_7"));
@@ -30,7 +30,7 @@ async fn send(gateway: &Gateway, form: &[(&str, &str)]) -> Reply {
     anybody.send(anybody.request(Method::POST, PATH).form(form)).await
 }
 
-async fn log_out(gateway: &Gateway, token: &str) -> Reply {
+pub(crate) async fn log_out(gateway: &Gateway, token: &str) -> Reply {
     send(gateway, &[("logout_token", token)]).await
 }
 

@@ -85,6 +85,7 @@ const ADDED: Table = &[
     ("/auth/revocations", &["GET", "POST"]),
     ("/auth/revocations/{revocation_id}", &["DELETE"]),
     ("/auth/zitadel/backchannel-logout", &["POST"]),
+    ("/budgets/copilot/adjustments", &["POST"]),
     ("/budgets/copilot/allocations", &["GET"]),
     ("/budgets/copilot/cycles/history", &["GET"]),
     ("/budgets/copilot/cycles/renew", &["POST"]),

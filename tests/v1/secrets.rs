@@ -31,7 +31,7 @@ async fn without_a_key_only_what_has_secrets_is_refused() {
             admin.patch(&sealed, json!({"secret_json": {"api_key": "l"}})).await,
             operator.post(&sso, json!({"sso_settings": {"google_client_secret": "s"}})).await,
         ] {
-            assert_eq!((refused.status, &refused.json["code"]), (503, &json!("secret_key_missing")));
+            assert_eq!((refused.status, &refused.json["code"]), (503, &json!("secrets_not_configured")));
             assert!(refused.headers.contains_key("retry-after"));
         }
         // What is sealed is still shown by its names, changed beside its secrets, and removed.

@@ -31,7 +31,6 @@ const EXCEPT: &[&str] = &[
 /// Lists without pages, which must have grown as well.
 const WHOLE: &[&str] = &[
     "/v1/budgets/copilot/alerts",
-    "/v1/budgets/copilot/cost-breakdown",
     "/v1/budgets/copilot/usage-by-scope",
     "/v1/copilot/guardrails/effective",
     "/v1/me/features",

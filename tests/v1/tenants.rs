@@ -1,6 +1,6 @@
 //! What belongs to another account does not exist.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde_json::{Value, json};
@@ -52,9 +52,14 @@ impl Tenant {
         for (what, body) in [("grants", &of_team), ("install", &of_team), ("rating", &json!({"rating": 4}))] {
             operator.post(&format!("/v1/copilot/marketplace/{listing}/{what}"), body.clone()).await.ok();
         }
+        let used = json!({"raw_cost": 1, "team_id": team});
+        let used = operator.post("/v1/budgets/copilot/usage/record", used).await.ok();
+        ids.insert(("copilot", "reverses"), used["item"]["id"].as_str().unwrap().to_owned());
         ids.insert(("copilot", "marketplace_id"), listing);
         ids.insert(("copilot", "connection_id"), connection);
         ids.insert(("copilot", "connection_grant_id"), granted["item"]["id"].as_str().unwrap().to_owned());
+        let admin = json!({"user_email": "ada@acme.com"});
+        operator.post(&format!("/v1/accounts/{account}/admins"), admin).await.ok();
         let sso = json!({"sso_provider": "google", "sso_settings": {"google_client_secret": "the secret"}});
         operator.post(&format!("/v1/accounts/{account}/sso"), sso).await.ok();
         let feature = json!({"domain": "copilot", "feature_code": "agents", "scope_type": "team", "scope_id": team});
@@ -68,7 +73,7 @@ impl Tenant {
         let assignment = json!({"preset_id": preset, "scope_type": "account", "scope_id": account});
         let assignment = gateway.made(&account, "/v1/copilot/guardrails/assignments", assignment).await;
         let system = gateway.operator_for(&account).get("/v1/copilot/guardrails/presets?offset=1&limit=1").await.ok();
-        let agent = json!({"name": "Desk", "guardrail_preset_ids": [system["items"][0]["id"]]});
+        let agent = json!({"name": "Desk", "guardrail_preset_ids": [system["items"][0]["id"]], "grants": [of_team]});
         let agent = gateway.made(&account, "/v1/copilot/agents", agent).await;
         ids.extend([
             (("copilot", "preset_id"), preset),
@@ -92,6 +97,11 @@ impl Tenant {
             (name, _) => name,
         };
         self.ids.iter().find(|((d, n), _)| *d == domain && *n == name).map(|(_, id)| id.clone())
+    }
+
+    /// The id of what it has one of in the copilot domain.
+    pub(crate) fn known(&self, name: &str) -> String {
+        self.id("copilot", name, "team").unwrap()
     }
 
     /// As [`id`](Self::id), for an operation: the grant of a connection is another than that of a model.
@@ -121,12 +131,35 @@ impl Tenant {
     }
 }
 
+/// Replaces what `value` has something for, at every depth; in a list, all of it by that one.
+pub(crate) fn fill(body: &mut Value, value: &impl Fn(&str, &Value) -> Option<Value>) {
+    match body {
+        Value::Object(fields) => fields.iter_mut().for_each(|(name, field)| match value(name, field) {
+            Some(new) => *field = if field.is_array() { json!([new]) } else { new },
+            None => fill(field, value),
+        }),
+        Value::Array(items) => items.iter_mut().for_each(|item| fill(item, value)),
+        _ => {}
+    }
+}
+
+/// The names of the fields of a body, at every depth.
+fn fields(body: &Value) -> BTreeSet<String> {
+    match body {
+        Value::Object(fields_of) => {
+            fields_of.iter().flat_map(|(name, field)| fields(field).into_iter().chain([name.clone()])).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(fields).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
 /// Where a request names something by its id.
 #[derive(Clone, Debug)]
 enum Slot {
     /// A parameter of the path or of the query.
     Parameter(String),
-    /// A field of the body.
+    /// A field of the body, at whatever depth.
     Field(String),
 }
 
@@ -145,18 +178,40 @@ const NAMES: &[&str] = &[
     "assignment_id",
     "guardrail_preset_ids",
     "marketplace_id",
+    "reverses",
     "entity_id",
     "scope_id",
     "team_ids",
     "scope_ids",
 ];
 
+/// Ids that are nobody's row.
+const NO_ROWS: &[&str] = &["identity_user_id"];
+
+/// Whether an operation is the operator's, who reaches every account.
+fn of_operators(operation: &Operation) -> bool {
+    let paths = ["/v1/accounts", "/v1/auth/", "/v1/budgets/account-allocation"];
+    paths.iter().any(|path| operation.path.starts_with(path))
+}
+
+#[test]
+fn every_id_of_every_operation_is_tried() {
+    for operation in operations().iter().filter(|operation| !of_operators(operation)) {
+        let parameters = operation.parameters("path").chain(operation.parameters("query"));
+        let parameters = parameters.filter_map(|p| p["name"].as_str().map(str::to_owned));
+        let fields = fields(&operation.ask(|_| None).body.unwrap_or_default());
+        for name in parameters.chain(fields).filter(|name| name.ends_with("_id") || name.ends_with("_ids")) {
+            let known = NAMES.contains(&name.as_str()) || NO_ROWS.contains(&name.as_str());
+            assert!(known, "no line in NAMES for {name} of {}", operation.name());
+        }
+    }
+}
+
 fn slots(operation: &Operation) -> Vec<Slot> {
     let named = |p: &Value| p["name"].as_str().filter(|name| NAMES.contains(name)).map(str::to_owned);
     let parameters = operation.parameters("path").chain(operation.parameters("query")).filter_map(named);
-    let body = operation.ask(|_| None).body.unwrap_or_default();
-    let fields =
-        body.as_object().into_iter().flatten().map(|(name, _)| name.clone()).filter(|n| NAMES.contains(&n.as_str()));
+    let fields = fields(&operation.ask(|_| None).body.unwrap_or_default());
+    let fields = fields.into_iter().filter(|name| NAMES.contains(&name.as_str()));
     // Of a recorded use it is only a label.
     let fields = fields.filter(|name| !matches!(name.as_str(), "agent_id" | "connection_id"));
     // What a listing is about cannot be changed, to whatever.
@@ -177,15 +232,14 @@ fn ask(operation: &Operation, own: &Tenant, slot: &Slot, kind: &str, id: &str) -
         _ if name == "scope_type" => Some(kind.to_owned()),
         _ => required(name).then(|| own.id_for(operation, name, kind)).flatten(),
     });
-    for (name, value) in asked.body.iter_mut().filter_map(Value::as_object_mut).flatten() {
-        let foreign = matches!(slot, Slot::Field(slot) if slot == name);
-        if name == "scope_type" {
-            *value = json!(kind);
-        } else if NAMES.contains(&name.as_str()) {
-            let id = if foreign { id.to_owned() } else { own.id_for(operation, name, kind).unwrap() };
-            *value = if value.is_array() { json!([id]) } else { json!(id) };
-        }
-    }
+    let body = asked.body.iter_mut();
+    body.for_each(|body| {
+        fill(body, &|name, _| match slot {
+            _ if name == "scope_type" => Some(json!(kind)),
+            Slot::Field(slot) if slot == name => Some(json!(id)),
+            _ => NAMES.contains(&name).then(|| json!(own.id_for(operation, name, kind).unwrap())),
+        });
+    });
     asked
 }
 
@@ -208,10 +262,7 @@ async fn the_ids_of_another_account_answer_as_missing_ones() {
         let before = (own.rows(&gateway).await, other.rows(&gateway).await);
 
         let (mut broken, mut asked) = (String::new(), 0);
-        for operation in operations() {
-            if operation.path.starts_with("/v1/accounts") || operation.path == "/v1/budgets/account-allocation" {
-                continue; // The operator's, who reaches all.
-            }
+        for operation in operations().into_iter().filter(|operation| !of_operators(operation)) {
             for slot in slots(&operation) {
                 for kind in ["account", "org", "team", "user"] {
                     let (Slot::Parameter(name) | Slot::Field(name)) = &slot;

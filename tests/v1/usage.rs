@@ -132,8 +132,13 @@ async fn costs_add_up_however_they_are_broken_down() {
         let by_model = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=llm")).await.ok();
         assert_eq!(
             by_model,
-            json!({"by": "llm", "items": [{"key": "a", "raw_cost": 1.5, "credits": 3}, {"key": "b", "raw_cost": 0.25, "credits": 0.5}]})
+            json!({"by": "llm", "items": [{"key": "a", "raw_cost": 1.5, "credits": 3}, {"key": "b", "raw_cost": 0.25, "credits": 0.5}],
+                "next_offset": null})
         );
+        for (offset, key, next) in [(0, "a", json!(1)), (1, "b", Value::Null)] {
+            let part = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=llm&limit=1&offset={offset}")).await.ok();
+            assert_eq!((column(&part, "key"), &part["next_offset"]), (vec![&json!(key)], &next));
+        }
         let by_agent = acme.admin.get(&format!("{BUDGETS}/cost-breakdown")).await.ok();
         assert_eq!(column(&by_agent, "key"), [&json!("x"), &Value::Null]);
         let wrong = acme.admin.get(&format!("{BUDGETS}/cost-breakdown?by=org")).await;
@@ -189,5 +194,58 @@ async fn a_member_sees_their_own_usage() {
         let chain = unknown.get("/me/allocation").await.ok();
         assert_eq!(column(&chain, "scope_type"), ["account"]);
         assert_eq!(column(&chain, "cap"), [&Value::Null], "nothing was set: nothing limits");
+    }
+}
+
+#[tokio::test]
+async fn corrections_are_rows_of_their_own() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [org, team, user] = &acme.ids;
+        let path = format!("{BUDGETS}/adjustments");
+        let used = async || {
+            let usage = acme.admin.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
+            column(&usage, "used").into_iter().cloned().collect::<Vec<_>>()
+        };
+        let recorded = acme.record(json!({"user_id": user, "raw_cost": 4, "model_name": "m"})).await.ok();
+        let id = recorded["item"]["id"].clone();
+        assert_eq!(used().await, [8, 8, 8]);
+
+        let undo = json!({"reverses": id, "reason": "Recorded twice"});
+        let tried = acme.admin.post(&format!("{path}?dry_run=true"), undo.clone()).await.ok();
+        assert_eq!((&tried["dry_run"], &tried["change_count"]), (&json!(true), &json!(1)));
+        assert_eq!(used().await, [8, 8, 8]);
+        let undone = acme.admin.post(&path, undo.clone()).await.ok()["item"].clone();
+        assert_eq!((&undone["entry"], &undone["credits_incurred"]), (&json!("reversal"), &json!(-8)));
+        assert_eq!((&undone["raw_cost"], &undone["user_id"]), (&json!(-4), &json!(user)));
+        assert_eq!(undone["metadata"], json!({"reason": "Recorded twice", "reverses": id}));
+        assert_eq!(used().await, [0, 0, 0]);
+        let again = json!({"reverses": undone["id"], "reason": "No"});
+        for (body, code) in [(undo, "already_reversed"), (again, "not_reversible")] {
+            let refused = acme.admin.post(&path, body).await;
+            assert_eq!((refused.status, &refused.json["code"]), (409, &json!(code)));
+        }
+
+        let charge = json!({"credits": 3, "team_id": team, "reason": "Support"});
+        assert_eq!(acme.admin.post(&path, charge).await.ok()["item"]["entry"], "adjustment");
+        let back = json!({"credits": -1, "org_id": org, "reason": "Goodwill"});
+        acme.admin.post(&path, back).await.ok();
+        assert_eq!(used().await, [2, 3, 0]);
+        for (body, pointer) in [
+            (json!({"credits": -3, "reason": "More than there is"}), "/credits"),
+            (json!({"credits": 0, "reason": "Nothing"}), "/credits"),
+            (json!({"credits": 1, "reverses": id, "reason": "Both"}), "/credits"),
+            (json!({"reason": "Neither"}), "/credits"),
+            (json!({"credits": 9_000_000_000_u64, "reason": "Too much"}), "/credits"),
+            (json!({"reverses": id, "user_id": user, "reason": "Whose"}), "/reverses"),
+            (json!({"credits": 1}), "/reason"),
+        ] {
+            let refused = acme.admin.post(&path, body).await;
+            assert_eq!((refused.status, &refused.json["errors"][0]["pointer"]), (422, &json!(pointer)));
+        }
+        let report = alchemi::store::conservation::verify(&gateway.store).await.unwrap();
+        assert!(report.differences.is_empty(), "{:?}", report.differences);
+        let costs = acme.admin.get("/costs/breakdown").await.ok();
+        assert_eq!((&costs["totals"]["credits_incurred"], &costs["totals"]["raw_cost"]), (&json!(2), &json!(0)));
     }
 }

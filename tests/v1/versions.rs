@@ -22,23 +22,16 @@ fn ask(operation: &Operation, tenant: &Tenant) -> Asked {
     })
 }
 
-async fn tenant(gateway: &Gateway) -> Tenant {
-    let tenant = Tenant::new(gateway, "Acme").await;
-    let admins = format!("/v1/accounts/{}/admins", tenant.account);
-    gateway.operator().post(&admins, json!({"user_email": "ada@acme.com"})).await.ok();
-    tenant
-}
-
 #[tokio::test]
 async fn every_versioned_operation_refuses_another_version() {
     for backend in backends().await {
         let gateway = Gateway::start(backend).await;
-        let tenant = tenant(&gateway).await;
+        let tenant = Tenant::new(&gateway, "Acme").await;
         let operator = gateway.operator_for(&tenant.account);
         let before = tenant.rows(&gateway).await;
         let versioned: Vec<Operation> = operations().into_iter().filter(|o| o.takes("if-match")).collect();
         let names: BTreeSet<String> = versioned.iter().map(Operation::name).collect();
-        assert_eq!(names.len(), 39, "{names:#?}");
+        assert_eq!(names.len(), 41, "{names:#?}");
         for operation in &versioned {
             for tag in ["\"999\"", "W/\"999\"", "\"x\", \"y\"", "1"] {
                 let reply = operation.call_with(&operator, &ask(operation, &tenant), &[("if-match", tag)]).await;
@@ -50,11 +43,35 @@ async fn every_versioned_operation_refuses_another_version() {
     }
 }
 
+/// A condition is never passed over: what has no versions fits none.
+#[tokio::test]
+async fn what_has_no_versions_fits_no_version() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let tenant = Tenant::new(&gateway, "Acme").await;
+        let operator = gateway.operator_for(&tenant.account);
+        let before = tenant.rows(&gateway).await;
+        let changes = [Method::PUT, Method::PATCH, Method::DELETE];
+        let unversioned = operations().into_iter().filter(|o| changes.contains(&o.method) && !o.takes("if-match"));
+        let mut seen = 0;
+        for operation in unversioned {
+            let reply = operation.call_with(&operator, &ask(&operation, &tenant), &[("if-match", "\"1\"")]).await;
+            refusal(&reply, 412, "version_mismatch");
+            assert!(!operation.described["responses"]["412"].is_null(), "{}", operation.name());
+            seen += 1;
+        }
+        assert!(seen > 5, "{seen}");
+        assert_eq!(tenant.rows(&gateway).await, before, "nothing was written");
+        let member = format!("/v1/copilot/teams/{}/members/{}", tenant.known("team_id"), tenant.known("user_id"));
+        assert_eq!(patch(&operator, &member, "*", json!({"role": "lead"})).await.status, StatusCode::OK);
+    }
+}
+
 #[tokio::test]
 async fn what_is_described_with_a_version_has_one() {
     for backend in backends().await {
         let gateway = Gateway::start(backend).await;
-        let tenant = tenant(&gateway).await;
+        let tenant = Tenant::new(&gateway, "Acme").await;
         let operator = gateway.operator_for(&tenant.account);
         let mut seen = 0;
         for operation in operations() {

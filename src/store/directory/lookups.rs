@@ -11,7 +11,7 @@ use crate::id::Id;
 use crate::model::audit::Action;
 use crate::model::directory::{IdentityLookup, LookupOutcome, LookupState, User};
 use crate::store::audit::Entry;
-use crate::store::{Result, Tx, from_columns, on, run};
+use crate::store::{Result, Tx, find, from_columns, on, run};
 
 /// How long a claim lasts.
 const CLAIM: Duration = Duration::from_secs(120);
@@ -93,15 +93,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn identity_lookup(&mut self, domain: Domain, user: &Id<User>) -> Result<Option<IdentityLookup>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_IdentityLookupTable" WHERE account_id = $1 AND domain = $2 AND user_id = $3"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(user)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_IdentityLookupTable", domain = domain, user_id = user)
     }
 
     /// What to ask the identity provider; none when there is nothing left to find.

@@ -7,7 +7,7 @@ use crate::model::directory::Org;
 use crate::model::scope::ScopeType;
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, Tx, find, list, on, remove, run};
+use crate::store::{Result, Tx, find, hold, list, on, remove, run};
 
 impl Tx<Tenant> {
     /// Orgs of `domain`, newest first.
@@ -32,16 +32,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn hold_org(&mut self, domain: Domain, id: &Id<Org>) -> Result<Option<Org>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"UPDATE "Alchemi_OrgTable" SET version = version
-               WHERE account_id = $1 AND domain = $2 AND id = $3 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        hold!(self, "Alchemi_OrgTable", domain = domain, id = id)
     }
 
     /// Makes an org.

@@ -7,7 +7,7 @@ use crate::model::directory::{Membership, Org, Team, User};
 use crate::model::scope::ScopeType;
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, Tx, find, list, on, remove, run};
+use crate::store::{Result, Tx, find, hold, list, on, remove, run};
 
 impl Tx<Tenant> {
     /// Teams of `domain`, or of one org of it, newest first.
@@ -32,16 +32,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn hold_team(&mut self, domain: Domain, id: &Id<Team>) -> Result<Option<Team>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"UPDATE "Alchemi_TeamTable" SET version = version
-               WHERE account_id = $1 AND domain = $2 AND id = $3 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        hold!(self, "Alchemi_TeamTable", domain = domain, id = id)
     }
 
     /// Makes a team.
@@ -126,17 +117,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn member(&mut self, domain: Domain, team: &Id<Team>, user: &Id<User>) -> Result<Option<Membership>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_TeamMembershipTable"
-               WHERE account_id = $1 AND domain = $2 AND team_id = $3 AND user_id = $4"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(team)
-        .bind(user)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_TeamMembershipTable", domain = domain, team_id = team, user_id = user)
     }
 
     /// Makes a user a member of a team, or changes their role; one who is a member

@@ -8,7 +8,7 @@ use crate::model::scope::ScopeType;
 use crate::model::text::Email;
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, StoreError, Tx, find, list, on, remove, run};
+use crate::store::{Result, StoreError, Tx, find, hold, list, on, remove, run};
 
 impl Tx<Tenant> {
     /// Users of `domain`, newest first.
@@ -33,16 +33,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn hold_user(&mut self, domain: Domain, id: &Id<User>) -> Result<Option<User>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"UPDATE "Alchemi_UserTable" SET version = version
-               WHERE account_id = $1 AND domain = $2 AND id = $3 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(domain)
-        .bind(id)
-        .fetch_optional(c)
-        .await)
+        hold!(self, "Alchemi_UserTable", domain = domain, id = id)
     }
 
     /// The users with this identity id or this e-mail address, at most two, kept

@@ -6,7 +6,7 @@ use crate::model::marketplace::{Installation, Listing, Rating};
 use crate::model::scope::{Scope, ScopeType};
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, StoreError, Tx, on, run};
+use crate::store::{Result, StoreError, Tx, list, on, push_in, push_scopes, run};
 
 impl Tx<Tenant> {
     /// Where a listing is installed, newest first.
@@ -14,21 +14,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn installations(&mut self, listing: &Id<Listing>, slice: &Slice) -> Result<Page<Installation>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<Installation> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotMarketplaceInstallTable" WHERE account_id = $1 AND marketplace_id = $2
-               AND (created_at, id) < ($3, $4) ORDER BY created_at DESC, id DESC LIMIT $5 OFFSET $6"#
-        )
-        .bind(&account)
-        .bind(listing)
-        .bind(at)
-        .bind(&id)
-        .bind(slice.fetch())
-        .bind(slice.skip())
-        .fetch_all(c)
-        .await)?;
-        Ok(slice.page(rows, |i| (i.created_at, i.id.as_str())))
+        list!(self, slice, Installation in "Alchemi_CopilotMarketplaceInstallTable", marketplace_id = listing)
     }
 
     /// Where one of `scopes` has some of the listings installed.
@@ -36,27 +22,16 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn installed_in(&mut self, listings: &[Id<Listing>], scopes: &[Scope]) -> Result<Vec<Installation>> {
-        if listings.is_empty() {
-            return Ok(Vec::new());
-        }
         let account = self.account.clone();
-        let all: Vec<Installation> = on!(self, |c| {
+        on!(self, |c| {
             let mut q = sqlx::QueryBuilder::new(
                 r#"SELECT * FROM "Alchemi_CopilotMarketplaceInstallTable" WHERE account_id = "#,
             );
-            q.push_bind(&account).push(" AND marketplace_id IN (");
-            let mut listed = q.separated(", ");
-            for id in listings {
-                listed.push_bind(id);
-            }
-            q.push(") AND (1 = 0");
-            for scope in scopes {
-                q.push(" OR (scope_type = ").push_bind(scope.scope_type);
-                q.push(" AND scope_id = ").push_bind(&scope.scope_id).push(")");
-            }
-            q.push(")").build_query_as().fetch_all(c).await
-        })?;
-        Ok(all)
+            q.push_bind(&account);
+            push_in!(q, "marketplace_id", listings);
+            push_scopes!(q, scopes);
+            q.build_query_as().fetch_all(c).await
+        })
     }
 
     /// The installation in exactly this scope.
@@ -149,21 +124,15 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn ratings_by(&mut self, who: &Actor, listings: &[Id<Listing>]) -> Result<Vec<(Id<Listing>, Rating)>> {
-        if listings.is_empty() {
-            return Ok(Vec::new());
-        }
         let account = self.account.clone();
         let rows: Vec<(Id<Listing>, i64)> = on!(self, |c| {
             let mut q = sqlx::QueryBuilder::new(
                 r#"SELECT marketplace_id, rating FROM "Alchemi_CopilotMarketplaceRatingTable" WHERE account_id = "#,
             );
             q.push_bind(&account).push(" AND issuer = ").push_bind(&*who.issuer);
-            q.push(" AND subject = ").push_bind(&*who.subject).push(" AND marketplace_id IN (");
-            let mut listed = q.separated(", ");
-            for id in listings {
-                listed.push_bind(id);
-            }
-            q.push(")").build_query_as().fetch_all(c).await
+            q.push(" AND subject = ").push_bind(&*who.subject);
+            push_in!(q, "marketplace_id", listings);
+            q.build_query_as().fetch_all(c).await
         })?;
         rows.into_iter()
             .map(|(listing, stars)| {

@@ -9,7 +9,6 @@ use crate::clock::Timestamp;
 use crate::context::{Context, Domain, Tenant};
 use crate::id::Id;
 use crate::model::accounts::Account;
-use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::marketplace::{EntityType, Listing, Rating, Sight, Stars};
 use crate::model::scope::{Scope, ScopeType};
 use crate::store::Tx;
@@ -17,7 +16,7 @@ use crate::store::marketplace::ListingFilter;
 use crate::store::page::Slice;
 use crate::v1::answer::{Answer, Halt, Outcome, Refusals};
 use crate::v1::call::{Call, Member};
-use crate::v1::directory::{Standpoint, StandpointHeaders, check_scope};
+use crate::v1::directory::{ChainQuery, Standpoint, StandpointHeaders};
 use crate::v1::input::{PageParams, Paging, Query};
 
 /// Which listings are looked for.
@@ -29,21 +28,6 @@ pub struct Search {
     /// Only `agent` or only `connection`.
     #[param(value_type = Option<EntityType>, inline)]
     entity_type: Option<String>,
-}
-
-/// From where it is looked, by an admin; the caller's own place unless said.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct SeenFrom {
-    /// The org of the chain.
-    #[param(value_type = Option<String>)]
-    org_id: Option<Id<Org>>,
-    /// The team of the chain.
-    #[param(value_type = Option<String>)]
-    team_id: Option<Id<Team>>,
-    /// The user of the chain.
-    #[param(value_type = Option<String>)]
-    user_id: Option<Id<User>>,
 }
 
 /// A listing as users see it.
@@ -135,22 +119,6 @@ pub struct MyListing {
     my_rating: Option<Rating>,
 }
 
-impl SeenFrom {
-    fn is_said(&self) -> bool {
-        self.org_id.is_some() || self.team_id.is_some() || self.user_id.is_some()
-    }
-
-    /// The chain that was asked for; each of its scopes must exist.
-    async fn chain(self, tx: &mut Tx<Tenant>) -> Result<Vec<Scope>, Halt> {
-        let place = Placement { user: self.user_id, team: self.team_id, org: self.org_id, status: None };
-        let chain = place.scopes(tx.account());
-        for scope in &chain {
-            check_scope(tx, Domain::Copilot, scope).await?;
-        }
-        Ok(chain)
-    }
-}
-
 /// The scopes of the caller in the copilot domain, the nearest first.
 pub(super) async fn own_chain(
     tx: &mut Tx<Tenant>,
@@ -194,23 +162,23 @@ async fn seen(
 /// Look through the marketplace
 ///
 /// Published listings that are for everybody, or granted to a scope of the caller's own
-/// chain; an admin may look from any place.
+/// chain; an admin may look from any other chain.
 #[utoipa::path(get, path = "/v1/copilot/marketplace/discover", tag = "marketplace",
-    params(Search, SeenFrom, PageParams, StandpointHeaders),
+    params(Search, ChainQuery, PageParams, StandpointHeaders),
     responses((status = 200, description = "A page of listings, newest first", body = Counted<SeenListing>), Refusals))]
 pub async fn discover_marketplace(
     call: Call<Member>,
     standpoint: InCopilot,
     Query(search): Query<Search>,
-    Query(from): Query<SeenFrom>,
+    Query(from): Query<ChainQuery>,
     Paging(slice): Paging<100>,
 ) -> Outcome {
-    if from.is_said() {
+    if from.is_named() {
         call.context.domain_admin(Domain::Copilot)?;
     }
     let mut tx = call.read().await?;
-    let chain = if from.is_said() {
-        from.chain(&mut tx).await?
+    let chain = if from.is_named() {
+        from.scopes(&mut tx, Domain::Copilot).await?
     } else {
         own_chain(&mut tx, &call.context, &standpoint.0).await?
     };

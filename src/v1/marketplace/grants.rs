@@ -13,7 +13,7 @@ use crate::model::scope::{MemberType, Scope, ScopeType};
 use crate::problem::Problem;
 use crate::store::Tx;
 use crate::v1::answer::{Answer, Halt, Item, Items, Outcome, Refusals};
-use crate::v1::call::{Call, CopilotAdmin};
+use crate::v1::call::{Call, CopilotAdmin, IfMatch};
 use crate::v1::directory::hold_scope;
 use crate::v1::input::{Body, PageParams, Paging, Path, Query};
 use crate::v1::trial::{Trial, Tried};
@@ -76,7 +76,7 @@ pub async fn list_marketplace_grants(
 ) -> Outcome {
     let mut tx = call.read().await?;
     let listing = known(tx.listing(&at.marketplace_id).await?)?;
-    Ok(Answer::of(&Items::from(tx.listing_grants(&listing.id, &slice).await?)))
+    Ok(Answer::of(&Items::from(tx.listing_grants(&listing.id, &slice).await?)).tagged(listing.revision))
 }
 
 /// Grant a listing to a scope
@@ -119,9 +119,9 @@ pub async fn create_marketplace_grant(
 /// Take a listing from a scope, or from all
 ///
 /// A listing that is granted to nobody any more is seen by nobody, until its visibility is
-/// set to `global`.
+/// set to `global`. Grants belong to the listing's version.
 #[utoipa::path(delete, path = "/v1/copilot/marketplace/{marketplace_id}/grants", tag = "marketplace",
-    params(AtListing, GrantedTo, Trial),
+    params(AtListing, GrantedTo, Trial, IfMatch),
     responses((status = 200, description = "How many grants there were", body = Tried<DeletedCount>), Refusals))]
 pub async fn delete_marketplace_grants(
     call: Call<CopilotAdmin>,
@@ -131,6 +131,7 @@ pub async fn delete_marketplace_grants(
 ) -> Outcome {
     let mut tx = call.begin_or_try(&trial).await?;
     let listing = known(tx.hold_listing(&at.marketplace_id).await?)?;
+    call.expects(listing.revision)?;
     let scope = match (of.scope_type, of.scope_id) {
         (Some(kind), Some(id)) => Some(Scope::new(ScopeType::parse(&kind, GRANTED_TO)?, id)),
         (None, None) => None,
