@@ -59,7 +59,8 @@ pub struct Provisioner(Arc<Inner>);
 struct Inner {
     store: Store,
     management: Management,
-    issuer: Option<String>,
+    /// One instance has an issuer for each of its domains, and a subject is the same in all of them.
+    issuers: Vec<String>,
     cut_off: Option<Box<CutOff>>,
     /// Who holds leases: this process.
     holder: String,
@@ -80,12 +81,12 @@ impl fmt::Debug for Provisioner {
 }
 
 impl Provisioner {
-    /// A provisioner of what `store` wants. Who loses a role is cut off at `issuer`.
-    pub fn new(store: Store, management: Management, issuer: Option<String>) -> Self {
+    /// A provisioner of what `store` wants. Who loses a role is cut off at each of `issuers`.
+    pub fn new(store: Store, management: Management, issuers: Vec<String>) -> Self {
         let holder = RandomIds.uuid(Timestamp::default()).to_string();
         let lately = moka::sync::Cache::builder().max_capacity(10_000).time_to_live(LATELY).build();
         let (wake, turns) = (Notify::new(), Mutex::default());
-        Self(Arc::new(Inner { store, management, issuer, cut_off: None, holder, wake, turns, lately }))
+        Self(Arc::new(Inner { store, management, issuers, cut_off: None, holder, wake, turns, lately }))
     }
 
     /// With what makes a cut-off hold in this process at once. To be called before it is shared.
@@ -238,11 +239,13 @@ impl Provisioner {
         let kept = !(item.role_keys.is_empty() && item.kind == crate::model::provision::ItemKind::UserGrant);
         let kept = kept && self.exists(&mut tx).await?;
         tx.note_attempt(item, &attempt, outcome.audit(item).as_ref(), kept).await?;
-        let cut = self.cut_off_for(&mut tx, &outcome).await?;
+        // Tokens from before a role was taken still show it.
+        let cut = match outcome.lost_roles() {
+            Some(user) => self.cut_off(&mut tx, user, "a role was taken back").await?,
+            None => Vec::new(),
+        };
         tx.commit().await?;
-        if let (Some(tell), Some(cut)) = (&self.0.cut_off, cut) {
-            tell(&cut.issuer, &cut.subject, cut.issued_before);
-        }
+        cut.iter().for_each(|cut| self.tell(cut));
         if attempt.state != ItemState::Applied {
             tracing::info!(
                 account = %item.account_id, kind = item.kind.as_str(), state = attempt.state.as_str(),
@@ -257,12 +260,6 @@ impl Provisioner {
         Ok(tx.this_account().await?.is_some())
     }
 
-    /// Tokens from before a role was taken still show it.
-    async fn cut_off_for(&self, tx: &mut Tx<Tenant>, outcome: &Outcome) -> Result<Option<Revocation>, StoreError> {
-        let Some(user) = outcome.lost_roles() else { return Ok(None) };
-        self.cut_off(tx, user, "a role was taken back").await
-    }
-
     /// Cuts off a subject's tokens of now and before, with the transaction's commit.
     ///
     /// # Errors
@@ -272,18 +269,21 @@ impl Provisioner {
         tx: &mut Tx<Tenant>,
         subject: &str,
         reason: &str,
-    ) -> Result<Option<Revocation>, StoreError> {
-        let Some(issuer) = &self.0.issuer else { return Ok(None) };
-        let revocation = Revocation {
-            id: tx.new_id(),
-            issuer: issuer.clone(),
-            subject: subject.to_owned(),
-            issued_before: tx.now(),
-            reason: Some(reason.to_owned()),
-            created_by: Some(tx.acting().actor.subject.to_string()),
-            created_at: tx.now(),
-        };
-        tx.put_revocation(&revocation).await.map(Some)
+    ) -> Result<Vec<Revocation>, StoreError> {
+        let mut cut = Vec::with_capacity(self.0.issuers.len());
+        for issuer in &self.0.issuers {
+            let revocation = Revocation {
+                id: tx.new_id(),
+                issuer: issuer.clone(),
+                subject: subject.to_owned(),
+                issued_before: tx.now(),
+                reason: Some(reason.to_owned()),
+                created_by: Some(tx.acting().actor.subject.to_string()),
+                created_at: tx.now(),
+            };
+            cut.push(tx.put_revocation(&revocation).await?);
+        }
+        Ok(cut)
     }
 
     /// Whether there are credentials to make anything with.
@@ -315,7 +315,7 @@ fn attempt(item: &ProvisionItem, outcome: &Outcome, now: Timestamp) -> Attempt {
         state,
         reason: why.map(|why| why.code().to_owned()),
         detail: why.map(ToString::to_string),
-        next_attempt_at: now.plus(pause.max(outcome.asked_pause())),
+        next_attempt_at: now.plus(pause.max(outcome.asked_pause().min(LONGEST.1))),
         user_id: outcome.user_id().map(str::to_owned),
     }
 }

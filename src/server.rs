@@ -309,12 +309,11 @@ pub(crate) fn provisioner(
     let management = Management::new(&config.zitadel, address, Arc::clone(clock))
         .map_err(|error| StartError::Config(ConfigError(error.to_string())))?;
     let identity = identity.clone();
-    Ok(Provisioner::new(store.clone(), management, issuer.map(|issuer| issuer.url.clone())).with_cut_off(
-        move |issuer, subject, issued_before| {
-            let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
-            identity.revocations().insert(&Revocation { issuer, subject, issued_before });
-        },
-    ))
+    let issuers = config.identity.issuers.iter().map(|issuer| issuer.url.clone()).collect();
+    Ok(Provisioner::new(store.clone(), management, issuers).with_cut_off(move |issuer, subject, issued_before| {
+        let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
+        identity.revocations().insert(&Revocation { issuer, subject, issued_before });
+    }))
 }
 
 /// `/v1`, behind authentication, for the origins that the configuration names.

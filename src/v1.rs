@@ -93,7 +93,7 @@ pub struct App {
 impl App {
     /// The control plane over `store`.
     pub fn new(store: Store) -> Self {
-        let provisioner = Provisioner::new(store.clone(), Management::unconfigured(), None);
+        let provisioner = Provisioner::new(store.clone(), Management::unconfigured(), Vec::new());
         Self {
             store,
             provisioner,

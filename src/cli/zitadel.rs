@@ -21,12 +21,15 @@ use crate::identity::{Identity, master_key_context};
 use crate::provision::Provisioner;
 use crate::store::{Store, StoreError};
 use crate::v1::{self, App};
+use crate::zitadel::Error;
 
 mod why;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ZitadelCommand {
     /// Show issuers, management API, and how far provisioning is
+    ///
+    /// Exit status 1 when an issuer or the management API cannot be used.
     Status {
         #[command(flatten)]
         file: ConfigFile,
@@ -108,7 +111,14 @@ pub(super) fn zitadel(command: ZitadelCommand) -> Result<(), Failure> {
             ZitadelCommand::Drift { of } => drift(&of).await,
             ZitadelCommand::Why { file, token } => {
                 let token = if token == "-" { from_input()? } else { token };
-                why::why(&open(&file).await?, token.trim()).await
+                // As it stands in a header.
+                let token = token.trim().trim_start_matches("Bearer ").trim();
+                if token.is_empty() {
+                    return Err(Failure::misconfigured(
+                        "there is no token: give it, or `-` and the token on standard input",
+                    ));
+                }
+                why::why(&open(&file).await?, token).await
             }
         }
     })
@@ -167,8 +177,11 @@ async fn call(of: &OfAccount, method: Method, rest: &str, body: Option<Value>) -
         return Ok(body);
     }
     let detail = body.get("detail").and_then(Value::as_str).unwrap_or("refused").to_owned();
-    let to_put_right = status == 400 && word(&body, "code") == "zitadel_not_configured";
-    Err(if to_put_right { Failure::misconfigured(detail) } else { Failure::failed(detail) })
+    Err(match word(&body, "code") {
+        "zitadel_not_configured" if status == 400 => Failure::misconfigured(detail),
+        "project_id_missing" => Failure::failed("no project: name it by --project, or bind the account to one"),
+        _ => Failure::failed(detail),
+    })
 }
 
 fn pretty(value: &Value) -> Result<(), Failure> {
@@ -223,7 +236,8 @@ async fn bootstrap(of: &OfAccount, body: Value) -> Result<(), Failure> {
     }
     let line = |kind: &str, name: &str, result: &Value| {
         let state = if at(result, "status") == "skipped" { word(result, "remote") } else { word(result, "status") };
-        let why = at(result, "message").as_str().map(|why| format!(": {why}")).unwrap_or_default();
+        let why = at(result, "message").as_str().filter(|_| state != "exists");
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
         say(&format!("{kind:<8} {name:<28} {state}{why}"))
     };
     let result = at(&made, "result");
@@ -242,12 +256,15 @@ async fn bootstrap(of: &OfAccount, body: Value) -> Result<(), Failure> {
             say(&format!("{:<8} {:<28} could be {}", "", word(candidate, "login_name"), word(candidate, "user_id")))?;
         }
     }
-    let open =
-        |summary: &Value| at(summary, "failed").as_u64().unwrap_or(0) + at(summary, "pending").as_u64().unwrap_or(0);
     let summary = at(&made, "summary");
-    match open(at(summary, "role_sync_summary")) + open(at(summary, "admin_grant_summary")) {
-        0 => Ok(()),
-        n => Err(Failure::failed(format!("{n} are not as they should be; a running gateway tries them again"))),
+    let open = |of: &Value| at(of, "failed").as_u64().unwrap_or(0) + at(of, "pending").as_u64().unwrap_or(0);
+    let granting = matches!(word(at(result, "project_grant"), "status"), "failed" | "pending");
+    let unresolved = each(at(summary, "unresolved_admins")).count() as u64;
+    let open = open(at(summary, "role_sync_summary")) + open(at(summary, "admin_grant_summary")) + u64::from(granting);
+    match (open, unresolved) {
+        (0, 0) => Ok(()),
+        (0, n) => Err(Failure::failed(format!("{n} admins are granted nothing; see above"))),
+        (n, _) => Err(Failure::failed(format!("{n} are not as they should be; a running gateway tries them again"))),
     }
 }
 
@@ -260,6 +277,12 @@ async fn drift(of: &OfAccount) -> Result<(), Failure> {
             let why = at(item, "detail").as_str().map(|why| format!(": {why}")).unwrap_or_default();
             let (kind, target) = (word(item, "kind"), word(item, "target"));
             say(&format!("{kind:<14} {target:<28} {:<9} {}{why}", word(item, "state"), word(item, "remote")))?;
+            for (keys, what) in [("missing_keys", "not held"), ("surplus_keys", "still held")] {
+                match words(at(item, keys)) {
+                    none if none.is_empty() => {}
+                    keys => say(&format!("{:<14} {:<28} {what}: {keys}", "", ""))?,
+                }
+            }
         }
         for grant in each(at(&drift, "unexpected")) {
             let keys = words(at(grant, "role_keys"));
@@ -267,13 +290,15 @@ async fn drift(of: &OfAccount) -> Result<(), Failure> {
         }
     }
     if at(&drift, "in_sync") == true {
-        return say("Zitadel holds what is wanted");
+        return if of.json { Ok(()) } else { say("Zitadel holds what is wanted") };
     }
     let nothing = at(&drift, "items").as_array().is_none_or(Vec::is_empty);
     Err(Failure::failed(if nothing {
         "nothing is provisioned for this account yet: `alchemi zitadel bootstrap`"
     } else if at(&drift, "remote") == "unknown" {
         "what Zitadel holds cannot be told: it has no credentials here, or does not answer"
+    } else if each(at(&drift, "items")).any(|item| matches!(word(item, "state"), "failed" | "conflict")) {
+        "Zitadel does not hold what is wanted; what stands in its way is said above"
     } else {
         "Zitadel does not hold what is wanted: `alchemi zitadel bootstrap` puts it right"
     }))
@@ -281,9 +306,13 @@ async fn drift(of: &OfAccount) -> Result<(), Failure> {
 
 async fn status(parts: &Parts) -> Result<(), Failure> {
     parts.identity.warm().await;
+    let mut useless = false;
     for issuer in parts.identity.status() {
         let keys = match issuer.keys {
-            0 => "publishes no key that can be had".to_owned(),
+            0 => {
+                useless = true;
+                "publishes no key that can be had".to_owned()
+            }
             n => format!("publishes {n} usable keys"),
         };
         say(&format!("issuer      {} {keys}", issuer.issuer))?;
@@ -291,9 +320,13 @@ async fn status(parts: &Parts) -> Result<(), Failure> {
     let project = parts.config.identity.project_id.as_deref().unwrap_or("not set: no roles are read");
     say(&format!("project     {project}"))?;
     let management = parts.provisioner.management();
-    let said = match management.surface().await {
+    let said = match management.probe().await {
         Ok(surface) => format!("answers, {surface}"),
-        Err(error) => error.to_string(),
+        Err(Error::NotConfigured) => "no credentials: accounts are planned for, and nothing is made".to_owned(),
+        Err(error) => {
+            useless = true;
+            error.to_string()
+        }
     };
     say(&format!("management  {said}"))?;
     let system = crate::context::Granted::system();
@@ -305,5 +338,5 @@ async fn status(parts: &Parts) -> Result<(), Failure> {
         say("items       none: no account is provisioned")?;
     }
     parts.store.close().await;
-    Ok(())
+    if useless { Err(Failure::failed("not all of it can be used")) } else { Ok(()) }
 }

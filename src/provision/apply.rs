@@ -9,7 +9,7 @@ use super::remote::UserLookup;
 use crate::context::Granted;
 use crate::model::provision::{ItemKind, ItemState, ProvisionItem, add_missing};
 use crate::store::StoreError;
-use crate::zitadel::{Error, FoundUser, NewGrant, ProjectRole, UserGrant};
+use crate::zitadel::{Code, Error, FoundUser, NewGrant, ProjectRole, UserGrant};
 
 /// Pauses between looks at a list that may lag behind; in milliseconds.
 const LOOKS: [u64; 7] = [50, 100, 200, 400, 800, 1_600, 3_200];
@@ -26,6 +26,9 @@ pub enum Why {
     /// Zitadel's own word.
     #[error("{0}")]
     Remote(Error),
+    /// Its word on a grant: the state of things does not allow it.
+    #[error("{0}: the project may lack the role, or the organisation may not grant it, or there is no such user")]
+    NotGrantable(Error),
     /// Nobody has the e-mail address.
     #[error("no active user of Zitadel has this e-mail address")]
     UserNotFound,
@@ -50,7 +53,7 @@ impl Why {
     /// A stable word for programs.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Remote(error) => error.code(),
+            Self::Remote(error) | Self::NotGrantable(error) => error.code(),
             Self::UserNotFound => "user_id_not_found",
             Self::AmbiguousEmail(_) => "ambiguous_email",
             Self::NotListed => "exists_but_not_listed",
@@ -62,9 +65,18 @@ impl Why {
 
     const fn state(&self) -> ItemState {
         match self {
-            Self::Remote(Error::Refused { .. }) | Self::UserNotFound => ItemState::Failed,
+            Self::Remote(Error::Refused { .. }) | Self::NotGrantable(_) | Self::UserNotFound => ItemState::Failed,
             Self::Remote(_) | Self::Lagging | Self::Racing => ItemState::Pending,
             Self::AmbiguousEmail(_) | Self::NotListed | Self::Deactivated => ItemState::Conflict,
+        }
+    }
+}
+
+impl Why {
+    fn of_grant(error: Error) -> Self {
+        match error {
+            Error::Refused { code: Code::FailedPrecondition, .. } => Self::NotGrantable(error),
+            other => Self::Remote(other),
         }
     }
 }
@@ -150,7 +162,7 @@ impl Outcome {
 
     pub(super) fn asked_pause(&self) -> Duration {
         match self.why() {
-            Some(Why::Remote(Error::Throttled(Some(pause)))) => *pause,
+            Some(Why::Remote(error)) => error.retry_after().unwrap_or_default(),
             _ => Duration::ZERO,
         }
     }
@@ -167,6 +179,26 @@ impl Outcome {
             "zitadel": did, "kind": item.kind, "project_id": item.project_id, "organization_id": item.organization_id,
             "target": item.target, "user_id": self.user, "role_keys": item.role_keys, "taken_back": self.lost,
         }))
+    }
+}
+
+/// Where a user's grant is: an organisation's of a project's roles.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    project: &'a str,
+    organization: &'a str,
+    /// Whose the project is.
+    owner: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn of(item: &'a ProvisionItem, owner: &'a str) -> Self {
+        Self { project: &item.project_id, organization: item.organization_id.as_deref().unwrap_or(owner), owner }
+    }
+
+    /// How items may name the organisation: the project's own need not be named.
+    fn names(&self) -> [&'a str; 2] {
+        [self.organization, if self.organization == self.owner { "" } else { self.organization }]
     }
 }
 
@@ -223,15 +255,39 @@ impl Provisioner {
                     return Ok(Did::Nothing);
                 }
                 zitadel.set_project_grant(project, &owner, &grant, &keys).await?;
+                self.until_grantable(project, &owner, organization, &keys).await?;
                 return Ok(Did::Updated);
             }
             match zitadel.add_project_grant(project, &owner, organization, &item.role_keys).await {
-                Ok(()) => return Ok(Did::Created),
+                Ok(()) => {
+                    self.until_grantable(project, &owner, organization, &item.role_keys).await?;
+                    return Ok(Did::Created);
+                }
                 Err(error) if error.already_exists() => tokio::time::sleep(Duration::from_millis(pause)).await,
                 Err(error) => return Err(error.into()),
             }
         }
         Err(Why::NotListed)
+    }
+
+    /// Waits until lists show that the organisation may grant what was written: the next
+    /// writer replaces all of it.
+    async fn until_grantable(
+        &self,
+        project: &str,
+        owner: &str,
+        organization: &str,
+        written: &[String],
+    ) -> Result<(), Why> {
+        for pause in LOOKS {
+            let shown = self.management().project_grant(project, owner, organization).await?;
+            let shown = shown.map(|grant| grant.role_keys).unwrap_or_default();
+            if written.iter().all(|key| shown.contains(key)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        Err(Why::Lagging)
     }
 
     async fn user_grant(
@@ -253,12 +309,18 @@ impl Provisioner {
             add_missing(&mut all, item.role_keys.iter().cloned());
             (Vec::new(), all)
         };
-        let besides = self.0.store.read(&Granted::system()).await?.wanted_besides(item, &user).await?;
+        let owner = self.management().project_owner(&item.project_id, item.organization_id.as_deref()).await;
+        let owner = match owner {
+            Ok(owner) => owner,
+            Err(error) => return Ok(Outcome::later(error.into(), Some(user))),
+        };
+        let place = Place::of(item, &owner);
+        let besides = self.0.store.read(&Granted::system()).await?.wanted_besides(item, &user, place.names()).await?;
         retired.retain(|key| !besides.contains(key) && !wanted.contains(key));
         let mut outcome = Outcome::did(Did::Nothing);
-        outcome.user = Some(user.clone());
         outcome.retires = !retired.is_empty();
-        outcome.result = self.grant(item, &user, &wanted, &retired, &mut outcome.grant, &mut outcome.lost).await;
+        outcome.result = self.grant(place, &user, &wanted, &retired, &mut outcome.grant, &mut outcome.lost).await;
+        outcome.user = Some(user);
         Ok(outcome)
     }
 
@@ -279,7 +341,7 @@ impl Provisioner {
     /// Brings a user's grant to what it is without `retired` and with `wanted`.
     async fn grant(
         &self,
-        item: &ProvisionItem,
+        Place { project, organization, owner }: Place<'_>,
         user: &str,
         wanted: &[String],
         retired: &[String],
@@ -287,16 +349,13 @@ impl Provisioner {
         lost: &mut Vec<String>,
     ) -> Result<Did, Why> {
         let zitadel = self.management();
-        let project = item.project_id.as_str();
-        let owner = zitadel.project_owner(project, item.organization_id.as_deref()).await?;
-        let organization = item.organization_id.as_deref().unwrap_or(&owner);
         for _ in 0..RACES {
             let Some(found) = self.look(project, organization, user).await? else {
                 if wanted.is_empty() {
                     return Ok(Did::Nothing);
                 }
                 let new = NewGrant { user, project, organization, role_keys: wanted };
-                match zitadel.add_grant(&new, &owner).await {
+                match zitadel.add_grant(&new, owner).await {
                     Ok(id) => {
                         *grant_id = Some(id);
                         self.until_listed(project, organization, user, wanted).await?;
@@ -306,7 +365,7 @@ impl Provisioner {
                         self.until_there(project, organization, user).await?;
                         continue;
                     }
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(Why::of_grant(error)),
                 }
             };
             *grant_id = Some(found.id.clone());
@@ -334,7 +393,7 @@ impl Provisioner {
                 }
                 // It was removed since it was listed.
                 Err(error) if error.not_found() => tokio::time::sleep(RACE).await,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(Why::of_grant(error)),
             }
         }
         Err(Why::Racing)

@@ -326,21 +326,27 @@ impl Tx<Platform> {
     }
 
     /// Other items that want roles for the same user in the same place, in accounts that
-    /// are active: what they want is not to be taken back.
+    /// are active: what they want is not to be taken back. The place's organisation may be named
+    /// in two ways.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn wanted_besides(&mut self, item: &ProvisionItem, user: &str) -> Result<Vec<String>> {
-        let organization = item.organization_id.as_deref().unwrap_or_default();
+    pub async fn wanted_besides(
+        &mut self,
+        item: &ProvisionItem,
+        user: &str,
+        [named, or_named]: [&str; 2],
+    ) -> Result<Vec<String>> {
         let rows: Vec<String> = on!(self, |c| sqlx::query_scalar(
             r#"SELECT i.role_keys FROM "Alchemi_ZitadelItemTable" i
                JOIN "Alchemi_AccountTable" a ON a.account_id = i.account_id AND a.status = 'active'
-               WHERE i.kind = 'user_grant' AND i.user_id = $1 AND i.project_id = $2 AND i.organization_id = $3
-               AND i.id <> $4"#
+               WHERE i.kind = 'user_grant' AND i.user_id = $1 AND i.project_id = $2
+               AND i.organization_id IN ($3, $4) AND i.id <> $5"#
         )
         .bind(user)
         .bind(&item.project_id)
-        .bind(organization)
+        .bind(named)
+        .bind(or_named)
         .bind(&item.id)
         .fetch_all(c)
         .await)?;

@@ -17,7 +17,7 @@ use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountAdmin, ZitadelConfig};
 use crate::model::audit::{Action, Label};
-use crate::model::provision::{ProvisionItem, Wanted, role_key};
+use crate::model::provision::{ItemKind, ProvisionItem, Wanted, add_missing, role_key};
 use crate::model::revocations::Revocation;
 use crate::model::text::Name;
 use crate::problem::Problem;
@@ -132,6 +132,22 @@ async fn want_all(mut tx: Tx<Tenant>, asked: &Value, wanted: &[Wanted]) -> Resul
     tx.audit(provision_entry(Action::Create, &account), None::<&()>, &asked).await?;
     tx.commit().await?;
     Ok(items)
+}
+
+/// That an organisation may grant these roles of the project, which may be another's;
+/// beside those that it was to be able to grant before.
+async fn may_grant(
+    tx: &mut Tx<Tenant>,
+    project: &str,
+    organization: Option<&str>,
+    mut keys: Vec<String>,
+) -> Result<Option<Wanted>, StoreError> {
+    let Some(organization) = organization.filter(|_| !keys.is_empty()) else { return Ok(None) };
+    let known = tx.provision_items().await?.into_iter().filter(|item| {
+        item.kind == ItemKind::ProjectGrant && item.project_id == project && item.target == organization
+    });
+    add_missing(&mut keys, known.flat_map(|item| item.role_keys));
+    Ok(Some(Wanted::project_grant(project, organization, keys)))
 }
 
 /// An object with one more key.
@@ -275,7 +291,7 @@ impl Place<'_> {
             // Roles beside the one that changes were asked for, and stay.
             let former = before.and_then(|before| self.key_of(before));
             let others = known.role_keys.iter().filter(|key| Some(*key) != former.as_ref()).cloned();
-            crate::model::provision::add_missing(&mut keys, others);
+            add_missing(&mut keys, others);
         }
         let organization = self.config.organization_id.as_deref();
         tx.want(&Wanted::user_grant(self.project, organization, &now.user_email, keys)).await.map(drop)

@@ -13,6 +13,14 @@ impl Management {
         self.transport()?.surface().await
     }
 
+    /// The same, once it has answered a question that needs the credentials.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn probe(&self) -> Result<Surface, Error> {
+        self.transport()?.probe().await
+    }
+
     /// The organisation that owns a project. `hint` is an organisation that may be it,
     /// which v1 needs to find a project of another organisation than the service user's.
     ///

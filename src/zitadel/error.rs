@@ -104,8 +104,13 @@ pub enum Error {
     #[error("Zitadel asks for fewer calls")]
     Throttled(Option<Duration>),
     /// Zitadel failed.
-    #[error("Zitadel failed with status {0}")]
-    Failed(u16),
+    #[error("Zitadel failed with status {status}")]
+    Failed {
+        /// The status.
+        status: u16,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
     /// No connection, or it broke.
     #[error("Zitadel cannot be reached")]
     Unreachable,
@@ -179,13 +184,21 @@ impl Error {
 
     /// Whether the same call may succeed later, with nothing changed by anybody.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Throttled(_) | Self::Failed(_) | Self::Unreachable | Self::Timeout | Self::Malformed)
+        matches!(self, Self::Throttled(_) | Self::Failed { .. } | Self::Unreachable | Self::Timeout | Self::Malformed)
     }
 
     /// Whether a write may have been done all the same: its answer is lost. What Zitadel itself
     /// says that it has failed at, the next look tells.
     pub const fn is_ambiguous(&self) -> bool {
-        matches!(self, Self::Unreachable | Self::Timeout | Self::Malformed | Self::Failed(502 | 504))
+        matches!(self, Self::Unreachable | Self::Timeout | Self::Malformed | Self::Failed { status: 502 | 504, .. })
+    }
+
+    /// How long Zitadel asks to be left alone.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled(pause) | Self::Failed { retry_after: pause, .. } => *pause,
+            _ => None,
+        }
     }
 
     /// A stable word for programs.
@@ -195,7 +208,7 @@ impl Error {
             Self::Credential(_) => "zitadel_credential_refused",
             Self::Refused { code, .. } => code.as_str(),
             Self::Throttled(_) => "zitadel_throttled",
-            Self::Failed(_) | Self::Unreachable | Self::Timeout | Self::Malformed => "zitadel_unavailable",
+            Self::Failed { .. } | Self::Unreachable | Self::Timeout | Self::Malformed => "zitadel_unavailable",
         }
     }
 
@@ -212,7 +225,7 @@ impl Error {
             _ => Code::of_status(status),
         };
         if status.is_server_error() && code != Code::Unimplemented {
-            return Self::Failed(status.as_u16());
+            return Self::Failed { status: status.as_u16(), retry_after };
         }
         let details = body.get("details").and_then(Value::as_array).into_iter().flatten();
         let id = details.filter_map(detail_id).next().map(|id| ErrorId::checked(&id)).unwrap_or_default();
@@ -250,6 +263,10 @@ mod tests {
         Error::read(StatusCode::from_u16(status).unwrap(), None, body.as_bytes())
     }
 
+    fn failed(status: u16) -> Error {
+        Error::Failed { status, retry_after: None }
+    }
+
     fn refused(code: Code, id: &str) -> Error {
         Error::Refused { code, id: ErrorId::checked(id) }
     }
@@ -269,17 +286,17 @@ mod tests {
         assert_eq!(read(400, r#"{"code":9}"#), refused(Code::FailedPrecondition, ""));
         assert_eq!(read(404, "404 page not found"), refused(Code::Unimplemented, ""));
         assert_eq!(read(404, r#"{"code":"not_found"}"#), refused(Code::NotFound, ""));
-        assert_eq!(read(500, r#"{"code":13}"#), Error::Failed(500));
+        assert_eq!(read(500, r#"{"code":13}"#), failed(500));
         assert_eq!(read(501, r#"{"code":"unimplemented"}"#), refused(Code::Unimplemented, ""));
         assert_eq!(read(429, "slow"), Error::Throttled(None));
     }
 
     #[test]
     fn a_lost_answer_is_no_refusal() {
-        for lost in [Error::Unreachable, Error::Timeout, Error::Malformed, Error::Failed(502), Error::Failed(504)] {
+        for lost in [Error::Unreachable, Error::Timeout, Error::Malformed, failed(502), failed(504)] {
             assert!(lost.is_ambiguous() && lost.is_transient(), "{lost}");
         }
-        let refusals = [refused(Code::FailedPrecondition, ""), Error::Throttled(None), Error::Failed(503)];
+        let refusals = [refused(Code::FailedPrecondition, ""), Error::Throttled(None), failed(503)];
         for said in refusals.into_iter().chain([Error::NotConfigured, Error::of_token(b"{}")]) {
             assert!(!said.is_ambiguous(), "{said}");
         }

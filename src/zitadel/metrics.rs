@@ -8,42 +8,40 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// What is asked of Zitadel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
-    Token,
-    Probe,
-    GetProject,
-    ListRoles,
-    AddRole,
-    ListProjectGrants,
-    AddProjectGrant,
-    UpdateProjectGrant,
-    ListGrants,
-    AddGrant,
-    UpdateGrant,
-    RemoveGrant,
-    FindUsers,
+macro_rules! operations {
+    ($($operation:ident => $name:literal,)*) => {
+        /// What is asked of Zitadel.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Operation {
+            $($operation,)*
+        }
+
+        impl Operation {
+            const ALL: &[Self] = &[$(Self::$operation),*];
+
+            const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$operation => $name,)*
+                }
+            }
+        }
+    };
 }
 
-impl Operation {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::Probe => "probe",
-            Self::GetProject => "get_project",
-            Self::ListRoles => "list_roles",
-            Self::AddRole => "add_role",
-            Self::ListProjectGrants => "list_project_grants",
-            Self::AddProjectGrant => "add_project_grant",
-            Self::UpdateProjectGrant => "update_project_grant",
-            Self::ListGrants => "list_grants",
-            Self::AddGrant => "add_grant",
-            Self::UpdateGrant => "update_grant",
-            Self::RemoveGrant => "remove_grant",
-            Self::FindUsers => "find_users",
-        }
-    }
+operations! {
+    Token => "token",
+    Probe => "probe",
+    GetProject => "get_project",
+    ListRoles => "list_roles",
+    AddRole => "add_role",
+    ListProjectGrants => "list_project_grants",
+    AddProjectGrant => "add_project_grant",
+    UpdateProjectGrant => "update_project_grant",
+    ListGrants => "list_grants",
+    AddGrant => "add_grant",
+    UpdateGrant => "update_grant",
+    RemoveGrant => "remove_grant",
+    FindUsers => "find_users",
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,6 +73,11 @@ impl Default for ManagementMetrics {
 }
 
 impl ManagementMetrics {
+    /// Everything that the client can ask, as the label `operation` names it.
+    pub fn operations() -> impl Iterator<Item = &'static str> {
+        Operation::ALL.iter().map(|operation| operation.as_str())
+    }
+
     /// Registers them under the registry's prefix.
     pub fn register(&self, registry: &mut Registry) {
         let help = "Calls of Zitadel's management API by operation and outcome";

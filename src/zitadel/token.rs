@@ -9,12 +9,15 @@ use tokio::sync::Mutex;
 use super::config::Credential;
 use super::error::Error;
 use super::metrics::Operation;
-use super::transport::Wire;
+use super::transport::{Answer, Wire};
 use crate::clock::{SharedClock, Timestamp};
 use crate::secret::SecretString;
 
 /// A token is fetched anew when this much of its life is left, or a fifth of it if that is less.
 const AHEAD: Duration = Duration::from_secs(60);
+
+/// Before the next attempt at another token, while the one that there is still holds.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// What a lifetime that is not told is taken for.
 const UNTOLD: u64 = 300;
@@ -34,6 +37,7 @@ pub(super) struct TokenSource {
 struct Token {
     text: SecretString,
     fresh_until: Timestamp,
+    holds_until: Timestamp,
 }
 
 /// The fields of a form.
@@ -69,11 +73,20 @@ impl TokenSource {
         if let Some(token) = current.as_ref().filter(|token| self.clock.now() < token.fresh_until) {
             return Ok(token.text.clone());
         }
-        let issued = self.fetch(wire).await?;
-        let life = Duration::from_secs(issued.expires_in.unwrap_or(UNTOLD));
-        let fresh_until = self.clock.now().plus(life.saturating_sub(AHEAD.min(life / 5)));
+        let issued = match self.fetch(wire).await {
+            Ok(issued) => issued,
+            Err(error) => {
+                let now = self.clock.now();
+                let held = current.as_mut().filter(|held| error.is_transient() && now < held.holds_until);
+                let held = held.ok_or(error)?;
+                held.fresh_until = now.plus(TRY_AGAIN);
+                return Ok(held.text.clone());
+            }
+        };
+        let (now, life) = (self.clock.now(), Duration::from_secs(issued.expires_in.unwrap_or(UNTOLD)));
+        let (fresh_until, holds_until) = (now.plus(life.saturating_sub(AHEAD.min(life / 5))), now.plus(life));
         let text = issued.access_token;
-        *current = Some(Token { text: text.clone(), fresh_until });
+        *current = Some(Token { text: text.clone(), fresh_until, holds_until });
         Ok(text)
     }
 
@@ -87,20 +100,14 @@ impl TokenSource {
     }
 
     async fn fetch(&self, wire: &Wire) -> Result<Issued, Error> {
-        let (status, body) = wire.get("/.well-known/openid-configuration").await?;
-        if !status.is_success() {
-            return Err(Error::Failed(status.as_u16()));
-        }
-        let discovery: Discovery = serde_json::from_slice(&body).map_err(|_| Error::Malformed)?;
+        let discovery = read::<Discovery>(&wire.get("/.well-known/openid-configuration").await?)?;
         // Only the path: the credential stays with the address that the operator has set.
         let endpoint = url::Url::parse(&discovery.token_endpoint).map_err(|_| Error::Malformed)?;
         let (form, basic) = self.form(&discovery.issuer)?;
-        let (status, body) = wire.form(Operation::Token, endpoint.path(), &form, basic).await?;
-        match status.as_u16() {
-            200..=299 => serde_json::from_slice(&body).map_err(|_| Error::Malformed),
-            400..=403 => Err(Error::of_token(&body)),
-            429 => Err(Error::Throttled(None)),
-            other => Err(Error::Failed(other)),
+        let answer = wire.form(Operation::Token, endpoint.path(), &form, basic).await?;
+        match answer.status.as_u16() {
+            400..=403 => Err(Error::of_token(&answer.body)),
+            _ => read(&answer),
         }
     }
 
@@ -119,5 +126,13 @@ impl TokenSource {
             }
             Credential::Token(_) => Err(Error::NotConfigured),
         }
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(answer: &Answer) -> Result<T, Error> {
+    match answer.status.as_u16() {
+        200..=299 => serde_json::from_slice(&answer.body).map_err(|_| Error::Malformed),
+        429 => Err(Error::Throttled(answer.retry_after)),
+        status => Err(Error::Failed { status, retry_after: answer.retry_after }),
     }
 }

@@ -2,12 +2,12 @@
 
 use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::{Client, RequestBuilder, redirect};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use tokio::time::Instant;
 use url::{Host, Url};
@@ -16,7 +16,7 @@ use super::config::{Address, ManagementConfig, ManagementConfigError, Surface};
 use super::error::{Code, Error};
 use super::metrics::{ManagementMetrics, Operation};
 use super::token::{Basic, TokenSource};
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, Timestamp};
 
 /// Largest answer that is read: a page of a thousand users.
 const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -45,6 +45,7 @@ pub(super) struct Wire {
     client: Client,
     address: Address,
     metrics: ManagementMetrics,
+    clock: SharedClock,
 }
 
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl Wire {
             Some(host) => request.header(header::HOST, host),
             None => request,
         };
-        let answer = read(request).await;
+        let answer = read(request, self.clock.now()).await;
         let outcome = match &answer {
             Ok(answer) if answer.status.is_success() => "ok",
             Ok(answer) => Error::read(answer.status, None, &answer.body).code(),
@@ -82,9 +83,8 @@ impl Wire {
         url
     }
 
-    pub(super) async fn get(&self, path: &str) -> Result<(StatusCode, Vec<u8>), Error> {
-        let answer = self.send(Operation::Token, self.client.get(self.url(path))).await?;
-        Ok((answer.status, answer.body))
+    pub(super) async fn get(&self, path: &str) -> Result<Answer, Error> {
+        self.send(Operation::Token, self.client.get(self.url(path))).await
     }
 
     pub(super) async fn form(
@@ -93,27 +93,35 @@ impl Wire {
         path: &str,
         form: &[(&'static str, String)],
         basic: Option<Basic>,
-    ) -> Result<(StatusCode, Vec<u8>), Error> {
+    ) -> Result<Answer, Error> {
         let mut request = self.client.post(self.url(path)).form(form);
         if let Some((user, password)) = &basic {
             request = request.basic_auth(user, Some(password.expose()));
         }
-        let answer = self.send(operation, request).await?;
-        Ok((answer.status, answer.body))
+        self.send(operation, request).await
     }
 }
 
-struct Answer {
-    status: StatusCode,
-    retry_after: Option<Duration>,
-    body: Vec<u8>,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) body: Vec<u8>,
 }
 
-async fn read(request: RequestBuilder) -> Result<Answer, Error> {
+/// Seconds, or a date (RFC 9110 section 10.2.3).
+fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value.trim()).ok()?;
+    Some(Timestamp::from_micros(date.as_microsecond()).since(now))
+}
+
+async fn read(request: RequestBuilder, now: Timestamp) -> Result<Answer, Error> {
     let kind = |error: reqwest::Error| if error.is_timeout() { Error::Timeout } else { Error::Unreachable };
     let mut response = request.send().await.map_err(kind)?;
-    let seconds = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    let (status, retry_after) = (response.status(), seconds.map(Duration::from_secs));
+    let asked = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let (status, retry_after) = (response.status(), asked.and_then(|value| retry_after(value, now)));
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(kind)? {
         if body.len().saturating_add(chunk.len()) > MAX_ANSWER {
@@ -145,7 +153,7 @@ impl Transport {
         let client = builder.build().map_err(|error| ManagementConfigError::Tls(error.to_string()))?;
         let metrics = ManagementMetrics::default();
         Ok(Some(Self {
-            wire: Wire { client, address, metrics: metrics.clone() },
+            wire: Wire { client, address, metrics: metrics.clone(), clock: Arc::clone(&clock) },
             metrics,
             tokens: TokenSource::new(credential, config.scope.clone(), clock),
             limit: RateLimit::new(config.requests_per_second),
@@ -166,14 +174,7 @@ impl Transport {
             Some((surface, at)) if at.elapsed() < PROBE_AGAIN => return Ok(surface),
             _ => {}
         }
-        let asked = Ask {
-            operation: Operation::Probe,
-            method: Method::POST,
-            path: "/zitadel.authorization.v2.AuthorizationService/ListAuthorizations".to_owned(),
-            organization: None,
-            body: Some(serde_json::json!({"pagination": {"limit": 1}})),
-        };
-        let surface = match self.call::<Value>(asked).await {
+        let surface = match self.call::<IgnoredAny>(smallest(Surface::V2)).await {
             Err(Error::Refused { code: Code::Unimplemented, .. }) => Surface::V1,
             Err(error) if error.is_transient() || matches!(error, Error::Credential(_)) => return Err(error),
             // A refusal comes from somebody who is there.
@@ -181,6 +182,13 @@ impl Transport {
         };
         tracing::info!(?surface, "zitadel: this instance's management API");
         *probed = Some((surface, Instant::now()));
+        Ok(surface)
+    }
+
+    /// Whether the credentials may look at all.
+    pub(super) async fn probe(&self) -> Result<Surface, Error> {
+        let surface = self.surface().await?;
+        self.call::<IgnoredAny>(smallest(surface)).await?;
         Ok(surface)
     }
 
@@ -197,14 +205,14 @@ impl Transport {
                 }
                 Err(error) => error,
             };
-            let asked_for = if let Error::Throttled(pause) = &error { *pause } else { None };
+            let asked_for = error.retry_after();
             if let Some(pause) = asked_for {
                 self.limit.pause(pause);
             }
             if attempt >= ATTEMPTS || !error.is_transient() || asked_for.is_some_and(|pause| pause > LONGEST_PAUSE) {
                 return Err(error);
             }
-            tokio::time::sleep(self.pauses.pause(attempt)).await;
+            tokio::time::sleep(asked_for.unwrap_or_default() + self.pauses.pause(attempt)).await;
         }
     }
 
@@ -232,6 +240,20 @@ impl Transport {
             }
         }
     }
+}
+
+/// The least that can be asked: who holds roles, one of them.
+fn smallest(surface: Surface) -> Ask<'static> {
+    let limit = serde_json::json!({"limit": 1});
+    let (path, body) = match surface {
+        Surface::V1 => ("/management/v1/users/grants/_search", serde_json::json!({"query": limit})),
+        _ => (
+            "/zitadel.authorization.v2.AuthorizationService/ListAuthorizations",
+            serde_json::json!({"pagination": limit}),
+        ),
+    };
+    let (operation, method, path) = (Operation::Probe, Method::POST, path.to_owned());
+    Ask { operation, method, path, organization: None, body: Some(body) }
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -287,5 +309,36 @@ impl Jitter {
         let full = FIRST_PAUSE * 2_u32.saturating_pow(attempt.saturating_sub(1));
         let drawn = self.seed.hash_one(self.drawn.fetch_add(1, Ordering::Relaxed)) % 1_000;
         full / 2 + full.mul_f64(drawn as f64 / 2_000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_differ() {
+        let pauses = Jitter::default();
+        for (attempt, full) in [(1, 150), (2, 300), (3, 600)] {
+            let full = Duration::from_millis(full);
+            let drawn: Vec<Duration> = (0..100).map(|_| pauses.pause(attempt)).collect();
+            assert!(drawn.iter().all(|pause| (full / 2..=full).contains(pause)), "{drawn:?}");
+            let spread = drawn.iter().max().unwrap().saturating_sub(*drawn.iter().min().unwrap());
+            assert!(spread > full / 4, "they come back together: {drawn:?}");
+        }
+        // Two gateways draw other ones.
+        let other = Jitter::default();
+        assert!((0..20).any(|_| pauses.pause(3) != other.pause(3)));
+    }
+
+    #[test]
+    fn a_pause_is_asked_for_in_seconds_or_by_a_date() {
+        let now = Timestamp::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
+        let asked = |text: &str| retry_after(text, now);
+        assert_eq!(asked("120"), Some(Duration::from_secs(120)));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:50:07 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(asked("soon"), None);
+        assert_eq!(asked("-5"), None);
     }
 }

@@ -1,4 +1,5 @@
-//! A stand-in for Zitadel's management side: the v2 Connect services and `/management/v1`, over real HTTP.
+//! A stand-in for Zitadel: the v2 Connect services, `/management/v1`, and an issuer whose tokens say what is granted there,
+//! over real HTTP.
 //!
 //! [`Zitadel::start`] listens on loopback; [`Zitadel::world`] is what it holds (organisations, projects, users, grants),
 //! to be set up and looked at by a test; [`Zitadel::knobs`] is how it misbehaves; [`Zitadel::requests`] is what it was
@@ -11,7 +12,8 @@
 //! let project = zitadel.project(&owner, "gateway");
 //! let ada = zitadel.user(&tenant, "ada@acme.com");
 //! zitadel.knobs(|knobs| knobs.lag = Duration::from_millis(300));
-//! // Credentials that it takes: `TOKEN`, `CLIENT` (client credentials), `zitadel.key_file()` (private-key JWT).
+//! // Credentials that it takes: `TOKEN`, `CLIENT` (client credentials), `zitadel.key_file()` (private-key JWT), and for
+//! // introspection `API`. What Ada signs in with: `zitadel.token_of(&ada, &project)`.
 //! ```
 //!
 //! It does as Zitadel v4 does, by what spec and protos say: unknown fields and missing values are refused, a duplicate is
@@ -24,21 +26,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rsa::{KeyPair, KeySize};
-use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use serde_json::{Value, json};
 
 #[path = "zitadel/management.rs"]
 mod management;
+#[path = "zitadel/tokens.rs"]
+mod tokens;
 #[path = "zitadel/world.rs"]
 mod world;
 
+pub(crate) use tokens::API;
 pub(crate) use world::{Grant, ProjectGrant, World};
 
 /// A personal access token that is accepted.
@@ -58,14 +62,29 @@ pub(crate) struct Knobs {
     pub(crate) without_v2: bool,
     /// Answers everything with 503.
     pub(crate) down: bool,
+    /// Gives no tokens, by 503.
+    pub(crate) no_tokens: bool,
     /// Fails one call in so many: in turn before it was done (503), and after it was done (the answer is lost: 500).
     pub(crate) fail_one_in: Option<u64>,
     /// Answers so many calls with 429 and `Retry-After: 1`.
     pub(crate) throttle: u32,
     /// Says 409 to a new grant of this user although no list ever shows one.
     pub(crate) ghost_of: Option<String>,
+    /// Fails with 503 whatever would grant this user something.
+    pub(crate) fail_grants_of: Option<String>,
+    /// Answers nobody any more, from a call on: that one it does, later ones it does not.
+    pub(crate) stall: Option<Stall>,
     /// Lifetime of access tokens in seconds; an hour, if 0.
     pub(crate) token_seconds: u64,
+}
+
+/// Which call is the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stall {
+    /// The so-manieth that it was ever asked.
+    Call(usize),
+    /// The next whose path ends like this.
+    Path(&'static str),
 }
 
 /// What it was asked.
@@ -104,6 +123,8 @@ pub(crate) struct Shared {
     knobs: Mutex<Knobs>,
     asked: Mutex<Vec<Asked>>,
     tokens: Mutex<BTreeMap<String, Instant>>,
+    /// Opaque tokens of people: whose, for which project, since when.
+    sessions: Mutex<BTreeMap<String, (String, String, u64)>>,
     calls: Mutex<u64>,
     key: KeyPair,
 }
@@ -128,6 +149,7 @@ impl Zitadel {
             knobs: Mutex::default(),
             asked: Mutex::default(),
             tokens: Mutex::default(),
+            sessions: Mutex::default(),
             calls: Mutex::default(),
             key: KeyPair::generate(KeySize::Rsa2048).unwrap(),
         });
@@ -169,6 +191,11 @@ impl Zitadel {
     /// What it was asked so far, but for tokens.
     pub(crate) fn requests(&self) -> Vec<Asked> {
         lock(&self.shared.asked).clone()
+    }
+
+    /// Whether it has answered its last call.
+    pub(crate) fn has_stalled(&self) -> bool {
+        self.shared.has_stalled()
     }
 
     /// How many access tokens it has given out.
@@ -286,6 +313,26 @@ fn error_detail(id: &str, message: &str) -> Vec<u8> {
     bytes
 }
 
+impl Shared {
+    /// Ends, unless it has stalled.
+    async fn answers(&self) {
+        if self.has_stalled() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn has_stalled(&self) -> bool {
+        let mut knobs = lock(&self.knobs);
+        let asked = lock(&self.asked);
+        if let (Some(Stall::Path(end)), Some(last)) = (knobs.stall, asked.last())
+            && last.path.ends_with(end)
+        {
+            knobs.stall = Some(Stall::Call(asked.len()));
+        }
+        matches!(knobs.stall, Some(Stall::Call(last)) if asked.len() >= last)
+    }
+}
+
 async fn answer(
     State(shared): State<Arc<Shared>>,
     method: Method,
@@ -295,12 +342,15 @@ async fn answer(
 ) -> Response {
     let path = uri.path().to_owned();
     match path.as_str() {
-        "/.well-known/openid-configuration" => return Json(discovery(&shared.url)).into_response(),
-        "/oauth/v2/token" => return token(&shared, &headers, &body),
+        "/.well-known/openid-configuration" => return Json(tokens::discovery(&shared.url)).into_response(),
+        "/oauth/v2/keys" => return tokens::keys(&shared),
+        "/oauth/v2/token" => return tokens::token(&shared, &headers, &body),
+        "/oauth/v2/introspect" => return tokens::introspection(&shared, &headers, &body),
         _ => {}
     }
     let style = if path.starts_with("/zitadel.") { Style::Connect } else { Style::Rest };
     let organization = headers.get("x-zitadel-orgid").map(|value| value.to_str().unwrap().to_owned());
+    shared.answers().await;
     let parsed = if body.is_empty() { Ok(json!({})) } else { serde_json::from_slice::<Value>(&body) };
     let parsed_body = parsed.unwrap_or(Value::Null);
     let response = judge(&shared, style, &method, &path, &headers, organization.as_deref(), &parsed_body);
@@ -314,6 +364,7 @@ async fn answer(
         status: head.status.as_u16(),
         answer: serde_json::from_slice(&answer).unwrap_or_default(),
     });
+    shared.answers().await;
     Response::from_parts(head, answer.into())
 }
 
@@ -347,6 +398,9 @@ fn judge(
     if fault == Some(false) {
         return Refusal(Code::Unavailable, "TEST-fault", "fails before".to_owned()).answer(style);
     }
+    if grants(method, path, body).is_some_and(|user| knobs.fail_grants_of.as_ref() == Some(&user)) {
+        return Refusal(Code::Unavailable, "TEST-user0", "fails for this user".to_owned()).answer(style);
+    }
     let mut world = lock(&shared.world);
     world.lag = knobs.lag;
     world.ghost_of = knobs.ghost_of;
@@ -363,6 +417,15 @@ fn judge(
     }
 }
 
+/// Whom a call grants something anew.
+fn grants(method: &Method, path: &str, body: &Value) -> Option<String> {
+    match path.strip_prefix("/management/v1/users/").and_then(|rest| rest.strip_suffix("/grants")) {
+        Some(user) if method == Method::POST => Some(user.to_owned()),
+        _ if path.ends_with("/CreateAuthorization") => body["userId"].as_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
 /// Whether this call fails, and if so, whether after it was done.
 fn fault(shared: &Shared, knobs: &Knobs) -> Option<bool> {
     let one_in = knobs.fail_one_in?;
@@ -376,81 +439,4 @@ fn admitted(shared: &Shared, headers: &HeaderMap) -> bool {
     presented.is_some_and(|token| {
         token == TOKEN || lock(&shared.tokens).get(token).is_some_and(|until| *until > Instant::now())
     })
-}
-
-fn discovery(url: &str) -> Value {
-    json!({
-        "issuer": url,
-        "authorization_endpoint": format!("{url}/oauth/v2/authorize"),
-        "token_endpoint": format!("{url}/oauth/v2/token"),
-        "introspection_endpoint": format!("{url}/oauth/v2/introspect"),
-        "userinfo_endpoint": format!("{url}/oidc/v1/userinfo"),
-        "revocation_endpoint": format!("{url}/oauth/v2/revoke"),
-        "jwks_uri": format!("{url}/oauth/v2/keys"),
-        "grant_types_supported": ["authorization_code", "client_credentials", "urn:ietf:params:oauth:grant-type:jwt-bearer"],
-        "response_types_supported": ["code"],
-        "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["RS256"],
-    })
-}
-
-fn token(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> Response {
-    let knobs = lock(&shared.knobs).clone();
-    if knobs.down {
-        return (StatusCode::SERVICE_UNAVAILABLE, "down").into_response();
-    }
-    let form: BTreeMap<String, String> = url::form_urlencoded::parse(body).into_owned().collect();
-    let text = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
-    let known = match text("grant_type") {
-        "client_credentials" => {
-            let (id, secret) =
-                basic(headers).unwrap_or((text("client_id").to_owned(), text("client_secret").to_owned()));
-            (id.as_str(), secret.as_str()) == CLIENT
-        }
-        "urn:ietf:params:oauth:grant-type:jwt-bearer" => assertion_holds(shared, text("assertion")),
-        _ => return oauth_error("unsupported_grant_type"),
-    };
-    if !known {
-        return oauth_error("invalid_client");
-    }
-    if !text("scope").split(' ').any(|scope| scope == "urn:zitadel:iam:org:project:id:zitadel:aud") {
-        return oauth_error("invalid_scope");
-    }
-    let seconds = if knobs.token_seconds == 0 { 3_600 } else { knobs.token_seconds };
-    let mut tokens = lock(&shared.tokens);
-    let token = format!("access-{}", tokens.len());
-    tokens.insert(token.clone(), Instant::now() + Duration::from_secs(seconds));
-    Json(json!({"access_token": token, "token_type": "Bearer", "expires_in": seconds})).into_response()
-}
-
-/// Both parts are form-encoded inside (RFC 6749 section 2.3.1).
-fn basic(headers: &HeaderMap) -> Option<(String, String)> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Basic ")?;
-    let text = String::from_utf8(STANDARD.decode(value).ok()?).ok()?;
-    let (id, secret) = text.split_once(':')?;
-    let decode = |text: &str| url::form_urlencoded::parse(text.as_bytes()).next().map(|(name, _)| name.into_owned());
-    Some((decode(id)?, decode(secret)?))
-}
-
-fn assertion_holds(shared: &Shared, assertion: &str) -> bool {
-    let Some((input, signature)) = assertion.rsplit_once('.') else { return false };
-    let part = |text: Option<&str>| -> Value {
-        let bytes = URL_SAFE_NO_PAD.decode(text.unwrap_or_default()).unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
-    };
-    let mut parts = input.split('.');
-    let (header, claims) = (part(parts.next()), part(parts.next()));
-    let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, shared.key.public_key().as_ref());
-    let signed = URL_SAFE_NO_PAD.decode(signature).is_ok_and(|s| key.verify(input.as_bytes(), &s).is_ok());
-    signed
-        && header["kid"] == KEY_ID
-        && claims["iss"] == SERVICE_USER
-        && claims["sub"] == SERVICE_USER
-        && (claims["aud"] == json!(shared.url) || claims["aud"] == json!([shared.url]))
-        && claims["exp"].as_i64() > claims["iat"].as_i64()
-}
-
-fn oauth_error(error: &str) -> Response {
-    let status = if error == "invalid_client" { StatusCode::UNAUTHORIZED } else { StatusCode::BAD_REQUEST };
-    (status, Json(json!({"error": error, "error_description": "the stand-in says no"}))).into_response()
 }

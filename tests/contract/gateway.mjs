@@ -1,13 +1,19 @@
 // The binary under test, configured by its environment alone.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm, readFile, open, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdtemp, rename, rm, readFile, open, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 export const MASTER_KEY = 'contract-master-key-of-at-least-32-characters';
+
+/** The library that moves a process's clock, where it is installed. */
+export const FAKETIME = ['x86_64-linux-gnu', 'aarch64-linux-gnu']
+  .map((machine) => `/usr/lib/${machine}/faketime/libfaketimeMT.so.1`)
+  .find(existsSync);
 
 async function freePort() {
   const server = createServer().listen(0, '127.0.0.1');
@@ -18,12 +24,19 @@ async function freePort() {
   return port;
 }
 
-/** Starts `alchemi serve` and waits until it is ready. `settings` is TOML. */
+/** Starts `alchemi serve` and waits until it is ready. `settings` is TOML. `setClock` moves its clock, with FAKETIME. */
 export async function startGateway(settings, more = {}) {
   const [folder, port] = [await mkdtemp(join(tmpdir(), 'alchemi-contract-')), await freePort()];
   await writeFile(join(folder, 'alchemi.toml'), settings);
   const log = await open(join(folder, 'log'), 'w');
   const url = `http://127.0.0.1:${port}`;
+  const clock = join(folder, 'clock');
+  const setClock = async (seconds) => {
+    // It must not be read half written.
+    await writeFile(`${clock}.new`, `+${seconds}\n`);
+    await rename(`${clock}.new`, clock);
+  };
+  await setClock(0);
   const child = spawn(process.env.ALCHEMI_BIN, ['serve', '--config', join(folder, 'alchemi.toml')], {
     cwd: folder,
     stdio: ['ignore', log.fd, log.fd],
@@ -32,6 +45,12 @@ export async function startGateway(settings, more = {}) {
       ALCHEMI_LISTEN: `127.0.0.1:${port}`,
       ALCHEMI_DATA_DIR: join(folder, 'data'),
       ALCHEMI_MASTER_KEY: MASTER_KEY,
+      ...(FAKETIME && {
+        LD_PRELOAD: FAKETIME,
+        FAKETIME_TIMESTAMP_FILE: clock,
+        FAKETIME_NO_CACHE: '1',
+        FAKETIME_DONT_FAKE_MONOTONIC: '1',
+      }),
       ...more,
     },
   });
@@ -46,6 +65,7 @@ export async function startGateway(settings, more = {}) {
   return {
     url,
     told,
+    setClock,
     async stop() {
       child.kill('SIGTERM');
       if (child.exitCode === null) await once(child, 'exit');

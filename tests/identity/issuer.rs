@@ -138,6 +138,8 @@ pub(crate) struct Knobs {
     pub(crate) introspections: AtomicUsize,
     pub(crate) answers: Mutex<HashMap<String, Value>>,
     pub(crate) introspection_down: Mutex<bool>,
+    /// Introspection waits for a permit of it.
+    pub(crate) introspection_gate: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
     pub(crate) last_introspection: Mutex<Option<(HeaderMap, HashMap<String, String>)>>,
 }
 
@@ -257,6 +259,10 @@ async fn introspect(State(knobs): State<Arc<Knobs>>, headers: HeaderMap, body: S
     knobs.introspections.fetch_add(1, Ordering::SeqCst);
     if *knobs.introspection_down.lock().unwrap() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    let gate = knobs.introspection_gate.lock().unwrap().clone();
+    if let Some(gate) = gate {
+        gate.acquire().await.unwrap().forget();
     }
     let answer = knobs.answers.lock().unwrap().get(&form["token"]).cloned();
     *knobs.last_introspection.lock().unwrap() = Some((headers, form));

@@ -7,7 +7,7 @@ use alchemi::identity::{Flaw, IdentityConfig, IdentityError, logout_refused};
 use alchemi::model::revocations::Logout;
 use serde_json::{Value, json};
 
-use crate::issuer::{NOW, TestIssuer, identity};
+use crate::issuer::{NOW, RSA, TestIssuer, identity};
 
 fn logout(issuer: &TestIssuer, changes: Value) -> String {
     let mut claims = json!({
@@ -44,6 +44,9 @@ async fn a_logout_token_says_whom_it_ends_and_is_never_an_access_token() {
         json!({"iat": null}),
         json!({"aud": "another"}),
         json!({"exp": NOW - 60}),
+        json!({"exp": null}),
+        // Longer than any token is believed.
+        json!({"iat": NOW - 86_400}),
         json!({"iat": NOW + 60}),
         json!({"iss": "https://login.example.org"}),
     ] {
@@ -53,6 +56,32 @@ async fn a_logout_token_says_whom_it_ends_and_is_never_an_access_token() {
         assert_eq!(problem.members()["error"].get(), "\"invalid_request\"");
     }
     assert_eq!(logout_refused(IdentityError::Unavailable).status(), 503);
+}
+
+/// The `typ` that the standard recommends, those that are as good as none, and others (section 2.4).
+#[tokio::test]
+async fn a_logout_token_may_say_that_it_is_one_and_nothing_else() {
+    let issuer = TestIssuer::start().await;
+    let (identity, _) = issuer.identity();
+    let claims = issuer.claims(json!({"events": {"http://schemas.openid.net/event/backchannel-logout": {}}}));
+    let typed = |typ: Value| {
+        let mut header = json!({"alg": "RS256", "kid": "rsa", "typ": typ});
+        if typ.is_null() {
+            header.as_object_mut().unwrap().remove("typ");
+        }
+        RSA.sign_text(&header.to_string(), &claims.to_string())
+    };
+    for typ in [json!("logout+jwt"), json!("application/logout+JWT"), json!("JWT"), json!(null)] {
+        identity.verify_logout(&typed(typ.clone())).await.unwrap_or_else(|error| panic!("{typ}: {error}"));
+    }
+    for typ in [json!("at+jwt"), json!("application/at+jwt"), json!("secevent+jwt"), json!("dpop+jwt"), json!(7)] {
+        let error = identity.verify_logout(&typed(typ.clone())).await.unwrap_err();
+        assert_eq!(logout_refused(error).status(), 400, "{typ}");
+    }
+    // And it is never an access token, not even to those who take its claims for one.
+    let bare =
+        RSA.sign_text(r#"{"alg":"RS256","kid":"rsa","typ":"logout+jwt"}"#, &issuer.claims(json!({})).to_string());
+    assert_eq!(identity.verify(&bare).await.unwrap_err(), Flaw::NotAnAccessToken.into());
 }
 
 /// Zitadel's logout tokens have the client alone as their audience.

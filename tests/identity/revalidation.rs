@@ -1,5 +1,6 @@
 //! Signed tokens that the issuer is asked about again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use alchemi::identity::{Identity, IdentityConfig, IdentityError, RevalidateConfig};
@@ -111,6 +112,40 @@ async fn an_issuer_that_does_not_answer_ends_nothing() {
     asked(&identity, &issuer, 1).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     identity.verify(&token).await.unwrap();
+    assert_eq!(identity.counts().revalidations_ended, 0);
+}
+
+/// However slow the issuer and however many the tokens, few questions are open, and nobody waits for them.
+#[tokio::test]
+async fn questions_at_a_time_are_bounded_and_nobody_waits_for_them() {
+    let issuer = TestIssuer::start().await;
+    let (identity, clock) = identity(&asking(&issuer, 1.0));
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    *issuer.knobs.introspection_gate.lock().unwrap() = Some(Arc::clone(&gate));
+    let tokens: Vec<String> = (0..100).map(|n| issuer.token(json!({"jti": n.to_string()}))).collect();
+    tokens.iter().for_each(|token| active(&issuer, token));
+    clock.advance(Duration::from_secs(300));
+    for token in &tokens {
+        identity.verify(token).await.unwrap();
+    }
+    asked(&identity, &issuer, 8).await;
+    for token in &tokens {
+        identity.verify(token).await.unwrap();
+    }
+    assert_eq!((identity.counts().revalidations, issuer.introspections()), (8, 8));
+    gate.add_permits(1_000);
+    // Those that were passed over have their turn, and nobody has two.
+    for round in 0..200 {
+        for token in &tokens {
+            identity.verify(token).await.unwrap();
+        }
+        if identity.counts().revalidations == 100 {
+            break;
+        }
+        assert!(round < 199, "{} of 100", identity.counts().revalidations);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    asked(&identity, &issuer, 100).await;
     assert_eq!(identity.counts().revalidations_ended, 0);
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::common::backends;
+use crate::common::zitadel::Stall;
 use crate::provision::Setting;
 
 /// A user, once `there` holds of them.
@@ -31,7 +32,7 @@ async fn user(setting: &Setting, email: &str) -> String {
 #[tokio::test]
 async fn a_user_made_by_address_is_given_their_id() {
     for backend in backends().await {
-        let setting = Setting::new(backend).await;
+        let setting = Setting::shaped(backend, |config| config.zitadel.timeout_seconds = 1).await;
         let binding = json!({"organization_id": setting.org, "project_id": setting.project});
         setting.operator().put(&setting.path("zitadel/config"), binding).await.ok();
         let elsewhere = setting.zitadel.org("Other");
@@ -50,7 +51,15 @@ async fn a_user_made_by_address_is_given_their_id() {
         let unknown = eventually(&setting, &eve, |user| user["identity_lookup"]["state"] != "pending").await;
         assert_eq!(unknown["identity_lookup"]["state"], "unknown", "another organisation's namesake is nobody here");
 
-        setting.zitadel.knobs(|knobs| knobs.down = true);
+        // Zitadel takes the question and never answers: nobody waits but the worker.
+        let called = setting.zitadel.requests().len();
+        setting.zitadel.knobs(|knobs| knobs.stall = Some(Stall::Call(called)));
+        for name in ["carl", "dora"] {
+            let made = tokio::time::timeout(Duration::from_secs(5), user(&setting, &format!("{name}@acme.com"))).await;
+            let made = made.expect("the request waits for Zitadel");
+            assert_eq!(eventually(&setting, &made, |_| true).await["identity_lookup"]["state"], "pending");
+        }
+        setting.zitadel.knobs(|knobs| (knobs.stall, knobs.down) = (None, true));
         let bob = user(&setting, "bob@acme.com").await;
         let failed = eventually(&setting, &bob, |user| user["identity_lookup"]["state"] != "pending").await;
         assert_eq!(failed["identity_lookup"]["state"], "failed");

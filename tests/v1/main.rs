@@ -39,6 +39,8 @@ mod pages;
 mod policies;
 mod provision;
 mod provision_convergence;
+mod provision_cut_off;
+mod provision_items;
 mod reference;
 mod revocations;
 mod schemas;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::common::zitadel::{self, Zitadel};
-use crate::common::{Backend, Client, Gateway, backends};
+use crate::common::{Backend, Client, Gateway, Person, backends};
 
 /// An account that is an organisation of a Zitadel, beside the organisation that owns the project.
 pub(crate) struct Setting {
@@ -57,6 +57,11 @@ impl Setting {
     pub(crate) async fn admin(&self, email: &str, role: &str) {
         let body = json!({"user_email": email, "role": role});
         self.operator().post(&self.path("admins"), body).await.ok();
+    }
+
+    /// Somebody of the account's organisation.
+    pub(crate) fn person(&self, subject: &str) -> Person {
+        Person::of(&self.account, subject).of_org(&self.org)
     }
 
     pub(crate) fn bootstrap(&self) -> Value {
@@ -130,6 +135,8 @@ async fn a_bootstrap_makes_all_of_it_and_a_second_one_changes_nothing() {
             let metrics = setting.operator().get("/metrics").await.text();
             let counted = "alchemi_zitadel_calls_total{operation=\"add_role\",outcome=\"ok\"} 6";
             assert!(metrics.contains(counted), "{metrics}");
+            let timed = "alchemi_zitadel_call_seconds_count{operation=\"add_role\"} 6";
+            assert!(metrics.contains(timed), "{metrics}");
 
             let writes = setting.zitadel.world().writes;
             let again = setting.post("bootstrap", setting.bootstrap()).await;
@@ -158,18 +165,36 @@ async fn a_dry_run_writes_nothing_and_needs_no_credentials() {
         assert_eq!(dry["result"]["admin_grants"]["grants"][0]["remote"], "missing");
         for (operation, body) in [
             ("sync-roles", json!({"project_id": setting.project, "dry_run": true})),
-            ("sync-admin-grants", json!({"project_id": setting.project, "dry_run": true})),
+            (
+                "sync-admin-grants",
+                json!({"project_id": setting.project, "organization_id": setting.org,
+                    "resolve_user_ids_from_zitadel": true, "dry_run": true}),
+            ),
             ("user-grant", json!({"project_id": setting.project, "user_id": "1", "role_keys": ["r"], "dry_run": true})),
             ("project-role", json!({"project_id": setting.project, "key": "r", "display_name": "R", "dry_run": true})),
         ] {
-            setting.post(operation, body).await;
+            let told = setting.post(operation, body).await.to_string();
+            assert!(told.contains(r#""reason":"dry_run""#), "{operation}: {told}");
+            assert!(told.contains(r#""remote":"missing""#), "{operation}: {told}");
         }
         assert_eq!(setting.zitadel.world().writes, 0);
         assert_eq!(setting.drift().await["items"], json!([]));
         let config = setting.operator().get(&setting.path("zitadel/config")).await.ok();
         assert_eq!(config, json!({"zitadel_config": {}}));
 
+        let refused = setting.operator().post(&setting.provision("user-grant"), json!({"user_id": "1"})).await;
+        assert_eq!(refused.json()["detail"], "project_id missing in request and account zitadel config");
         let bare = setting.gateway.beside(|_| {}).await;
+        let binding = json!({"organization_id": setting.org, "project_id": setting.project});
+        setting.operator().put(&setting.path("zitadel/config"), binding).await.ok();
+        let plan = bare.operator().get(&setting.provision("plan?role_prefix=acme_")).await.ok();
+        assert_eq!((&plan["remote"], &plan["standard_roles"][0]["remote"]), (&json!("unknown"), &json!("unknown")));
+        assert_eq!(plan["standard_roles"][0]["key"], "acme_account_admin", "it is planned all the same: {plan:#}");
+        assert_eq!(plan["account_admins"][0]["resolved_role_keys"], json!(["acme_account_admin"]));
+        let plan = setting.operator().get(&setting.provision("plan")).await.ok();
+        assert_eq!((&plan["remote"], &plan["standard_roles"][0]["remote"]), (&json!("known"), &json!("missing")));
+        assert_eq!(setting.drift().await["items"], json!([]), "a plan writes nothing");
+        assert_eq!(setting.zitadel.world().writes, 0);
         let path = setting.provision("bootstrap");
         let dry = bare.operator().post(&path, ask.clone()).await.ok();
         assert_eq!(dry["result"]["roles"]["results"][0]["remote"], "unknown");
@@ -177,8 +202,6 @@ async fn a_dry_run_writes_nothing_and_needs_no_credentials() {
         let refused = bare.operator().post(&path, ask).await;
         assert_eq!((refused.status.as_u16(), refused.code()), (400, "zitadel_not_configured".to_owned()));
         assert_eq!(refused.json()["detail"], "Zitadel management client is not configured");
-        let refused = bare.operator().post(&setting.provision("user-grant"), json!({"user_id": "1"})).await;
-        assert_eq!(refused.json()["detail"], "project_id missing in request and account zitadel config");
     }
 }
 
@@ -222,108 +245,128 @@ async fn nobody_elses_roles_are_touched() {
 
 #[tokio::test]
 async fn an_ambiguous_address_is_granted_nothing() {
-    let setting = Setting::new(Backend::Sqlite).await;
-    let elsewhere = setting.zitadel.org("Elsewhere");
-    let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
-    let other = setting.zitadel.user(&setting.org, "ada@acme.com");
-    // A user of the account's own organisation comes before one who says so elsewhere.
-    let bob = setting.zitadel.user(&setting.org, "bob@acme.com");
-    let impostor = setting.zitadel.user(&elsewhere, "bob@acme.com");
-    setting.admin("ada@acme.com", "account_admin").await;
-    setting.admin("bob@acme.com", "account_admin").await;
-    let made = setting.post("bootstrap", setting.bootstrap()).await;
-    let unresolved = &made["summary"]["unresolved_admins"][0];
-    assert_eq!(unresolved["reason"], "ambiguous_email", "{made:#}");
-    assert_eq!(unresolved["candidates"][0]["user_id"], ada);
-    assert_eq!(unresolved["candidates"][1]["user_id"], other);
-    assert_eq!(setting.roles_of(&bob), ["account_admin"]);
-    assert!(setting.roles_of(&impostor).is_empty() && setting.roles_of(&ada).is_empty());
-    let item =
-        setting.drift().await["items"].as_array().unwrap().iter().find(|i| i["target"] == "ada@acme.com").cloned();
-    assert_eq!(item.unwrap()["state"], "conflict");
+    for backend in backends().await {
+        let setting = Setting::new(backend).await;
+        let elsewhere = setting.zitadel.org("Elsewhere");
+        let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+        let other = setting.zitadel.user(&setting.org, "ada@acme.com");
+        // A user of the account's own organisation comes before one who says so elsewhere.
+        let bob = setting.zitadel.user(&setting.org, "bob@acme.com");
+        let impostor = setting.zitadel.user(&elsewhere, "bob@acme.com");
+        setting.admin("ada@acme.com", "account_admin").await;
+        setting.admin("bob@acme.com", "account_admin").await;
+        let made = setting.post("bootstrap", setting.bootstrap()).await;
+        let unresolved = &made["summary"]["unresolved_admins"][0];
+        assert_eq!(unresolved["reason"], "ambiguous_email", "{made:#}");
+        assert_eq!(unresolved["candidates"][0]["user_id"], ada);
+        assert_eq!(unresolved["candidates"][1]["user_id"], other);
+        assert_eq!(setting.roles_of(&bob), ["account_admin"]);
+        assert!(setting.roles_of(&impostor).is_empty() && setting.roles_of(&ada).is_empty());
+        let item =
+            setting.drift().await["items"].as_array().unwrap().iter().find(|i| i["target"] == "ada@acme.com").cloned();
+        assert_eq!(item.unwrap()["state"], "conflict");
 
-    let mut ask = setting.bootstrap();
-    ask["user_id_by_email"] = json!({"ADA@acme.com": other});
-    let made = setting.post("bootstrap", ask).await;
-    assert_eq!(made["summary"]["unresolved_admins"], json!([]));
-    assert_eq!(setting.roles_of(&other), ["account_admin"]);
+        let mut ask = setting.bootstrap();
+        ask["user_id_by_email"] = json!({"ADA@acme.com": other});
+        let made = setting.post("bootstrap", ask).await;
+        assert_eq!(made["summary"]["unresolved_admins"], json!([]));
+        assert_eq!(setting.roles_of(&other), ["account_admin"]);
+    }
 }
 
 #[tokio::test]
 async fn a_prefix_holds_in_both_directions() {
-    let setting = Setting::new(Backend::Sqlite).await;
-    let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
-    setting.admin("ada@acme.com", "copilot_org_admin").await;
-    let mut ask = setting.bootstrap();
-    ask["role_prefix"] = json!("acme_");
-    setting.post("bootstrap", ask).await;
-    assert_eq!(setting.roles_of(&ada), ["acme_copilot_org_admin"]);
-    let bundle = setting.operator().get(&setting.path("zitadel/config")).await.ok();
-    assert_eq!(bundle["zitadel_config"]["role_mappings"]["account_admin"], "acme_account_admin");
-    // What is granted is what the gateway reads.
-    let mut person = crate::common::Person::of(&setting.account, &ada).role("acme_copilot_org_admin");
-    person = person.of_org(&setting.org);
-    let client = setting.gateway.sign_in(&person);
-    let context = client.get("/v1/me/context").await.ok();
-    assert_eq!(context["roles"], json!(["copilot_org_admin"]), "{context}");
+    for backend in backends().await {
+        let setting = Setting::new(backend).await;
+        let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+        setting.admin("ada@acme.com", "copilot_org_admin").await;
+        let mut ask = setting.bootstrap();
+        ask["role_prefix"] = json!("acme_");
+        setting.post("bootstrap", ask).await;
+        assert_eq!(setting.roles_of(&ada), ["acme_copilot_org_admin"]);
+        let bundle = setting.operator().get(&setting.path("zitadel/config")).await.ok();
+        assert_eq!(bundle["zitadel_config"]["role_mappings"]["account_admin"], "acme_account_admin");
+        // What is granted is what the gateway reads.
+        let granted = setting.roles_of(&ada);
+        let person = crate::common::Person::of(&setting.account, &ada).of_org(&setting.org);
+        let person = granted.iter().fold(person, |person, role| person.role(role));
+        let client = setting.gateway.sign_in(&person);
+        let context = client.get("/v1/me/context").await.ok();
+        assert_eq!(context["roles"], json!(["copilot_org_admin"]), "{context}");
+    }
 }
 
 #[tokio::test]
 async fn refusals_speak_in_our_words_and_are_tried_again() {
-    let setting = Setting::new(Backend::Sqlite).await;
-    let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
-    let body = json!({
-        "user_id": ada, "role_keys": ["no_such_role"], "project_id": setting.project, "organization_id": setting.org,
-    });
-    let path = setting.provision("user-grant");
-    let refused = setting.operator().post(&path, body).await;
-    assert_eq!((refused.status.as_u16(), refused.code()), (502, "zitadel_failed".to_owned()), "{}", refused.text());
-    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
-    assert!(
-        detail.starts_with("Failed to provision Zitadel user grant: Zitadel refused: failed_precondition"),
-        "{detail}"
-    );
-    let empty = setting.operator().post(&path, json!({"user_id": ada, "project_id": setting.project})).await;
-    assert_eq!((empty.status.as_u16(), empty.json()["detail"].clone()), (400, json!("role_keys cannot be empty")));
+    for backend in backends().await {
+        let setting = Setting::new(backend).await;
+        let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+        let body = json!({
+            "user_id": ada, "role_keys": ["no_such_role"], "project_id": setting.project, "organization_id": setting.org,
+        });
+        let path = setting.provision("user-grant");
+        let refused = setting.operator().post(&path, body).await;
+        assert_eq!((refused.status.as_u16(), refused.code()), (502, "zitadel_failed".to_owned()), "{}", refused.text());
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        assert_eq!(
+            detail,
+            "Failed to provision Zitadel user grant: Zitadel refused: failed_precondition (COMMAND-4m9Vs): the project \
+             may lack the role, or the organisation may not grant it, or there is no such user"
+        );
+        // What Zitadel said stays inside: here, and where the item is shown.
+        let said = setting.zitadel.requests().iter().map(|asked| asked.answer["message"].clone()).collect::<Vec<_>>();
+        assert!(said.contains(&json!("Project grant not found (COMMAND-4m9Vs)")), "{said:?}");
+        let shown = refused.text() + &setting.drift().await.to_string();
+        assert!(!shown.contains("grant not found"), "{shown}");
+        let empty = setting.operator().post(&path, json!({"user_id": ada, "project_id": setting.project})).await;
+        assert_eq!((empty.status.as_u16(), empty.json()["detail"].clone()), (400, json!("role_keys cannot be empty")));
 
-    setting.zitadel.knobs(|knobs| knobs.down = true);
-    let role = json!({"key": "late", "display_name": "Late", "project_id": setting.project});
-    let refused = setting.operator().post(&setting.provision("project-role"), role).await;
-    assert_eq!((refused.status.as_u16(), refused.json()["retried"].clone()), (502, json!(true)), "{}", refused.text());
-    setting.zitadel.knobs(|knobs| knobs.down = false);
-    for _ in 0..200 {
-        if setting.zitadel.world().role_keys(&setting.project) == ["late"] {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        setting.zitadel.knobs(|knobs| knobs.down = true);
+        let role = json!({"key": "late", "display_name": "Late", "project_id": setting.project});
+        let refused = setting.operator().post(&setting.provision("project-role"), role).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.json()["retried"].clone()),
+            (502, json!(true)),
+            "{}",
+            refused.text()
+        );
+        setting.zitadel.knobs(|knobs| knobs.down = false);
+        let made = async {
+            while setting.zitadel.world().role_keys(&setting.project) != ["late"] {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), made).await.expect("it is tried again");
     }
-    panic!("{}", setting.drift().await);
 }
 
 #[tokio::test]
 async fn drift_tells_what_differs_and_a_repeated_bootstrap_mends_it() {
-    let setting = Setting::new(Backend::Sqlite).await;
-    let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
-    let eve = setting.zitadel.user(&setting.org, "eve@acme.com");
-    setting.admin("ada@acme.com", "account_admin").await;
-    setting.post("bootstrap", setting.bootstrap()).await;
-    let drift = setting.drift().await;
-    assert_eq!((&drift["remote"], &drift["in_sync"]), (&json!("known"), &json!(true)), "{drift:#}");
-    {
-        let mut world = setting.zitadel.world();
-        world.grants.retain(|grant| grant.user != ada);
-        world.put_grant(&eve, &setting.project, &setting.org, &["account_admin"]);
+    for backend in backends().await {
+        let setting = Setting::new(backend).await;
+        let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+        let eve = setting.zitadel.user(&setting.org, "eve@acme.com");
+        setting.admin("ada@acme.com", "account_admin").await;
+        setting.post("bootstrap", setting.bootstrap()).await;
+        let drift = setting.drift().await;
+        assert_eq!((&drift["remote"], &drift["in_sync"]), (&json!("known"), &json!(true)), "{drift:#}");
+        {
+            let mut world = setting.zitadel.world();
+            world.grants.retain(|grant| grant.user != ada);
+            world.put_grant(&eve, &setting.project, &setting.org, &["account_admin"]);
+        }
+        let drift = setting.drift().await;
+        assert_eq!(drift["in_sync"], false);
+        assert_eq!(drift["unexpected"][0]["user_id"], eve);
+        let item = drift["items"].as_array().unwrap().iter().find(|item| item["target"] == "ada@acme.com").unwrap();
+        assert_eq!(item["remote"], "differs");
+        assert_eq!((&item["held_keys"], &item["missing_keys"]), (&json!([]), &json!(["account_admin"])));
+        setting.post("bootstrap", setting.bootstrap()).await;
+        assert_eq!(setting.drift().await["in_sync"], true);
+        assert_eq!(setting.roles_of(&eve), ["account_admin"], "what others did is told, not undone");
+        setting.zitadel.knobs(|knobs| knobs.down = true);
+        assert_eq!(setting.drift().await["remote"], "unknown");
     }
-    let drift = setting.drift().await;
-    assert_eq!(drift["in_sync"], false);
-    assert_eq!(drift["unexpected"][0]["user_id"], eve);
-    let item = drift["items"].as_array().unwrap().iter().find(|item| item["target"] == "ada@acme.com").unwrap();
-    assert_eq!(item["remote"], "differs");
-    setting.post("bootstrap", setting.bootstrap()).await;
-    assert_eq!(setting.drift().await["in_sync"], true);
-    assert_eq!(setting.roles_of(&eve), ["account_admin"], "what others did is told, not undone");
-    setting.zitadel.knobs(|knobs| knobs.down = true);
-    assert_eq!(setting.drift().await["remote"], "unknown");
 }
 
 /// Who asked for what stands in the audit from the moment that it is wanted, whatever comes of it.
@@ -364,7 +407,10 @@ async fn the_audit_names_who_asked_although_zitadel_fails() {
             ]
         );
         assert_eq!(rows[0]["updated_values"]["result"]["summary"]["admin_grant_summary"]["pending"], 1, "{}", rows[0]);
-        let wanted = json!([{"kind": "user_grant", "target": "ada@acme.com", "role_keys": ["account_admin"]}]);
+        let wanted = json!([
+            {"kind": "project_grant", "target": setting.org, "role_keys": ["account_admin"]},
+            {"kind": "user_grant", "target": "ada@acme.com", "role_keys": ["account_admin"]},
+        ]);
         assert_eq!(rows[1]["updated_values"]["wanted"], wanted, "{}", rows[1]);
         assert_eq!(rows[3]["updated_values"]["user_id"], ada, "{}", rows[3]);
 

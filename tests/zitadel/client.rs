@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use alchemi::clock::{ManualClock, SystemClock, Timestamp};
 use alchemi::zitadel::{Code, Error, Management, ManagementConfig, NewGrant, ProjectRole, Surface};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 
 use crate::common::zitadel::{CLIENT, TOKEN, Zitadel};
 
@@ -83,6 +85,18 @@ async fn both_apis_do_the_same() {
         for trick in ["..", ".", "", "../../../v2/users"] {
             assert!(management.project_owner(trick, None).await.is_err(), "{trick}");
         }
+        let mut told = String::new();
+        let mut registry = Registry::default();
+        management.metrics().register(&mut registry);
+        encode(&mut told, &registry).unwrap();
+        for counted in [
+            r#"zitadel_calls_total{operation="add_role",outcome="ok"} 3"#,
+            r#"zitadel_calls_total{operation="add_role",outcome="already_exists"} 1"#,
+            r#"zitadel_calls_total{operation="add_grant",outcome="failed_precondition"} 1"#,
+            r#"zitadel_call_seconds_count{operation="add_role"} 4"#,
+        ] {
+            assert!(told.contains(counted), "{counted}: {told}");
+        }
         let v1 = |path: &str| path.starts_with("/management/v1/");
         let asked = zitadel.requests();
         assert!(asked.iter().skip(1).all(|asked| v1(&asked.path) == without_v2), "{asked:#?}");
@@ -136,12 +150,29 @@ async fn each_credential_is_taken_and_a_token_is_fetched_once_and_ahead_of_its_e
         zitadel.forget_tokens();
         management.roles(&project, &org).await.unwrap();
         assert_eq!(zitadel.tokens_given() - before, 3, "a token that is refused is replaced");
+
+        // Ahead of its end, a token still holds although there is no other one to be had, and not beyond it.
+        zitadel.knobs(|knobs| knobs.no_tokens = true);
+        for seconds in [3_545, 30] {
+            clock.advance(Duration::from_secs(seconds));
+            management.roles(&project, &org).await.unwrap();
+        }
+        clock.advance(Duration::from_secs(30));
+        let ended = management.roles(&project, &org).await;
+        assert_eq!(ended, Err(Error::Failed { status: 503, retry_after: None }));
+        zitadel.knobs(|knobs| knobs.no_tokens = false);
+        management.roles(&project, &org).await.unwrap();
+        assert_eq!(zitadel.tokens_given() - before, 4);
     }
     let wrong = ManagementConfig { client_secret: Some("wrong".into()), ..by_secret };
     let refused = client(&wrong).roles(&project, &org).await.unwrap_err();
     assert_eq!(refused.to_string(), "Zitadel does not accept the credentials of [zitadel] (invalid_client)");
-    let refused = client(&ManagementConfig { token: Some("wrong".into()), ..none.clone() }).roles(&project, &org).await;
-    assert!(matches!(refused, Err(Error::Refused { code: Code::Unauthenticated, .. })), "{refused:?}");
+    for api in [Surface::Auto, Surface::V2, Surface::V1] {
+        let wrong = client(&ManagementConfig { token: Some("wrong".into()), api, ..none.clone() });
+        let refused = wrong.roles(&project, &org).await.map(drop);
+        assert!(matches!(refused, Err(Error::Refused { code: Code::Unauthenticated, .. })), "{refused:?}");
+        assert_eq!(wrong.probe().await.map(drop), refused, "who asks whether it works hears that it does not");
+    }
     assert_eq!(client(&none).roles(&project, &org).await, Err(Error::NotConfigured));
 }
 
@@ -163,7 +194,7 @@ async fn what_passes_is_tried_again_and_what_does_not_is_not() {
     assert_eq!(zitadel.world().role_keys(&project), ["a", "b", "c", "d"]);
     zitadel.knobs(|knobs| (knobs.fail_one_in, knobs.down) = (None, true));
     let asked = zitadel.requests().len();
-    assert_eq!(management.roles(&project, &org).await, Err(Error::Failed(503)));
+    assert_eq!(management.roles(&project, &org).await, Err(Error::Failed { status: 503, retry_after: None }));
     assert_eq!(zitadel.requests().len() - asked, 4);
     zitadel.knobs(|knobs| knobs.down = false);
     let asked = zitadel.requests().len();

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use crate::common::zitadel::{TOKEN, Zitadel};
-use crate::common::{Backend, Gateway, Person};
+use crate::common::{Backend, Gateway, Person, backends};
 
 struct Setting {
     zitadel: Zitadel,
@@ -19,17 +19,22 @@ struct Setting {
     org: String,
 }
 
-async fn setting() -> Setting {
+async fn setting(backend: Backend) -> Setting {
     let zitadel = Zitadel::start("127.0.0.1:0".parse().unwrap()).await;
     let org = zitadel.org("Acme");
     let project = zitadel.project(&org, "gateway");
-    let gateway = Gateway::start(Backend::Sqlite).await;
+    let gateway = Gateway::start(backend).await;
     let account = gateway.account("Acme").await;
     Setting { zitadel, gateway, account, project, org }
 }
 
 /// Exit status and what was said.
 async fn run(setting: &Setting, arguments: &[&str], input: &str) -> (i32, String) {
+    run_with(setting, arguments, input, TOKEN).await
+}
+
+/// The same with another credential; none, if it is empty.
+async fn run_with(setting: &Setting, arguments: &[&str], input: &str, token: &str) -> (i32, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_alchemi"))
         .arg("zitadel")
         .args(arguments)
@@ -38,7 +43,7 @@ async fn run(setting: &Setting, arguments: &[&str], input: &str) -> (i32, String
         .env("ZITADEL_ISSUER", setting.gateway.issuer.url())
         .env("ZITADEL_PROJECT_ID", setting.gateway.issuer.project_id())
         .env("ZITADEL_MGMT_API_BASE_URL", setting.zitadel.url())
-        .env("ZITADEL_MGMT_API_TOKEN", TOKEN)
+        .envs((!token.is_empty()).then_some(("ZITADEL_MGMT_API_TOKEN", token)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -55,37 +60,88 @@ async fn run(setting: &Setting, arguments: &[&str], input: &str) -> (i32, String
 
 #[tokio::test]
 async fn an_account_is_planned_bootstrapped_and_compared() {
-    let setting = setting().await;
-    let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
-    let admins = format!("/v1/accounts/{}/admins", setting.account);
-    setting.gateway.operator().post(&admins, json!({"user_email": "ada@acme.com"})).await.ok();
-    let of = ["--account", setting.account.as_str()];
+    for backend in backends().await {
+        let setting = setting(backend).await;
+        let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+        let admins = format!("/v1/accounts/{}/admins", setting.account);
+        setting.gateway.operator().post(&admins, json!({"user_email": "ada@acme.com"})).await.ok();
+        let of = ["--account", setting.account.as_str()];
 
-    let (code, text) = run(&setting, &["status"], "").await;
-    assert_eq!(code, 0, "{text}");
-    assert!(text.contains("API v2") && text.contains("usable keys") && text.contains("items       none"), "{text}");
-    let (code, text) = run(&setting, &[&["plan"], &of[..]].concat(), "").await;
-    assert!(code == 0 && text.contains("account_admin") && text.contains("ada@acme.com"), "{text}");
-    let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
-    assert!(code == 1 && text.contains("nothing is provisioned"), "{text}");
-    let place = ["--project", setting.project.as_str(), "--organization", setting.org.as_str()];
-    let (code, text) = run(&setting, &[&["bootstrap", "--dry-run"], &of[..], &place].concat(), "").await;
-    assert!(code == 0 && text.contains("missing"), "{text}");
-    assert_eq!(setting.zitadel.world().writes, 0);
-    let (code, text) = run(&setting, &[&["bootstrap"], &of[..], &place].concat(), "").await;
-    assert!(code == 0 && text.contains("created"), "{text}");
-    assert_eq!(setting.zitadel.world().roles_of(&ada, &setting.project).len(), 1);
-    let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
-    assert!(code == 0 && text.contains("Zitadel holds what is wanted"), "{text}");
+        let (code, text) = run(&setting, &["status"], "").await;
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("API v2") && text.contains("usable keys") && text.contains("items       none"), "{text}");
+        let (code, text) = run(&setting, &[&["plan"], &of[..]].concat(), "").await;
+        assert!(code == 0 && text.contains("account_admin") && text.contains("ada@acme.com"), "{text}");
+        let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
+        assert!(code == 1 && text.contains("nothing is provisioned"), "{text}");
+        let (code, text) = run(&setting, &[&["bootstrap"], &of[..]].concat(), "").await;
+        assert!(code == 1 && text.contains("no project: name it by --project"), "{text}");
+        let place = ["--project", setting.project.as_str(), "--organization", setting.org.as_str()];
+        let (code, text) = run(&setting, &[&["bootstrap", "--dry-run"], &of[..], &place].concat(), "").await;
+        assert!(code == 0 && text.contains("missing"), "{text}");
+        assert_eq!(setting.zitadel.world().writes, 0);
+        let (code, text) = run(&setting, &[&["bootstrap"], &of[..], &place].concat(), "").await;
+        assert!(code == 0 && text.contains("created"), "{text}");
+        assert_eq!(setting.zitadel.world().roles_of(&ada, &setting.project).len(), 1);
+        let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
+        assert!(code == 0 && text.contains("Zitadel holds what is wanted"), "{text}");
+        let (code, text) = run(&setting, &[&["drift", "--json"], &of[..]].concat(), "").await;
+        let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(code == 0 && told["in_sync"] == true, "{text}");
+
+        setting.zitadel.world().grants.clear();
+        let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
+        assert!(code == 1 && text.contains("not held: account_admin") && text.contains("puts it right"), "{text}");
+        let namesake = setting.zitadel.user(&setting.org, "ada@acme.com");
+        setting.gateway.operator().delete(&format!("{admins}/ada@acme.com")).await.ok();
+        setting.gateway.operator().post(&admins, json!({"user_email": "ada@acme.com"})).await.ok();
+        setting.gateway.database.execute(r#"UPDATE "Alchemi_ZitadelItemTable" SET user_id = NULL"#).await;
+        let (code, text) = run(&setting, &[&["bootstrap"], &of[..]].concat(), "").await;
+        assert!(code == 1 && text.contains("unresolved: ambiguous_email") && text.contains("1 admins"), "{text}");
+        assert!(text.contains(&format!("could be {ada}")) && text.contains(&format!("could be {namesake}")), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_in_a_sentence_and_by_the_exit_status() {
+    let setting = setting(Backend::Sqlite).await;
+    let of = ["--account", setting.account.as_str(), "--project", setting.project.as_str()];
     let (code, text) = run(&setting, &["plan", "--account", "nobody"], "").await;
     assert!(code == 1 && text.contains("Account not found"), "{text}");
+    for odd in ["", "a/b", "../accounts", "ein Konto"] {
+        let (code, text) = run(&setting, &["plan", "--account", odd], "").await;
+        assert!(code != 0 && !text.contains("panicked"), "{odd:?}: {code} {text}");
+    }
+    let (code, text) = run(&setting, &["plan"], "").await;
+    assert!(code == 2 && text.contains("--account"), "{text}");
+
+    let (code, text) = run_with(&setting, &["status"], "", "wrong").await;
+    assert!(code == 1 && text.contains("Zitadel refused: unauthenticated"), "{text}");
+    let (code, text) = run_with(&setting, &["status"], "", "").await;
+    assert!(code == 0 && text.contains("no credentials"), "{text}");
+    let (code, text) = run_with(&setting, &[&["bootstrap"], &of[..]].concat(), "", "").await;
+    assert!(code == 2 && text.contains("Zitadel management client is not configured"), "{code} {text}");
+    let (code, text) = run_with(&setting, &[&["bootstrap", "--dry-run"], &of[..]].concat(), "", "").await;
+    assert!(code == 0 && text.contains("unknown"), "{text}");
+    setting.zitadel.knobs(|knobs| knobs.down = true);
+    let (code, text) = run(&setting, &["status"], "").await;
+    assert!(code == 1 && text.contains("Zitadel failed with status 503"), "{text}");
+
+    for nothing in ["-", "", "  "] {
+        let (code, text) = run(&setting, &["why", nothing], "\n").await;
+        assert!(code == 2 && text.contains("there is no token"), "{nothing:?}: {text}");
+    }
+    for odd in ["a.b.c", "..", "ä.ö.ü", "eyJhbGciOiJub25lIn0.e30."] {
+        let (code, text) = run(&setting, &["why", odd], "").await;
+        assert!(code == 1 && text.contains("refused: ") && !text.contains("panicked"), "{odd}: {text}");
+    }
 }
 
 #[tokio::test]
 async fn a_token_is_explained_and_never_printed() {
-    let setting = setting().await;
+    let setting = setting(Backend::Sqlite).await;
     let good = setting.gateway.token(&Person::of(&setting.account, "ada").role("account_admin"));
-    let (code, text) = run(&setting, &["why", "-"], &good).await;
+    let (code, text) = run(&setting, &["why", "-"], &format!("Bearer {good}\n")).await;
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("roles   account_admin") && text.contains(&setting.account), "{text}");
     assert!(text.ends_with("accepted\n") && !text.contains(&good), "{text}");

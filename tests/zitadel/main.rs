@@ -12,3 +12,5 @@ mod common;
 
 mod client;
 mod command;
+mod killed;
+mod wire;

@@ -176,8 +176,8 @@ fn roles(config: &Config, claims: &Map<String, Value>) -> Vec<Check> {
     let application =
         text(claims, "client_id").split('@').next().is_some_and(|id| id.bytes().all(|b| b.is_ascii_digit()));
     checks.push(bad(if application {
-        "role assertion: switch on \"User roles inside access token\" at the application, and request the scope \
-         urn:zitadel:iam:org:projects:roles or switch on \"Assert roles on authentication\" at the project"
+        "role assertion: switch on \"Add user roles to the access token\" at the application, and request the scope \
+         urn:zitadel:iam:org:projects:roles or switch on \"Assert Roles on Authentication\" at the project"
             .to_owned()
     } else {
         format!(

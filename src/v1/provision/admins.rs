@@ -1,7 +1,6 @@
 //! The admins' grants.
 
 use super::*;
-use crate::model::provision::add_missing;
 use crate::provision::{UserLookup, Why};
 
 /// What an admin is to be granted.
@@ -94,6 +93,13 @@ impl GrantsSynced {
     }
 }
 
+/// The roles that are granted to somebody.
+pub(super) fn granted_keys(intended: &[Intended]) -> Vec<String> {
+    let mut keys = Vec::new();
+    add_missing(&mut keys, intended.iter().flat_map(|one| one.keys.iter().cloned()));
+    keys
+}
+
 pub(super) async fn dry_grants(
     call: &Call<SuperAdmin>,
     project: &str,
@@ -135,7 +141,8 @@ pub(super) async fn dry_grants(
 /// Grant the account's admins their roles
 ///
 /// An admin whose e-mail address several users of Zitadel have is left out, with the
-/// candidates; name the right one in `user_id_by_email`.
+/// candidates; name the right one in `user_id_by_email`. Where the project is another
+/// organisation's, the one that grants is first let to.
 #[utoipa::path(post, path = "/v1/accounts/{account_id}/zitadel/provision/sync-admin-grants", tag = "accounts",
     params(AtAccount), request_body = AdminGrantSync,
     responses((status = 200, description = "What came of each admin", body = Provisioned<GrantsSynced>), Refusals))]
@@ -162,9 +169,12 @@ pub async fn sync_zitadel_admin_grants(
         if !call.app.provisioner.is_configured() {
             return Err(not_configured().into());
         }
-        let wanted: Vec<_> = intended.iter().map(|one| one.wanted(&project, organization.as_deref())).collect();
-        let items = want_all(tx, &asked, &wanted).await?;
+        let may = may_grant(&mut tx, &project, organization.as_deref(), granted_keys(&intended)).await?;
+        let grants = intended.iter().map(|one| one.wanted(&project, organization.as_deref()));
+        let wanted: Vec<_> = may.into_iter().chain(grants).collect();
+        let mut items = want_all(tx, &asked, &wanted).await?;
         let outcomes = converged(&call, &id, &project, &items).await?;
+        items.retain(|item| item.kind == ItemKind::UserGrant);
         result.made(intended, &items, &outcomes, who.skip_existing);
     }
     let came = serde_json::json!({

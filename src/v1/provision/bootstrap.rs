@@ -1,11 +1,11 @@
 //! All of it at once.
 
 use super::super::answer::taken;
-use super::admins::{Intended, dry_grants};
+use super::admins::{Intended, dry_grants, granted_keys};
 use super::roles::{dry_roles, remote_word, synced_roles, wanted_role};
 use super::*;
 use crate::model::accounts::ADMIN_ROLES;
-use crate::model::provision::{ItemKind, StandardRole};
+use crate::model::provision::StandardRole;
 
 /// The binding that a bootstrap leaves.
 fn draft(stored: &ZitadelConfig, ask: &mut Bootstrap, project: &str) -> ZitadelConfig {
@@ -64,7 +64,8 @@ pub async fn bootstrap_zitadel(
     });
     let made = if ask.dry_run {
         drop(tx);
-        let grant = dry_project_grant(&call, &project, organization.as_deref(), &roles).await;
+        let keys = grantable(&roles, &intended);
+        let grant = dry_project_grant(&call, &project, organization.as_deref(), &keys).await;
         let roles = dry_roles(&call, &project, &zitadel_config, roles).await;
         dry_grants(&call, &project, organization.as_deref(), intended, &mut admin_grants).await;
         (roles, grant)
@@ -103,17 +104,20 @@ struct All<'a> {
 /// Writes down what is wanted, with the binding's change, and makes it so.
 async fn make(
     call: &Call<SuperAdmin>,
-    tx: Tx<Tenant>,
+    mut tx: Tx<Tenant>,
     asked: &Value,
     all: All<'_>,
     admin_grants: &mut GrantsSynced,
 ) -> Result<(RolesSynced, Option<ItemResult>), Halt> {
     let All { project, config, roles, intended, skip_existing } = all;
     let (account, organization) = (tx.account().clone(), config.organization_id.as_deref());
-    let mut wanted: Vec<Wanted> = roles.iter().map(|role| wanted_role(project, config, role)).collect();
-    let keys: Vec<String> = roles.iter().map(|role| role.key.clone()).collect();
-    wanted.extend(organization.filter(|_| !keys.is_empty()).map(|id| Wanted::project_grant(project, id, keys)));
-    wanted.extend(intended.iter().map(|one| one.wanted(project, organization)));
+    let may = may_grant(&mut tx, project, organization, grantable(&roles, &intended)).await?;
+    let wanted: Vec<Wanted> = roles
+        .iter()
+        .map(|role| wanted_role(project, config, role))
+        .chain(may)
+        .chain(intended.iter().map(|one| one.wanted(project, organization)))
+        .collect();
     let items = want_all(tx, asked, &wanted).await?;
     let outcomes = converged(call, &account, project, &items).await?;
     let of = |kind: ItemKind| items.iter().filter(|item| item.kind == kind).cloned().collect::<Vec<_>>();
@@ -134,23 +138,29 @@ async fn write_config(tx: &mut Tx<Tenant>, bound: &Bound, draft: &ZitadelConfig)
     Ok(tx.audit(entry, before.as_ref(), &after).await?)
 }
 
+/// What the account's organisation is to be able to grant.
+fn grantable(roles: &[StandardRole], intended: &[Intended]) -> Vec<String> {
+    let mut keys: Vec<String> = roles.iter().map(|role| role.key.clone()).collect();
+    add_missing(&mut keys, granted_keys(intended));
+    keys
+}
+
 async fn dry_project_grant(
     call: &Call<SuperAdmin>,
     project: &str,
     organization: Option<&str>,
-    roles: &[StandardRole],
+    role_keys: &[String],
 ) -> Option<ItemResult> {
-    let organization = organization.filter(|_| !roles.is_empty())?;
+    let organization = organization.filter(|_| !role_keys.is_empty())?;
     let there = call.app.provisioner.remote().project_grant(project, organization).await;
     let present = match there {
         Ok(None) => Some(true),
         Ok(Some(grant)) => {
             let keys = grant.map(|grant| grant.role_keys).unwrap_or_default();
-            Some(roles.iter().all(|role| keys.contains(&role.key)))
+            Some(role_keys.iter().all(|key| keys.contains(key)))
         }
         Err(_) => None,
     };
-    let keys: Vec<&String> = roles.iter().map(|role| &role.key).collect();
-    let request = serde_json::json!({"project_id": project, "organization_id": organization, "role_keys": keys});
+    let request = serde_json::json!({"project_id": project, "organization_id": organization, "role_keys": role_keys});
     Some(ItemResult::dry(request, remote_word(present)))
 }

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 
 use super::*;
 use crate::clock::Timestamp;
-use crate::model::provision::{ItemKind, ItemState};
+use crate::model::provision::ItemState;
 use crate::zitadel::UserGrant;
 
 /// One thing that is to be so, and whether it is.
@@ -46,6 +46,13 @@ pub struct ItemShown {
     /// What is there now: `as_wanted`, `differs` or `unknown`.
     #[schema(example = "as_wanted")]
     remote: &'static str,
+    /// What Zitadel holds in its place: the role, what the organisation may grant, the user's
+    /// roles; `null` where it cannot be told.
+    held_keys: Option<Vec<String>>,
+    /// Of what is wanted, what is not there.
+    missing_keys: Vec<String>,
+    /// Of what is to be taken back, what is still there.
+    surplus_keys: Vec<String>,
 }
 
 /// Somebody who holds one of the product's roles though no admin of the account.
@@ -65,7 +72,7 @@ pub struct Drift {
     /// `known`, or `unknown` where there are no credentials, or nobody answers.
     #[schema(example = "known")]
     remote: &'static str,
-    /// Whether everything is known to be as wanted.
+    /// Whether everything is known to be as wanted; `false` while nothing is wanted.
     in_sync: bool,
     /// Everything that is to be so.
     items: Vec<ItemShown>,
@@ -109,8 +116,9 @@ pub async fn get_zitadel_drift(
     let suspended = tx.this_account().await?.is_some_and(|a| a.status != crate::model::accounts::AccountStatus::Active);
     drop(tx);
     let mut places = Places::new();
-    for item in &items {
-        let place = (item.project_id.clone(), item.organization_id.clone());
+    let own = bound.config.project_id.clone().map(|project| (project, bound.config.organization_id.clone()));
+    let wanted = items.iter().map(|item| (item.project_id.clone(), item.organization_id.clone()));
+    for place in wanted.chain(own) {
         if let Entry::Vacant(vacant) = places.entry(place) {
             let (project, organization) = vacant.key();
             let held = held(&call.app.provisioner, project, organization.as_deref()).await;
@@ -120,20 +128,33 @@ pub async fn get_zitadel_drift(
     let unexpected = unexpected(&bound.config, &items, &places);
     let known = !places.is_empty() && places.values().all(Option::is_some);
     let items: Vec<ItemShown> = items.into_iter().map(|item| shown(item, &places, suspended)).collect();
-    let in_sync = known && items.iter().all(|item| item.remote == "as_wanted" && item.state == ItemState::Applied);
+    let in_sync = known
+        && !items.is_empty()
+        && items.iter().all(|item| item.remote == "as_wanted" && item.state == ItemState::Applied);
     let remote = if known { "known" } else { "unknown" };
     Ok(Answer::of(&Drift { account_id: id, remote, in_sync, items, unexpected }))
 }
 
 fn shown(item: ProvisionItem, places: &Places, suspended: bool) -> ItemShown {
     let held = places.get(&(item.project_id.clone(), item.organization_id.clone())).and_then(Option::as_ref);
-    let remote = match held.map(|held| as_wanted(&item, held, suspended)) {
-        Some(Some(true)) => "as_wanted",
-        Some(Some(false)) => "differs",
-        Some(None) | None => "unknown",
+    let held_keys = held.and_then(|held| held_keys(&item, held));
+    let (wanted, retired) = wanted_and_retired(&item, suspended);
+    let held = |key: &String| held_keys.as_ref().is_some_and(|held| held.contains(key));
+    let missing_keys: Vec<String> = match &held_keys {
+        Some(_) => wanted.into_iter().filter(|key| !held(key)).collect(),
+        None => Vec::new(),
+    };
+    let surplus_keys: Vec<String> = retired.into_iter().filter(held).collect();
+    let remote = match held_keys {
+        Some(_) if missing_keys.is_empty() && surplus_keys.is_empty() => "as_wanted",
+        Some(_) => "differs",
+        None => "unknown",
     };
     ItemShown {
         remote,
+        held_keys,
+        missing_keys,
+        surplus_keys,
         next_attempt_at: (item.state != ItemState::Applied).then_some(item.next_attempt_at),
         id: item.id,
         kind: item.kind,
@@ -151,24 +172,35 @@ fn shown(item: ProvisionItem, places: &Places, suspended: bool) -> ItemShown {
     }
 }
 
+/// What an item wants to be held, and what not. A suspended account's users are to hold nothing.
+fn wanted_and_retired(item: &ProvisionItem, suspended: bool) -> (Vec<String>, Vec<String>) {
+    let (wanted, mut retired) = match item.kind {
+        ItemKind::Role => (vec![item.target.clone()], Vec::new()),
+        ItemKind::ProjectGrant => (item.role_keys.clone(), Vec::new()),
+        ItemKind::UserGrant if suspended => (Vec::new(), item.role_keys.clone()),
+        ItemKind::UserGrant => (item.role_keys.clone(), Vec::new()),
+    };
+    if item.kind == ItemKind::UserGrant {
+        add_missing(&mut retired, item.retired_keys.iter().cloned());
+    }
+    (wanted, retired)
+}
+
 /// `None` where it cannot be told: whose the address is.
-fn as_wanted(item: &ProvisionItem, held: &Held, suspended: bool) -> Option<bool> {
-    match item.kind {
-        ItemKind::Role => Some(held.roles.contains(&item.target)),
-        ItemKind::ProjectGrant => Some(match &held.project_grant {
-            None => true,
-            Some(keys) => keys.as_ref().is_some_and(|keys| item.role_keys.iter().all(|key| keys.contains(key))),
-        }),
+fn held_keys(item: &ProvisionItem, held: &Held) -> Option<Vec<String>> {
+    Some(match item.kind {
+        ItemKind::Role => held.roles.iter().filter(|key| **key == item.target).cloned().collect(),
+        ItemKind::ProjectGrant => match &held.project_grant {
+            // Its owner may grant every role of a project.
+            None => item.role_keys.clone(),
+            Some(keys) => keys.clone().unwrap_or_default(),
+        },
         ItemKind::UserGrant => {
             let user = item.user_id.as_deref().or((!item.target.contains('@')).then_some(item.target.as_str()))?;
             let grants = held.grants.iter().filter(|grant| grant.user == user && grant.active);
-            let keys: Vec<&String> = grants.flat_map(|grant| &grant.role_keys).collect();
-            let (wanted, mut retired): (&[String], Vec<&String>) =
-                if suspended { (&[], item.role_keys.iter().collect()) } else { (&item.role_keys, Vec::new()) };
-            retired.extend(&item.retired_keys);
-            Some(wanted.iter().all(|key| keys.contains(&key)) && !retired.iter().any(|key| keys.contains(key)))
+            grants.flat_map(|grant| grant.role_keys.clone()).collect()
         }
-    }
+    })
 }
 
 /// Admin roles in the account's own place that nobody here has asked for.

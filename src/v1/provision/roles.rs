@@ -1,7 +1,7 @@
 //! A user's grant, a role, and all of the product's roles.
 
 use super::*;
-use crate::model::provision::{StandardRole, add_missing, standard_roles};
+use crate::model::provision::{StandardRole, standard_roles};
 
 /// 502 with what went wrong in our own words.
 fn bad_gateway(what: &str, result: &ItemResult) -> Problem {

@@ -173,10 +173,11 @@ impl ItemResult {
         let status = match outcome.result() {
             Ok(Did::Created) => "created",
             Ok(Did::Updated | Did::Removed) => "updated",
-            Ok(Did::Nothing) if skip_existing => "exists",
             Ok(Did::Nothing) => {
                 let message = Some("it is there already".to_owned());
-                return Self { message, reason: Some("already_exists"), ..Self::plain("failed") };
+                let told = if skip_existing { Self::plain("exists") } else { Self::plain("failed") };
+                let user_grant_id = outcome.grant_id().map(str::to_owned);
+                return Self { message, reason: (!skip_existing).then_some("already_exists"), user_grant_id, ..told };
             }
             Err(why) => {
                 let status = if outcome.item_state() == ItemState::Pending { "pending" } else { "failed" };

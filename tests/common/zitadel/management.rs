@@ -179,7 +179,11 @@ fn role_list(world: &World, project: &str) -> Result<Vec<(String, String, String
 
 fn project_grant_list(world: &World) -> Vec<ProjectGrant> {
     let now = Instant::now();
-    world.project_grants.iter().filter(|grant| grant.shown_from <= now).cloned().collect()
+    let shown = |grant: &ProjectGrant| match grant.shown_from <= now {
+        true => Some(grant.clone()),
+        false => Some(ProjectGrant { roles: grant.before.clone()?, ..grant.clone() }),
+    };
+    world.project_grants.iter().filter_map(shown).collect()
 }
 
 fn authorizations(world: &mut World, method: &str, body: &Value) -> Result<Value, Refusal> {

@@ -41,6 +41,8 @@ pub(crate) struct ProjectGrant {
     pub(crate) project: String,
     pub(crate) org: String,
     pub(crate) roles: Vec<String>,
+    /// What lists show until the last write is projected; nothing, while it is new.
+    pub(super) before: Option<Vec<String>>,
     pub(super) shown_from: Instant,
 }
 
@@ -269,20 +271,22 @@ impl World {
         }
         let (id, shown_from) = (self.id(), self.shown_from());
         let (project, org) = (project.to_owned(), org.to_owned());
-        self.project_grants.push(ProjectGrant { id: id.clone(), project, org, roles, shown_from });
+        self.project_grants.push(ProjectGrant { id: id.clone(), project, org, roles, before: None, shown_from });
         self.writes += 1;
         Ok(id)
     }
 
     /// Removing a role removes it from the grants that rest on it.
     pub(super) fn set_project_grant(&mut self, project: &str, org: &str, roles: Vec<String>) -> Result<bool, Refusal> {
+        let shown_from = self.shown_from();
         let Some(grant) = self.project_grants.iter_mut().find(|g| g.project == project && g.org == org) else {
             return refuse(Code::NotFound, "PROJECT-4m9ds", "Project grant not found");
         };
         if grant.roles == roles {
             return Ok(false);
         }
-        grant.roles.clone_from(&roles);
+        grant.before = Some(std::mem::replace(&mut grant.roles, roles.clone()));
+        grant.shown_from = shown_from;
         self.writes += 1;
         for grant in self.grants.iter_mut().filter(|g| g.project == project && g.org == org) {
             grant.roles.retain(|role| roles.contains(role));
