@@ -1,5 +1,6 @@
 //! Connections and their grants.
 
+use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::policies::{json, read};
 use super::secrets::sealed;
@@ -193,6 +194,7 @@ impl Tx<Tenant> {
             &account,
             id
         )?;
+        self.changed(ChangeKind::Connections);
         Ok(gone > 0)
     }
 
@@ -221,6 +223,28 @@ impl Tx<Tenant> {
         .fetch_all(c)
         .await)?;
         Ok(slice.page(rows, |grant| (grant.created_at, grant.id.as_str())))
+    }
+
+    /// Grants of a connection to some of `scopes`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn connection_grants_for(
+        &mut self,
+        connection: &Id<Connection>,
+        scopes: &[Scope],
+    ) -> Result<Vec<ConnectionGrant>> {
+        let account = self.account.clone();
+        on!(self, |c| {
+            let mut q =
+                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotConnectionGrantTable" WHERE account_id = "#);
+            q.push_bind(&account).push(" AND connection_id = ").push_bind(connection).push(" AND (1 = 0");
+            for scope in scopes {
+                q.push(" OR (scope_type = ").push_bind(scope.scope_type);
+                q.push(" AND scope_id = ").push_bind(&scope.scope_id).push(")");
+            }
+            q.push(")").build_query_as().fetch_all(c).await
+        })
     }
 
     /// One grant of a connection.
@@ -272,6 +296,7 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn upsert_connection_grant(&mut self, grant: &ConnectionGrant) -> Result<ConnectionGrant> {
         let (account, now) = (self.account.clone(), self.now);
+        self.changed(ChangeKind::Connections);
         on!(self, |c| {
             sqlx::query_as(
             r#"INSERT INTO "Alchemi_CopilotConnectionGrantTable" (account_id, id, connection_id, scope_type, scope_id,
@@ -305,6 +330,7 @@ impl Tx<Tenant> {
             &account,
             id
         )?;
+        self.changed(ChangeKind::Connections);
         Ok(gone > 0)
     }
 }
