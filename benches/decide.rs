@@ -54,7 +54,9 @@ fn rules(grants_on_each_scope: usize) -> Rules {
         domain: Domain::Copilot,
         placement,
         factor: Factor::ONE,
+        features: Vec::new(),
         agent: None,
+        connection: None,
         guardrails: Guardrails::default(),
         allocation_required: false,
     }

@@ -98,7 +98,9 @@ async fn prepare(url: String) -> (Store, Rules) {
         domain: Domain::Copilot,
         placement,
         factor: Factor::ONE,
+        features: Vec::new(),
         agent: None,
+        connection: None,
         guardrails: Guardrails::default(),
         allocation_required: false,
     };

@@ -30,7 +30,7 @@ pub async fn application(config: &Config) -> Result<Router, Box<dyn Error + Send
     migrate::apply(&store).await?;
     let identity = Identity::new(&config.identity, clock)?;
     let master_key = config.master_key.clone().map(MasterKey::new).transpose()?;
-    let rules = RuleBook::new(store.clone(), &config.allocation, config.policy.default_model_access);
+    let rules = RuleBook::new(store.clone(), &config.allocation, config.rule_terms());
     let authenticate = AuthenticateLayer::new(Authenticator::new(identity, master_key, rules));
     Ok(Router::new()
         .route("/hello", get(hello))

@@ -1,115 +1,168 @@
-//! The layer and the policy over plain `http` types, without axum: any tower service, whatever speaks HTTP around it.
-//! It brings an issuer and a database of its own, so `cargo run --example tower_stack` shows it at work.
+//! A gateway of one's own, without axum and without a proxy: the whole pipeline as a tower layer over a service in the
+//! same process. Who calls is known, the model must be granted, a budget is held and drawn, and every answer is in the
+//! ledger. It brings an issuer and a database of its own, so `cargo run --example tower_stack` shows it at work.
 #![expect(clippy::print_stdout, reason = "it shows what came of each request")]
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alchemi::allocation::AllocationConfig;
-use alchemi::allocation::rules::{RuleBook, Subject};
-use alchemi::clock::{Clock as _, SharedClock, SystemClock};
-use alchemi::context::{Context, Domain};
+use alchemi::allocation::rules::{RuleBook, RuleTerms};
+use alchemi::allocation::{AllocationConfig, Allocations};
+use alchemi::clock::{SharedClock, SystemClock};
+use alchemi::context::Domain;
+use alchemi::credits::{Credits, Factor};
 use alchemi::dev::{DevIssuer, DevUser, Org};
-use alchemi::id::RandomIds;
-use alchemi::identity::{IdentityConfig, IssuerConfig, MasterKey, master_key_context};
+use alchemi::id::{Id, RandomIds};
+use alchemi::identity::{IdentityConfig, IssuerConfig, master_key_context};
+use alchemi::metering::settler::Settler;
 use alchemi::model::accounts::Account;
-use alchemi::model::models::AccessMode;
-use alchemi::model::usage::RouteKind;
-use alchemi::policy::{Ask, AskSize, Companions, decide};
+use alchemi::model::budgets::AccountAllocation;
+use alchemi::model::models::{AccessMode, ModelGrant};
+use alchemi::model::scope::ScopeType;
+use alchemi::proxy::GatewayParts;
+use alchemi::proxy::catalogue::Catalogue;
+use alchemi::proxy::forward::Outgoing;
 use alchemi::store::{DatabaseConfig, migrate};
-use alchemi::{AuthenticateLayer, Authenticator, CallerContext, Identity, Problem, Store};
-use http::{Request, Response};
-use tower::{ServiceBuilder, ServiceExt};
+use alchemi::{Authenticator, GovernLayer, Identity, Store};
+use axum::body::{Body, to_bytes};
+use http::{Request, Response, header};
+use serde_json::{Value, json};
+use tower::{ServiceBuilder, ServiceExt as _};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Asks the policy whether the caller may have an answer of `model`: the verdict of the proxy, without the proxy.
-async fn may_use(caller: &Context, book: &RuleBook, model: &str) -> Result<(), Problem> {
-    let account = caller.member()?.account().clone();
-    let subject = Subject { account, domain: Domain::Copilot, actor: caller.actor().clone(), team: None, agent: None };
-    let rules = book.rules(&subject).await?;
-    let ask = Ask {
-        kind: RouteKind::Chat,
-        model: Some(model.to_owned()),
-        fallbacks: Vec::new(),
-        stream: false,
-        size: AskSize::default(),
-    };
-    decide(caller, &ask, Companions::default(), &rules, SystemClock.now()).map(drop).map_err(Problem::from)
+/// The service at the bottom of the stack: a model that repeats what it is asked. Only requests that were let through
+/// get here, and `usage` is what they are charged for.
+async fn parrot(request: Request<Outgoing>) -> Result<Response<Body>, Failure> {
+    let asked: Value = serde_json::from_slice(&to_bytes(Body::new(request.into_body()), 1 << 20).await?)?;
+    let answer = json!({
+        "object": "chat.completion",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": asked["messages"][0]["content"]}}],
+        "usage": {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8},
+    });
+    Ok(Response::builder().header(header::CONTENT_TYPE, "application/json").body(Body::from(answer.to_string()))?)
 }
 
-/// The service at the bottom of the stack: answers with the caller's name, if they may use the model in the path.
-async fn answer(request: Request<Vec<u8>>, book: RuleBook) -> Result<Response<Vec<u8>>, Failure> {
-    let Some(caller) = CallerContext::current() else {
-        return Ok(Problem::unauthenticated("token_missing", "Send a token").into_http(None));
-    };
-    let model = request.uri().path().trim_start_matches('/');
-    Ok(match may_use(&caller, &book, model).await {
-        Ok(()) => Response::new(format!("{model} for {}", caller.actor().subject).into_bytes()),
-        Err(refusal) => refusal.into_http(None),
-    })
-}
-
-/// Status and body of a request by somebody of an account without a grant, and of an anonymous one, where models
-/// without a grant are allowed or denied.
-///
-/// # Errors
-/// When the example cannot set up what it needs.
-pub async fn show(ungranted: AccessMode) -> Result<[(u16, String); 2], Failure> {
-    let (clock, folder): (SharedClock, _) = (Arc::new(SystemClock), tempfile::tempdir()?);
-    let url = format!("sqlite:{}", folder.path().join("alchemi.db").display());
-    let database = DatabaseConfig { url, ..DatabaseConfig::default() };
-    let store = Store::open(&database, Arc::clone(&clock), Arc::new(RandomIds)).await?;
-    migrate::apply(&store).await?;
-    let issuer = DevIssuer::start(([127, 0, 0, 1], 0).into(), Arc::clone(&clock), Arc::new(RandomIds)).await?;
-
-    // An account, and one of its people with a token.
+/// An account with credits for a month and a grant of the model `parrot`.
+async fn account(store: &Store, credits: Credits) -> Result<Id<Account>, Failure> {
     let operator = master_key_context(None).super_admin()?;
     let mut tx = store.begin(&operator).await?;
     let account = Account::new(tx.new_id(), "Acme".to_owned(), None, tx.now());
     tx.insert_account(&account).await?;
     tx.commit().await?;
-    let home = Org { id: "7001".to_owned(), name: "Acme".to_owned(), domain: "acme.localhost".to_owned() };
-    let claims = [("alchemi:account_id".to_owned(), account.account_id.as_str().into())];
+    let id = account.account_id;
+    let mut tx = store.begin(&operator.over(id.clone())).await?;
+    let now = tx.now();
+    let allocation = AccountAllocation {
+        account_id: id.clone(),
+        monthly_credits: credits,
+        overflow_limit: Credits::ZERO,
+        credit_factor: Factor::ONE,
+        effective_from: now,
+        updated_by: None,
+        created_at: now,
+        updated_at: now,
+        version: 1,
+    };
+    tx.put_account_allocation(&allocation).await?;
+    let grant = ModelGrant {
+        id: tx.new_id(),
+        account_id: id.clone(),
+        domain: Domain::Copilot,
+        model_name: "parrot".to_owned(),
+        scope_type: ScopeType::Account,
+        scope_id: id.to_string(),
+        access_mode: AccessMode::Allow,
+        created_by: None,
+        created_at: now,
+        updated_at: now,
+        version: 1,
+    };
+    tx.upsert_model_grant(&grant).await?;
+    tx.commit().await?;
+    Ok(id)
+}
+
+/// An issuer that knows Ada, who is of the account; and her token.
+async fn ada(clock: &SharedClock, account: &Id<Account>) -> Result<(DevIssuer, String), Failure> {
+    let issuer = DevIssuer::start(([127, 0, 0, 1], 0).into(), Arc::clone(clock), Arc::new(RandomIds)).await?;
+    let claims = [("alchemi:account_id".to_owned(), account.as_str().into())];
     issuer.add_user(DevUser {
         subject: "ada".to_owned(),
         email: None,
         name: "Ada".to_owned(),
-        organization: home,
+        organization: Org { id: "7001".to_owned(), name: "Acme".to_owned(), domain: "acme.localhost".to_owned() },
         roles: Vec::new(),
         claims: claims.into_iter().collect(),
     });
     let token = issuer.mint("ada", Duration::from_secs(600))?;
+    Ok((issuer, token))
+}
 
+/// Status and body of what Ada is answered: twice by the parrot, which takes her credits; then by the budget; and by
+/// the policy for a model that nobody granted. With what the account has spent in the end.
+///
+/// # Errors
+/// When the example cannot set up what it needs.
+pub async fn show() -> Result<(Vec<(u16, Value)>, Credits), Failure> {
+    let (clock, folder): (SharedClock, _) = (Arc::new(SystemClock), tempfile::tempdir()?);
+    let url = format!("sqlite:{}", folder.path().join("alchemi.db").display());
+    let database = DatabaseConfig { url, ..DatabaseConfig::default() };
+    let store = Store::open(&database, Arc::clone(&clock), Arc::new(RandomIds)).await?;
+    migrate::apply(&store).await?;
+    let account = account(&store, "0.03".parse()?).await?;
+    let (issuer, token) = ada(&clock, &account).await?;
+
+    // Whose tokens are believed, and what holds for their subjects.
     let config = IdentityConfig {
         issuers: vec![IssuerConfig::at(issuer.url())],
         project_id: Some(issuer.project_id().to_owned()),
         ..IdentityConfig::default()
     };
-    let identity = Identity::new(&config, clock)?;
-    let book = RuleBook::new(store, &AllocationConfig::default(), ungranted);
-    let master_key = MasterKey::new("a key for operators, of 32 or more".into())?;
-    let layer = AuthenticateLayer::new(Authenticator::new(identity, Some(master_key), book.clone()));
-    let stack =
-        ServiceBuilder::new().layer(layer).service_fn(move |request: Request<Vec<u8>>| answer(request, book.clone()));
-
-    let known = Request::get("/gpt-4o").header("authorization", format!("Bearer {token}")).body(Vec::new())?;
-    let known = stack.clone().oneshot(known).await?;
-    let anonymous = stack.oneshot(Request::get("/gpt-4o").body(Vec::new())?).await?;
-    let read = |answer: Response<Vec<u8>>| {
-        let status = answer.status().as_u16();
-        Ok::<_, Failure>((status, String::from_utf8(answer.into_body())?))
+    let settings = AllocationConfig::default();
+    let identity = Identity::new(&config, Arc::clone(&clock))?;
+    let rules = RuleBook::new(store.clone(), &settings, RuleTerms::default());
+    let authenticator = Authenticator::new(identity, None, rules);
+    // What holds credits before a request, and what writes the ledger behind it.
+    let (settler, outbox) = Settler::new(store.clone());
+    let settling = tokio::spawn(settler.run());
+    let allocations = Allocations::new(store.clone(), Arc::clone(&clock), &settings, outbox);
+    let price = r#"{"input_cost_per_token": "0.001", "output_cost_per_token": "0.002"}"#;
+    let prices = BTreeMap::from([("parrot".to_owned(), serde_json::from_str(price)?)]);
+    let parts = GatewayParts {
+        catalogue: Arc::new(Catalogue::of(prices)),
+        ..GatewayParts::new(authenticator, allocations, clock)
     };
-    Ok([read(known)?, read(anonymous)?])
+    let stack = ServiceBuilder::new().layer(GovernLayer::new(parts)).service_fn(parrot);
+
+    let mut answers = Vec::new();
+    for model in ["parrot", "parrot", "parrot", "raven"] {
+        let asked = json!({"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Pretty Polly"}]});
+        let request = Request::post("/v1/chat/completions")
+            .header(header::HOST, "gateway.example")
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(asked.to_string()))?;
+        let answer = stack.clone().oneshot(request).await?;
+        let status = answer.status().as_u16();
+        answers.push((status, serde_json::from_slice(&to_bytes(answer.into_body(), 1 << 20).await?)?));
+    }
+    // With the last part of the gateway gone, the settler has nothing more to come.
+    drop(stack);
+    settling.await?;
+    let operator = master_key_context(None).super_admin()?;
+    let spent = store.read(&operator.over(account)).await?.booked().await?.credits;
+    Ok((answers, spent))
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    for ungranted in [AccessMode::Allow, AccessMode::Deny] {
-        for (status, body) in show(ungranted).await? {
-            println!("{status} {body}");
-        }
+    let (answers, spent) = show().await?;
+    for (status, body) in answers {
+        println!("{status} {body}");
     }
+    println!("the account has spent {spent} credits");
     Ok(())
 }

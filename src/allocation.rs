@@ -258,6 +258,8 @@ pub struct Bill {
     pub upstream_call_id: Option<String>,
     /// The upstream's status; 0 when it never answered.
     pub status: u16,
+    /// The guardrail that found something in the answer.
+    pub guardrail: Option<String>,
 }
 
 impl Allocations {

@@ -14,14 +14,16 @@ use figment::providers::{Format, Toml};
 use serde::Deserialize;
 use url::Url;
 
+use crate::allocation::rules::RuleTerms;
 use crate::allocation::{AllocationConfig, Enforcement};
 use crate::context::Domain;
 use crate::identity::{IdentityConfig, MasterKey};
 use crate::journal::JournalConfig;
 use crate::model::models::AccessMode;
 use crate::outbound::OutboundRules;
+use crate::policy::features::RequiredFeatures;
 use crate::proxy::ask::AskRules;
-use crate::proxy::config::{GatewayConfig, LimitsConfig, MeteringConfig};
+use crate::proxy::config::{GatewayConfig, GuardrailsConfig, LimitsConfig, MeteringConfig};
 use crate::proxy::forward::UpstreamConfig;
 use crate::proxy::headers::Leaks;
 use crate::proxy::ingress::TrustedProxies;
@@ -90,12 +92,18 @@ pub struct Config {
     pub metering: MeteringConfig,
     /// What holds where no grant says anything.
     pub policy: PolicyConfig,
+    /// Features that requests require.
+    pub features: FeaturesConfig,
+    /// What becomes of what guardrails find in answers.
+    pub guardrails: GuardrailsConfig,
     /// How bodies are read.
     pub ask: AskRules,
     /// Limits on requests.
     pub limits: LimitsConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// Where traces and metrics are sent.
+    pub telemetry: TelemetryConfig,
     /// TLS of our listener.
     #[serde(default)]
     pub tls: Option<TlsConfig>,
@@ -141,6 +149,14 @@ impl Default for PolicyConfig {
     }
 }
 
+/// Features that requests require.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FeaturesConfig {
+    /// The code of the feature that a subject must have, by the kind of request.
+    pub required: RequiredFeatures,
+}
+
 /// Who gets into the directory.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -169,6 +185,55 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// A filter as `RUST_LOG` takes it, such as `info,alchemi=debug`.
     pub filter: String,
+}
+
+/// Where traces and metrics are sent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// A collector that takes OTLP over HTTP; without one, nothing is sent.
+    #[serde(deserialize_with = "collector")]
+    pub otlp_endpoint: Option<Url>,
+    /// Headers of what is sent.
+    pub otlp_headers: OtlpHeaders,
+    /// How often metrics are sent, in seconds.
+    pub metrics_seconds: u64,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, otlp_headers: OtlpHeaders::default(), metrics_seconds: 60 }
+    }
+}
+
+/// Headers, as `OTEL_EXPORTER_OTLP_HEADERS` has them: `name=value`, separated by commas,
+/// values percent-encoded. Their `Debug` shows no value.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct OtlpHeaders(pub Vec<(String, String)>);
+
+impl TryFrom<String> for OtlpHeaders {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let wrong = "expected name=value, separated by commas, with percent-encoded values";
+        let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+        let header = |pair: &str| {
+            let (name, value) = pair.split_once('=').ok_or(wrong)?;
+            let value = percent_encoding::percent_decode_str(value.trim()).decode_utf8().map_err(|_| wrong)?;
+            let (name, value) = (name.trim(), value.into_owned());
+            let fits =
+                http::HeaderName::from_bytes(name.as_bytes()).is_ok() && http::HeaderValue::from_str(&value).is_ok();
+            if fits { Ok((name.to_owned(), value)) } else { Err(wrong) }
+        };
+        pairs.map(header).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl std::fmt::Debug for OtlpHeaders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// PEM files of our listener's certificate and key.
@@ -259,6 +324,13 @@ impl Config {
                  https://console.example.com"
             ));
         }
+        if let Some((kind, _)) = self.features.required.iter().find(|(_, code)| code.trim().is_empty()) {
+            let kind = kind.as_str();
+            return wrong(format!(
+                "features.required.{kind} is empty: name the feature that requests of this kind require, or leave the \
+                 key out"
+            ));
+        }
         self.trusted()?;
         if self.journal.max_bytes < SMALLEST_JOURNAL {
             return wrong(format!(
@@ -312,6 +384,15 @@ impl Config {
             .map_err(|error| ConfigError(format!("trusted_proxies (ALCHEMI_TRUSTED_PROXIES): {error}")))
     }
 
+    /// What is added to every subject's rules.
+    pub fn rule_terms(&self) -> RuleTerms {
+        RuleTerms {
+            default_access: self.policy.default_model_access,
+            allocation_required: self.allocation.require,
+            required_features: self.features.required.clone(),
+        }
+    }
+
     /// The part that the gateway is made with.
     pub fn gateway(&self) -> GatewayConfig {
         GatewayConfig {
@@ -319,6 +400,7 @@ impl Config {
             domain_default: self.domain_default,
             ask: self.ask.clone(),
             metering: self.metering.clone(),
+            guardrails: self.guardrails,
             max_body: self.limits.body_bytes,
             body_timeout: Duration::from_secs(self.limits.body_seconds),
             idle_timeout: self.upstream.idle_timeout,
@@ -368,6 +450,15 @@ fn optional_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result
     address(deserializer).map(Some)
 }
 
+fn collector<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let wrong = || serde::de::Error::custom("expected the URL of a collector, such as http://127.0.0.1:4318");
+    url.map(Some).ok_or_else(wrong)
+}
+
 /// `on`, `off`, or a boolean.
 fn switch<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     #[derive(Deserialize)]
@@ -385,6 +476,9 @@ fn switch<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::
         },
     }
 }
+
+#[cfg(test)]
+mod reference;
 
 #[cfg(test)]
 mod tests {
@@ -410,9 +504,12 @@ mod tests {
         assert_eq!(format!("{:?}", config.directory), format!("{:?}", DirectoryConfig::default()));
         assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
         assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));
+        assert_eq!(format!("{:?}", config.features), format!("{:?}", FeaturesConfig::default()));
+        assert_eq!(format!("{:?}", config.guardrails), format!("{:?}", GuardrailsConfig::default()));
         assert_eq!(format!("{:?}", config.ask), format!("{:?}", AskRules::default()));
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", LimitsConfig::default()));
         assert_eq!(format!("{:?}", config.log), format!("{:?}", LogConfig::default()));
+        assert_eq!(format!("{:?}", config.telemetry), format!("{:?}", TelemetryConfig::default()));
         let database = DatabaseConfig { url: "sqlite:./data/alchemi.db".to_owned(), ..DatabaseConfig::default() };
         assert_eq!(format!("{:?}", config.database), format!("{database:?}"));
     }

@@ -21,8 +21,9 @@
 //!    [`Guardrail`]s of the embedder, look at the body.
 //! 7. [`Allocations`](allocation::Allocations) hold the estimate on every capped
 //!    scope: a [`Reservation`](allocation::Reservation).
-//! 8. [`Gateway`] forwards, and a [`Meter`](metering::meter::Meter) reads usage while
-//!    the answer passes and settles the reservation exactly once.
+//! 8. [`Gateway`] forwards, to upstreams or to [a service of one's own](GovernLayer),
+//!    and a [`Meter`](metering::meter::Meter) reads usage while the answer passes and
+//!    settles the reservation exactly once.
 //!
 //! # The map
 //!
@@ -67,6 +68,7 @@ pub use layer::{AuthenticateLayer, Authenticator, CallerContext};
 pub use plugin::Guardrail;
 pub use problem::Problem;
 pub use proxy::Gateway;
+pub use proxy::service::GovernLayer;
 pub use store::Store;
 
 pub mod clock;

@@ -12,20 +12,23 @@ use crate::context::{Context, Domain};
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
+use crate::model::agents::Agent;
+use crate::model::connections::Connection;
 use crate::model::directory::Placement;
 use crate::model::scope::Scope;
 use crate::model::usage::RouteKind;
 use crate::problem::Problem;
 
-pub mod agents;
 pub mod budget;
+pub mod companions;
 pub mod features;
 pub mod guardrails;
 pub mod models;
 pub mod trace;
 
-use agents::AgentRule;
 use budget::{BudgetRules, Chain, Link};
+use companions::{CompanionRule, may_use};
+use features::KindFeature;
 use guardrails::Guardrails;
 use models::{ModelRules, ModelVerdict, Reason};
 use trace::{Rule, Step, Witness};
@@ -71,8 +74,12 @@ pub struct Rules {
     pub placement: Placement,
     /// Who may use which model.
     pub models: ModelRules,
+    /// Features that kinds of requests require, and whether the subject has them.
+    pub features: Vec<KindFeature>,
     /// What holds for the agent that the rules were asked for with.
-    pub agent: Option<AgentRule>,
+    pub agent: Option<CompanionRule<Agent>>,
+    /// What holds for the connection that the rules were asked for with.
+    pub connection: Option<CompanionRule<Connection>>,
     /// What prompts are screened by: the agent's and the subject's presets together.
     pub guardrails: Guardrails,
     /// Which caps hold.
@@ -122,6 +129,13 @@ pub enum Denial {
     UserSuspended,
     /// The token does not allow the domain.
     DomainDenied(Domain),
+    /// The subject does not have the feature that the kind of request requires.
+    FeatureDisabled {
+        /// The feature's code.
+        feature: String,
+        /// The account's name.
+        account: String,
+    },
     /// No grant, or one that denies.
     ModelDenied {
         /// The model.
@@ -133,7 +147,7 @@ pub enum Denial {
     },
     /// The agent is unknown or not granted.
     AgentDenied,
-    /// A request through a connection, which is not possible yet.
+    /// The connection is unknown or not granted.
     ConnectionDenied,
     /// The model has no price, and one is required.
     ModelUnpriced {
@@ -164,6 +178,7 @@ impl Denial {
             Self::AccountSuspended => "account_suspended",
             Self::UserSuspended => "user_suspended",
             Self::DomainDenied(_) => "domain_denied",
+            Self::FeatureDisabled { .. } => "feature_disabled",
             Self::ModelDenied { .. } => "model_denied",
             Self::AgentDenied => "agent_denied",
             Self::ConnectionDenied => "connection_denied",
@@ -202,7 +217,7 @@ pub struct Companions<'a> {
 }
 
 /// Decides, in this order, the first failure answering: account active, domain
-/// allowed, model access, agent, connection, allocation. Guardrails have their own
+/// allowed, feature of the kind, model access, agent, connection, allocation. Guardrails have their own
 /// stage behind this one, because they need the body's text.
 ///
 /// # Errors
@@ -273,16 +288,20 @@ fn judge(
             Step::of(Rule::Domain, passed, format!("the token {may} domain {domain}"))
         },
     )?;
+    if let Some(required) = rules.features.iter().find(|feature| feature.kind == ask.kind) {
+        let denied = || Denial::FeatureDisabled { feature: required.code.clone(), account: rules.account_name.clone() };
+        hold(seen, required.enabled, denied, |_| feature_step(required))?;
+    }
     for model in ask.model.iter().chain(&ask.fallbacks) {
         let verdict = rules.models.resolve(model);
         let denied =
             || Denial::ModelDenied { model: model.clone(), account: rules.account_name.clone(), allowed: Vec::new() };
         hold(seen, verdict.allowed, denied, |_| model_step(model, &verdict))?;
     }
-    let agent = rules.agent.as_ref();
-    hold_companion(seen, Rule::Agent, with.agent, agents::may_use(with.agent, agent), Denial::AgentDenied)?;
-    // No request can be made through a connection yet.
-    hold_companion(seen, Rule::Connection, with.connection, false, Denial::ConnectionDenied)?;
+    let agent = may_use(with.agent, rules.agent.as_ref());
+    hold_companion(seen, Rule::Agent, with.agent, agent, Denial::AgentDenied)?;
+    let connection = may_use(with.connection, rules.connection.as_ref());
+    hold_companion(seen, Rule::Connection, with.connection, connection, Denial::ConnectionDenied)?;
     if ask.kind.is_metered() {
         let has_one = rules.budget.account.is_some();
         hold(
@@ -333,6 +352,20 @@ fn hold_companion(
     )
 }
 
+fn feature_step(required: &KindFeature) -> Step {
+    let KindFeature { kind, code, enabled, resolved_from } = required;
+    let is = if *enabled { "on" } else { "off" };
+    let by = match resolved_from {
+        Some(scope) => format!("by an entitlement of {scope}"),
+        None => "because no entitlement of the account's pack says otherwise".to_owned(),
+    };
+    Step {
+        about: Some(code.clone()),
+        scope: resolved_from.clone(),
+        ..Step::of(Rule::Feature, *enabled, format!("{} requires feature {code}, which is {is} {by}", kind.as_str()))
+    }
+}
+
 fn model_step(model: &str, verdict: &ModelVerdict<'_>) -> Step {
     let answer = if verdict.allowed { "allowed" } else { "denied" };
     let by = match (verdict.reason, verdict.resolved_from) {
@@ -373,6 +406,11 @@ impl From<Denial> for Problem {
                 code,
                 format!("Domain access denied: {domain}. Send x-alchemi-domain with a domain that your token allows"),
             ),
+            Denial::FeatureDisabled { feature, account } => Self::forbidden(
+                code,
+                format!("Ask an admin of account {account} to switch the feature `{feature}` on for you"),
+            )
+            .with("feature", feature),
             Denial::ModelDenied { model, account, allowed } => {
                 let mut detail = format!("Ask an admin of account {account} to grant you the model `{model}`");
                 if !allowed.is_empty() {
@@ -385,7 +423,7 @@ impl From<Denial> for Problem {
             }
             Denial::ConnectionDenied => Self::forbidden(
                 code,
-                "Requests cannot be made through a connection yet: leave x-alchemi-connection-id out",
+                "The connection of x-alchemi-connection-id does not exist here or is not granted to you",
             ),
             Denial::ModelUnpriced { model } => Self::forbidden(
                 code,

@@ -5,7 +5,7 @@
 //! context, the context and the ask a permit, the permit a reservation, and the
 //! reservation is the meter's to settle.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -13,12 +13,11 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, header};
 use http_body_util::{BodyExt, Limited};
-use tracing::field::Empty;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use crate::allocation::rules::{Epoch, RuleBook, Subject, account_unknown};
 use crate::allocation::{Admission, Allocations};
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, Timestamp};
 use crate::context::{Context, Domain};
 use crate::id::Id;
 use crate::identity::Verified;
@@ -33,8 +32,10 @@ use crate::problem::Problem;
 
 pub mod ask;
 pub mod balance;
+pub mod behind;
 pub mod catalogue;
 pub mod config;
+mod exchange;
 pub mod forward;
 pub mod headers;
 pub mod ingress;
@@ -45,40 +46,60 @@ mod passthrough;
 pub mod refusal;
 pub mod routes;
 mod screening;
+pub mod service;
 pub mod signed;
 pub mod wire;
 
 use ask::ParsedAsk;
-use balance::Balancer;
+use behind::Behind;
 use catalogue::Catalogue;
 use config::GatewayConfig;
+pub use exchange::Exchange;
 use forward::{Deadlined, ForwardError, Outgoing};
 use headers::{CallerFacts, CallerHeaders, ContextHeaders, Decision};
-use ingress::{Arrival, RequestId};
+use ingress::RequestId;
 use metered::MeteredBody;
 use metrics::GatewayMetrics;
 use refusal::refuse;
 use routes::Governed;
+use screening::answer::Screening;
 
 /// What the gateway is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct GatewayParts {
     /// Judges credentials.
     pub authenticator: Authenticator,
     /// Makes reservations.
     pub allocations: Allocations,
-    /// Reaches the upstreams.
-    pub balancer: Arc<Balancer>,
+    /// Where permitted requests go.
+    pub behind: Behind,
     /// Knows prices.
     pub catalogue: Arc<Catalogue>,
     /// Run in this order, after the presets that accounts assign and before the reservation.
-    pub guardrails: Vec<Box<dyn Guardrail>>,
+    pub guardrails: Vec<Arc<dyn Guardrail>>,
     /// Counts.
     pub metrics: GatewayMetrics,
     /// Settings.
     pub config: GatewayConfig,
     /// The time.
     pub clock: SharedClock,
+}
+
+impl GatewayParts {
+    /// Parts with the settings of [`GatewayConfig::default`], no prices but those of
+    /// answers, no guardrails but those that accounts assign, and nothing behind them yet.
+    pub fn new(authenticator: Authenticator, allocations: Allocations, clock: SharedClock) -> Self {
+        Self {
+            authenticator,
+            allocations,
+            behind: Behind::Nothing,
+            catalogue: Arc::default(),
+            guardrails: Vec::new(),
+            metrics: GatewayMetrics::default(),
+            config: GatewayConfig::default(),
+            clock,
+        }
+    }
 }
 
 /// The governed data plane; cheap to clone.
@@ -91,34 +112,6 @@ struct Shared {
     callers: moka::sync::Cache<CallerKey, Arc<Caller>, foldhash::fast::RandomState>,
 }
 
-/// A request that was let in, with what is known before its headers are read.
-#[derive(Debug)]
-pub struct Exchange {
-    /// Our id of it.
-    pub id: RequestId,
-    /// Where it came from.
-    pub arrival: Arrival,
-    /// When its head was complete.
-    pub received: Instant,
-    /// Whose request it is, once that is known.
-    account: OnceLock<Id<Account>>,
-    span: Span,
-}
-
-impl Exchange {
-    /// A request that was let in; its span is on at the level `debug`.
-    pub fn new(id: RequestId, arrival: Arrival, received: Instant) -> Self {
-        let span = tracing::debug_span!("request", request_id = id.as_str(), kind = Empty, account = Empty);
-        Self { id, arrival, received, account: OnceLock::new(), span }
-    }
-
-    fn belongs_to(&self, account: &Id<Account>) {
-        if self.account.set(account.clone()).is_ok() {
-            self.span.record("account", account.as_str());
-        }
-    }
-}
-
 /// Which caller: a verified token (by its place in memory, which the entry keeps
 /// alive) and what the request's headers ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -127,6 +120,7 @@ struct CallerKey {
     account: Option<Box<str>>,
     team: Option<Box<str>>,
     agent: Option<Box<str>>,
+    connection: Option<Box<str>>,
     domain: Option<Domain>,
 }
 
@@ -169,6 +163,11 @@ impl Gateway {
         Self(Arc::new(Shared { parts, callers }))
     }
 
+    /// The time.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.0.parts.clock.now()
+    }
+
     /// Answers a governed request: the whole pipeline, or a refusal in the shape of
     /// the client's SDK.
     pub async fn govern<B>(&self, request: Request<B>, exchange: &Exchange, route: Governed<'_>) -> Response<Body>
@@ -177,10 +176,15 @@ impl Gateway {
         B::Error: Into<forward::BoxError>,
     {
         let kind = route.kind;
-        exchange.span.record("kind", kind.as_str());
-        match self.pipeline(request, exchange, &route).instrument(exchange.span.clone()).await {
-            Ok(response) => response,
-            Err(problem) => self.refused(problem, Some(kind), &exchange.id, exchange.account.get()),
+        match self.pipeline(request, exchange, &route).instrument(exchange.span().clone()).await {
+            Ok(response) => {
+                exchange.answered(kind.as_str(), "allow", response.status());
+                response
+            }
+            Err(problem) => {
+                exchange.answered(kind.as_str(), problem.code(), problem.status_code());
+                self.refused(problem, Some(kind), &exchange.id, exchange.account())
+            }
         }
     }
 
@@ -245,6 +249,7 @@ impl Gateway {
             account: asked.account_id.clone(),
             team: asked.team_id.clone(),
             agent: asked.agent_id.clone(),
+            connection: asked.connection_id.clone(),
             domain: asked.domain,
         });
         if let Some(known) = key.as_ref().and_then(|key| callers.get(key))
@@ -276,10 +281,11 @@ impl Gateway {
         let domain = asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
         let team = asked.team_id.as_deref().map(str::parse).transpose();
         let team = team.map_err(|_| Problem::bad_request("invalid_header", "x-alchemi-team-id is not an id"))?;
-        // What cannot be an id is the id of no agent.
+        // What cannot be an id is the id of nothing.
         let agent = asked.agent_id.as_deref().map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
+        let connection = asked.connection_id.as_deref().map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
         let mut epoch = book.epoch(&account);
-        let subject = Subject { account, domain, actor: context.actor().clone(), team, agent };
+        let subject = Subject { account, domain, actor: context.actor().clone(), team, agent, connection };
         let mut rules = book.rules(&subject).await?;
         if own.config.jit && rules.placement.user.is_none() && book.enrol(&context, &subject).await {
             epoch = book.epoch(&subject.account);
@@ -437,7 +443,7 @@ impl Gateway {
         }
         let asked_at = Instant::now();
         let until = exchange.received + own.config.total_timeout;
-        let sending = own.balancer.send(Request::from_parts(head, Outgoing::from(body)));
+        let sending = own.behind.send(Request::from_parts(head, Outgoing::from(body)));
         let answered = tokio::time::timeout_at(until.into(), sending).await;
         let answered = answered.unwrap_or(Err(ForwardError::Timeout(own.config.total_timeout)));
         let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();
@@ -448,7 +454,13 @@ impl Gateway {
         }
         headers::answer(&mut answer.headers, &own.config.leaks, &exchange.id, Decision::Allow);
         let body = Deadlined::new(body, own.config.idle_timeout, until.into());
-        let body = MeteredBody::new(body, admitted.into_meter(), own.metrics.enter());
+        let (meter, in_flight) = (admitted.into_meter(), own.metrics.enter());
+        let screening = match self.screening(caller, kind, &exchange.id, &answer) {
+            Some(Screening::Whole(screen)) => return Box::pin(self.judged(answer, body, meter, screen)).await,
+            Some(Screening::Stream(screening)) => Some(screening),
+            None => None,
+        };
+        let body = MeteredBody::new(body, meter, screening, (in_flight, exchange.span().clone()));
         if body.may_shrink() {
             answer.headers.remove(header::CONTENT_LENGTH);
         }
@@ -490,6 +502,7 @@ impl Gateway {
         self.0.parts.metrics.decided(kind, problem.code());
         tracing::info!(
             request_id = id.as_str(),
+            correlation_id = id.correlation(),
             account = account.map(Id::as_str),
             kind = kind.map_or("other", RouteKind::as_str),
             status = problem.status(),

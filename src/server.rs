@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tower::ServiceExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use tracing::Instrument as _;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::allocation::Allocations;
@@ -37,13 +38,14 @@ use crate::plugin::Guardrail;
 use crate::problem::Problem;
 use crate::provision::Provisioner;
 use crate::proxy::balance::Balancer;
+use crate::proxy::behind::Behind;
 use crate::proxy::catalogue::Catalogue;
 use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
 use crate::proxy::metrics::GatewayMetrics;
 use crate::proxy::routes::{Route, method_not_allowed, route};
 use crate::proxy::{Exchange, Gateway, GatewayParts, wire};
 use crate::store::{Store, StoreError, migrate};
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics};
 use crate::v1;
 use crate::zitadel::Management;
 
@@ -74,7 +76,7 @@ pub struct Surroundings {
     /// Where identifiers come from.
     pub ids: Arc<dyn IdSource>,
     /// Run in this order on every permitted request.
-    pub guardrails: Vec<Box<dyn Guardrail>>,
+    pub guardrails: Vec<Arc<dyn Guardrail>>,
 }
 
 impl Default for Surroundings {
@@ -148,7 +150,7 @@ impl Server {
             tracing::warn!("{warning}");
         }
         let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(|e| wrong(e.to_string()))?;
-        let rules = RuleBook::new(store.clone(), &config.allocation, config.policy.default_model_access);
+        let rules = RuleBook::new(store.clone(), &config.allocation, config.rule_terms());
         let authenticator = Authenticator::new(identity.clone(), master_key, rules.clone());
         let journal = open_journal(config, &store, &clock).await?;
         let (settler, outbox) = Settler::new(store.clone());
@@ -182,7 +184,7 @@ impl Server {
         let gateway = Gateway::new(GatewayParts {
             authenticator: authenticator.clone(),
             allocations: allocations.clone(),
-            balancer: Arc::clone(&balancer),
+            behind: Behind::Upstreams(Arc::clone(&balancer)),
             catalogue: Arc::clone(&catalogue),
             guardrails,
             metrics: gateway_metrics,
@@ -200,6 +202,9 @@ impl Server {
             secrets: config.secrets.keys.clone(),
             warnings: config.warnings().into(),
         };
+        let mut background = JoinSet::new();
+        let (told, every) = (Arc::clone(&operations.metrics), config.telemetry.clone());
+        background.spawn(telemetry::push_metrics(told, every, Arc::clone(&clock)));
         let front = Front(Arc::new(FrontParts {
             gateway,
             control: control_plane(config, &store, &authenticator, &catalogue, provisioner.clone()),
@@ -211,7 +216,6 @@ impl Server {
             clock,
             ids,
         }));
-        let mut background = JoinSet::new();
         background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
         background.spawn(background::charge_abandoned(allocations.clone()));
         background.spawn(background::renew_reservations(allocations));
@@ -341,7 +345,7 @@ fn control_plane(
             metering.expected(&prices.book(), model, size).map(|(_, cost)| cost)
         }))
         .with_allocation(config.allocation.clone())
-        .with_default_model_access(config.policy.default_model_access)
+        .with_rule_terms(config.rule_terms())
         .with_default_domain(config.domain_default)
         .with_body_timeout(Duration::from_secs(config.limits.body_seconds));
     let origins = config.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect::<Vec<_>>();
@@ -355,7 +359,7 @@ fn control_plane(
             http::HeaderName::from_static("idempotency-key"),
             http::HeaderName::from_static("x-account-id"),
         ])
-        .expose_headers([header::ETAG, ingress::REQUEST_ID]);
+        .expose_headers([header::ETAG, ingress::REQUEST_ID, ingress::CORRELATION_ID]);
     v1::router(app).layer(AuthenticateLayer::new(authenticator.clone())).layer(cors)
 }
 
@@ -422,6 +426,7 @@ impl Front {
             }
         };
         let exchange = Exchange::new(id, arrival, received);
+        telemetry::adopt(exchange.span(), request.headers_mut());
         // The path is borrowed from a clone of the URI, which shares its bytes.
         let uri = request.uri().clone();
         match route(request.method(), uri.path()) {
@@ -445,8 +450,10 @@ impl Front {
         let mut request = request.map(Body::new);
         let info = RequestInfo { id: exchange.id.text(), client_ip: Some(exchange.arrival.client_ip) };
         request.extensions_mut().insert(info);
-        let mut response = infallible(self.0.control.clone().oneshot(request).await);
-        response.headers_mut().insert(ingress::REQUEST_ID, exchange.id.header_value());
+        let answering = self.0.control.clone().oneshot(request).instrument(exchange.span().clone());
+        let mut response = infallible(answering.await);
+        exchange.answered("control", "answered", response.status());
+        exchange.id.set(response.headers_mut());
         response
     }
 

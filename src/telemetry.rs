@@ -1,4 +1,4 @@
-//! Logs and metrics.
+//! Logs, metrics and traces.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::allocation::Allocations;
 use crate::allocation::rules::RuleBook;
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{LogConfig, LogFormat, TelemetryConfig};
 use crate::identity::Identity;
 use crate::journal::{Counts, Journal};
 use crate::metering::settler::SettlerCounts;
@@ -19,23 +21,45 @@ use crate::proxy::metrics::GatewayMetrics;
 use crate::store::Store;
 use crate::zitadel::ManagementMetrics;
 
-/// Sends log lines to standard error, in the form that the configuration says. A
-/// process that has a subscriber already keeps it.
+mod otlp;
+
+use otlp::Tracer;
+pub(crate) use otlp::{adopt, push_metrics};
+
+/// What sends spans until the process ends.
+#[derive(Debug)]
+#[must_use = "spans that wait are sent by `stop`"]
+pub struct Tracing(Option<Tracer>);
+
+impl Tracing {
+    /// Sends the spans that wait; takes some seconds when the collector is away.
+    pub fn stop(self) {
+        if let Some(tracer) = self.0 {
+            tracer.stop();
+        }
+    }
+}
+
+/// Sends log lines to standard error, in the form that the configuration says, and spans
+/// to the collector, if it names one. A process that has a subscriber already keeps it.
 ///
 /// # Errors
-/// When the filter cannot be read.
-pub fn log_to_stderr(config: &LogConfig) -> Result<(), String> {
+/// When the filter cannot be read, or the collector's address is none.
+pub fn start(config: &LogConfig, telemetry: &TelemetryConfig) -> Result<Tracing, String> {
     let filter = if config.filter.is_empty() { "info" } else { config.filter.as_str() };
     let filter: EnvFilter =
         filter.parse().map_err(|error| format!("log.filter (RUST_LOG) = {filter:?} is no filter: {error}"))?;
     // Colours are for people: a file or a collector gets none.
     let colours = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    let _ = match config.format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr);
+    let lines = match config.format {
+        LogFormat::Text => lines.with_filter(filter).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    Ok(())
+    let tracer = Tracer::new(telemetry)?;
+    let traces = tracer.as_ref().map(Tracer::layer);
+    let _ = tracing_subscriber::registry().with(lines).with(traces).try_init();
+    Ok(Tracing(tracer))
 }
 
 /// Everything that `/metrics` shows.

@@ -21,6 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::allocation::AllocationConfig;
+use crate::allocation::rules::RuleTerms;
 use crate::context::{Context, Domain, RequestInfo};
 use crate::model::models::AccessMode;
 use crate::outbound::OutboundRules;
@@ -65,8 +66,8 @@ pub struct App {
     pub store: Store,
     /// The models that the upstream knows.
     pub catalogue: models::Catalogue,
-    /// Whether a model that no grant mentions may be used.
-    pub default_model_access: AccessMode,
+    /// What the configuration adds to every subject's rules.
+    pub terms: RuleTerms,
     /// What the upstream's prices say that a request costs.
     pub estimator: explain::Estimator,
     /// How allocations are enforced.
@@ -103,7 +104,7 @@ impl App {
             cut_off: revocations::CutOff::default(),
             sign_out: Arc::new(logout::NoSignOut),
             catalogue: models::Catalogue::default(),
-            default_model_access: AccessMode::Deny,
+            terms: RuleTerms::default(),
             estimator: explain::Estimator::default(),
             allocation: AllocationConfig::default(),
             default_domain: Domain::Copilot,
@@ -158,8 +159,14 @@ impl App {
 
     /// With what holds for a model that no grant mentions; `deny` unless said.
     #[must_use]
-    pub fn with_default_model_access(self, default_model_access: AccessMode) -> Self {
-        Self { default_model_access, ..self }
+    pub fn with_default_model_access(self, default_access: AccessMode) -> Self {
+        Self { terms: RuleTerms { default_access, ..self.terms }, ..self }
+    }
+
+    /// With what the configuration adds to the rules that the data plane decides by.
+    #[must_use]
+    pub fn with_rule_terms(self, terms: RuleTerms) -> Self {
+        Self { terms, ..self }
     }
 
     /// With what the upstream's prices say that a request costs, for

@@ -56,6 +56,8 @@ struct Admit<'a, C> {
     #[serde(borrow)]
     guardrail: Option<&'a str>,
     #[serde(borrow)]
+    connection: Option<&'a str>,
+    #[serde(borrow)]
     plan: Option<&'a str>,
     cycle_start: Option<i64>,
     zone: &'a str,
@@ -107,6 +109,8 @@ struct Settle<'a> {
     #[serde(borrow)]
     upstream_call_id: Option<&'a str>,
     status: u16,
+    #[serde(borrow)]
+    guardrail: Option<&'a str>,
 }
 
 /// Postcard's way into a vector that has other bytes already.
@@ -158,6 +162,7 @@ pub(super) fn admit(ticket: &Ticket, out: &mut Vec<u8>) {
         model: &ticket.model,
         agent: rules.agent.as_ref().map(|agent| agent.id.as_str()),
         guardrail: ticket.guardrail.as_deref(),
+        connection: rules.connection.as_ref().map(|connection| connection.id.as_str()),
         plan: ticket.plan().map(|plan| plan.id.as_str()),
         cycle_start: ticket.cycle_start(),
         zone: ticket.zone(),
@@ -178,6 +183,7 @@ pub(super) fn settle(ticket: &Ticket, bill: &Bill, at: Timestamp, out: &mut Vec<
         marks: bill.marks.clone(),
         upstream_call_id: bill.upstream_call_id.as_deref(),
         status: bill.status,
+        guardrail: bill.guardrail.as_deref(),
     };
     append(&settle, out);
 }
@@ -245,7 +251,7 @@ fn begun(admit: Admit<'_, Vec<Counted<'_>>>) -> (Request, Detail) {
             model_name: Some(admit.model.to_owned()),
             agent_id: own(admit.agent),
             guardrail_code: own(admit.guardrail),
-            ..Dimensions::default()
+            connection_id: own(admit.connection),
         },
         counters: admit.chain.iter().map(counter).collect(),
         held: admit.chain.iter().filter(|counted| counted.held).map(counter).collect(),
@@ -269,6 +275,7 @@ fn finished(request: Request, detail: Detail, settle: Settle<'_>) -> Settlement 
         marks: settle.marks.into_iter().filter_map(known).collect(),
         upstream_call_id: settle.upstream_call_id.map(str::to_owned),
         status: settle.status,
+        guardrail: settle.guardrail.map(str::to_owned),
     };
     let request = Request { hold: Credits::from_nanos(settle.hold), ..request };
     detail.settlement(request, bill, Timestamp::from_micros(settle.at))
@@ -303,6 +310,7 @@ pub(crate) mod testing {
             model: "m",
             agent: None,
             guardrail: None,
+            connection: None,
             plan: None,
             cycle_start: Some(-1),
             zone: "Europe/Paris",
@@ -325,6 +333,7 @@ pub(crate) mod testing {
             marks: vec!["cut", "of a later version"],
             upstream_call_id: Some("call"),
             status: 200,
+            guardrail: None,
         };
         let mut out = Vec::new();
         append(&settle, &mut out);
@@ -375,11 +384,11 @@ mod tests {
         let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(
             hex(testing::begun("r", &account, Some("l"), 3)),
-            "0172016100018080f28183898506060080a8d6b9070607ac02000000000001016c0001047465616d0003616461016d00000001010c4575726f70652f5061726973010001610001"
+            "0172016100018080f28183898506060080a8d6b9070607ac02000000000001016c0001047465616d0003616461016d0000000001010c4575726f70652f5061726973010001610001"
         );
         assert_eq!(
             hex(testing::finished("r", 2)),
-            "01728089ec828389850604050600000000000401000203637574126f662061206c617465722076657273696f6e010463616c6cc801"
+            "01728089ec828389850604050600000000000401000203637574126f662061206c617465722076657273696f6e010463616c6cc80100"
         );
     }
 }

@@ -22,12 +22,14 @@ use crate::id::Id;
 use crate::model::accounts::{Account, AccountStatus, ZitadelConfig};
 use crate::model::agents::Agent;
 use crate::model::audit::Action;
+use crate::model::connections::Connection;
 use crate::model::directory::{Placement, Team, User};
 use crate::model::guardrails::GuardrailPreset;
 use crate::model::models::AccessMode;
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::Rules;
-use crate::policy::agents::AgentRule;
+use crate::policy::companions::CompanionRule;
+use crate::policy::features::{FeatureRules, RequiredFeatures};
 use crate::policy::guardrails::{CompiledPreset, Guardrails, PresetSource};
 use crate::policy::models::ModelRules;
 use crate::problem::Problem;
@@ -115,6 +117,8 @@ pub struct Subject {
     pub team: Option<Id<Team>>,
     /// The agent that was asked for.
     pub agent: Option<Id<Agent>>,
+    /// The connection that was asked for.
+    pub connection: Option<Id<Connection>>,
 }
 
 /// At which state of an account something was read.
@@ -180,12 +184,14 @@ impl Epochs {
                 self.accounts.fetch_add(1, Ordering::AcqRel);
             }
             // Deny-lists and leases are kept elsewhere; the others are no rules of the data plane.
-            ChangeKind::Revocations | ChangeKind::Leases | ChangeKind::Features | ChangeKind::Marketplace => {}
+            ChangeKind::Revocations | ChangeKind::Leases | ChangeKind::Marketplace => {}
             ChangeKind::Account
             | ChangeKind::Directory
             | ChangeKind::Budget
             | ChangeKind::Models
+            | ChangeKind::Features
             | ChangeKind::Agents
+            | ChangeKind::Connections
             | ChangeKind::Guardrails => {
                 if change.kind == ChangeKind::Account {
                     self.accounts.fetch_add(1, Ordering::AcqRel);
@@ -200,14 +206,14 @@ impl Epochs {
 
 impl RuleBook {
     /// An empty cache over `store`, whose changes it follows.
-    pub fn new(store: Store, config: &AllocationConfig, default_access: AccessMode) -> Self {
+    pub fn new(store: Store, config: &AllocationConfig, terms: RuleTerms) -> Self {
         let ttl = Duration::from_secs(config.rules_ttl_seconds.max(1));
         let epochs = Arc::new(Epochs::new());
         let watched = Arc::clone(&epochs);
         store.on_change(move |change| watched.bump(change));
         Self(Arc::new(Inner {
             store,
-            terms: RuleTerms { default_access, allocation_required: config.require },
+            terms,
             accounts: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
             subjects: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
             presets: Cache::builder().max_capacity(PRESETS).time_to_idle(Duration::from_secs(3600)).build(),
@@ -291,11 +297,12 @@ impl Inner {
 
     async fn load_rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
         self.loads.fetch_add(1, Ordering::Relaxed);
-        let Subject { account, domain, actor, team, agent } = subject;
+        let Subject { account, domain, actor, team, agent, connection } = subject;
         let mut tx = self.store.read(&Granted::system().over(account.clone())).await?;
         let row = tx.this_account().await?.ok_or(RulesError::AccountUnknown)?;
         let placement = tx.placement(*domain, &actor.subject, actor.email.as_deref(), team.as_ref()).await?;
-        let mut rules = self.terms.rules(&mut tx, row, *domain, placement, agent.as_ref()).await?;
+        let companions = (agent.as_ref(), connection.as_ref());
+        let mut rules = self.terms.rules(&mut tx, row, *domain, placement, companions).await?;
         rules.guardrails = self.guardrails(&mut tx, &rules).await?;
         Ok(Arc::new(rules))
     }
@@ -335,27 +342,40 @@ impl Inner {
 }
 
 /// What the configuration adds to every subject's rules.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct RuleTerms {
     /// Whether a model that no grant mentions may be used.
     pub default_access: AccessMode,
     /// Whether an account without an allocation is refused.
     pub allocation_required: bool,
+    /// Which feature a kind of request requires.
+    pub required_features: RequiredFeatures,
+}
+
+/// Models need a grant, allocations and features are not required.
+impl Default for RuleTerms {
+    fn default() -> Self {
+        Self {
+            default_access: AccessMode::Deny,
+            allocation_required: false,
+            required_features: RequiredFeatures::default(),
+        }
+    }
 }
 
 impl RuleTerms {
     /// The rules for whoever stands at `placement` of `account`, which is the transaction's
-    /// own, and asks for `agent`; without guardrails.
+    /// own, and asks for this agent and this connection; without guardrails.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn rules(
-        self,
+        &self,
         tx: &mut Tx<Tenant>,
         account: Account,
         domain: Domain,
         placement: Placement,
-        agent: Option<&Id<Agent>>,
+        (agent, connection): (Option<&Id<Agent>>, Option<&Id<Connection>>),
     ) -> Result<Rules, StoreError> {
         let id = account.account_id;
         let scopes = placement.scopes(&id);
@@ -364,11 +384,28 @@ impl RuleTerms {
             Domain::Console => Some(tx.console_model_policy().await?.value),
             Domain::Copilot => None,
         };
+        let features = if self.required_features.is_empty() {
+            Vec::new()
+        } else {
+            let entitlements = tx.entitlements_for(domain, None, &scopes).await?;
+            let pack = tx.feature_pack().await?.value;
+            self.required_features.of(&FeatureRules::new(domain, &scopes, entitlements, pack))
+        };
         let agent = match agent {
             Some(id) => Some(match tx.agent(id).await? {
-                Some(agent) => AgentRule::new(&agent, &tx.grants_of_agents(std::slice::from_ref(id)).await?, &scopes),
-                None => AgentRule::missing(id.clone()),
+                Some(agent) => {
+                    CompanionRule::of_agent(&agent, &tx.grants_of_agents(std::slice::from_ref(id)).await?, &scopes)
+                }
+                None => CompanionRule::missing(id.clone()),
             }),
+            None => None,
+        };
+        let connection = match connection {
+            // One that does not exist has no grants.
+            Some(id) => {
+                let grants = tx.connection_grants_for(id, &scopes).await?;
+                Some(CompanionRule::of_connection(id.clone(), &grants, &scopes))
+            }
             None => None,
         };
         let budget = tx.budget_rules(Some(&placement)).await?;
@@ -382,7 +419,9 @@ impl RuleTerms {
             factor: budget.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
             budget,
             placement,
+            features,
             agent,
+            connection,
             guardrails: Guardrails::default(),
             allocation_required: self.allocation_required,
         })
@@ -397,7 +436,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_commit_changed_is_seen_when_it_returns() {
         for fresh in databases().await {
-            let book = RuleBook::new(fresh.store.clone(), &AllocationConfig::default(), AccessMode::Allow);
+            let book = RuleBook::new(fresh.store.clone(), &AllocationConfig::default(), RuleTerms::default());
             let account = fresh.account("Acme").await;
             assert!(book.account(account.as_str()).await.unwrap().is_some());
             let (epoch, bindings) = (book.epoch(&account), book.bindings_epoch());

@@ -184,8 +184,8 @@ impl Detail {
                 subject: Some(ticket.subject.to_string()),
                 model_name: Some(ticket.model.to_string()),
                 agent_id: rules.agent.as_ref().map(|agent| agent.id.to_string()),
+                connection_id: rules.connection.as_ref().map(|connection| connection.id.to_string()),
                 guardrail_code: ticket.guardrail.clone(),
-                ..Dimensions::default()
             },
             counters: links.iter().map(Link::counter).collect(),
             held: links.iter().filter(|l| ticket.holds && l.cap.is_some()).map(Link::counter).collect(),
@@ -214,6 +214,8 @@ impl Detail {
     pub(super) fn settlement(self, request: Request, bill: Bill, now: Timestamp) -> Settlement {
         let zone = TimeZone::get(&self.zone).unwrap_or(TimeZone::UTC);
         let mut marks = bill.marks;
+        let mut dimensions = self.dimensions;
+        dimensions.guardrail_code = dimensions.guardrail_code.or(bill.guardrail);
         if self.over_cap {
             marks.push("over_cap");
         }
@@ -224,7 +226,7 @@ impl Detail {
             kind: self.kind,
             entry: EntryKind::Usage,
             domain: self.domain,
-            dimensions: self.dimensions,
+            dimensions,
             tokens: bill.tokens,
             raw_cost: bill.cost,
             credit_factor: self.factor,

@@ -10,7 +10,7 @@ use clap::Args;
 use super::serve::{farewell, start_failure, stop_signal};
 use super::{Failure, block_on, say};
 use crate::clock::SystemClock;
-use crate::config::{Config, LogConfig};
+use crate::config::{Config, LogConfig, TelemetryConfig};
 use crate::dev::{DevIssuer, DevUpstream, UpstreamOptions};
 use crate::id::RandomIds;
 use crate::server::{Server, Surroundings};
@@ -43,8 +43,10 @@ pub(super) struct DevOptions {
 
 pub(super) fn dev(options: DevOptions) -> Result<(), Failure> {
     let quiet = LogConfig { filter: "warn".to_owned(), ..LogConfig::default() };
-    telemetry::log_to_stderr(&quiet).map_err(Failure::misconfigured)?;
-    block_on(run(options))
+    let tracing = telemetry::start(&quiet, &TelemetryConfig::default()).map_err(Failure::misconfigured)?;
+    let ended = block_on(run(options));
+    tracing.stop();
+    ended
 }
 
 async fn run(options: DevOptions) -> Result<(), Failure> {

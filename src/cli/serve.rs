@@ -7,8 +7,8 @@ use crate::store::StoreError;
 use crate::telemetry;
 
 pub(super) fn serve(config: &Config) -> Result<(), Failure> {
-    telemetry::log_to_stderr(&config.log).map_err(Failure::misconfigured)?;
-    block_on(async {
+    let tracing = telemetry::start(&config.log, &config.telemetry).map_err(Failure::misconfigured)?;
+    let ended = block_on(async {
         let server = Server::start(config, Surroundings::default()).await.map_err(start_failure)?;
         tracing::info!(
             address = %server.address(),
@@ -21,7 +21,9 @@ pub(super) fn serve(config: &Config) -> Result<(), Failure> {
         tracing::info!("stopping: requests under way may finish");
         let stopped = server.stop().await;
         say(&farewell(stopped))
-    })
+    });
+    tracing.stop();
+    ended
 }
 
 pub(super) fn start_failure(error: StartError) -> Failure {
@@ -34,7 +36,8 @@ pub(super) fn start_failure(error: StartError) -> Failure {
 pub(super) fn farewell(stopped: Stopped) -> String {
     let drained =
         if stopped.drained { "every connection ended" } else { "connections were cut after limits.drain_seconds" };
-    format!("alchemi has stopped: {} requests settled, {drained}", stopped.settled)
+    let requests = if stopped.settled == 1 { "request" } else { "requests" };
+    format!("alchemi has stopped: {} {requests} settled, {drained}", stopped.settled)
 }
 
 /// Waits for SIGTERM or Ctrl-C.

@@ -7,7 +7,7 @@ const MASK: &str = "********";
 
 /// Whether what stands under this key is never shown.
 pub(super) fn is_secret(key: &str) -> bool {
-    key == "keys" || ["secret", "_key", "token"].iter().any(|end| key.ends_with(end))
+    key == "keys" || ["secret", "_key", "token", "otlp_headers"].iter().any(|end| key.ends_with(end))
 }
 
 pub(super) fn mask(key: &str, value: &mut toml::Value) {

@@ -26,7 +26,7 @@ pub(super) fn figment(
 
 /// How a variable's text becomes a value.
 #[derive(Debug, Clone, Copy)]
-enum Read {
+pub(super) enum Read {
     Text,
     List,
     /// A comma-separated list of issuers.
@@ -34,7 +34,7 @@ enum Read {
 }
 
 /// The variables and the keys that they override.
-const VARIABLES: &[(&str, &str, Read)] = &[
+pub(super) const VARIABLES: &[(&str, &str, Read)] = &[
     ("ALCHEMI_LISTEN", "listen", Read::Text),
     ("ALCHEMI_ADMIN_LISTEN", "admin_listen", Read::Text),
     ("ALCHEMI_DATA_DIR", "data_dir", Read::Text),
@@ -52,6 +52,8 @@ const VARIABLES: &[(&str, &str, Read)] = &[
     ("ALCHEMI_TLS_KEY", "tls.key", Read::Text),
     ("ALCHEMI_LOG_FORMAT", "log.format", Read::Text),
     ("RUST_LOG", "log.filter", Read::Text),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint", Read::Text),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "telemetry.otlp_headers", Read::Text),
     ("ZITADEL_ISSUER", "identity.issuers", Read::Issuers),
     ("ZITADEL_ISSUER_URL", "identity.issuers", Read::Issuers),
     ("ZITADEL_PROJECT_ID", "identity.project_id", Read::Text),
@@ -72,7 +74,8 @@ const VARIABLES: &[(&str, &str, Read)] = &[
 ];
 
 /// Variables that say more about the issuers of `ZITADEL_ISSUER`.
-const ISSUER_VARIABLES: &[(&str, &str)] = &[("ZITADEL_JWKS_URI", "jwks_uri"), ("ZITADEL_INTERNAL_URL", "internal_url")];
+pub(super) const ISSUER_VARIABLES: &[(&str, &str)] =
+    &[("ZITADEL_JWKS_URI", "jwks_uri"), ("ZITADEL_INTERNAL_URL", "internal_url")];
 
 /// What the environment says, as a layer of the configuration.
 struct Environment(Dict);

@@ -10,7 +10,7 @@ use super::charge::{ChargeInputs, Outcome, Unpriced, charge};
 use super::count::CountRules;
 use super::json::{Reported, read_usage, response_id};
 use super::price::PriceBook;
-use super::sse::SseMeter;
+use super::sse::{SseMeter, StreamReport};
 use crate::allocation::{Bill, Reservation};
 use crate::model::usage::{RouteKind, Tokens};
 
@@ -46,6 +46,7 @@ enum Stage {
     Sent,
     Body { status: u16, kept: Vec<Bytes>, length: usize, json: bool },
     Stream { status: u16, sse: Box<SseMeter> },
+    Streamed { status: u16, report: Box<StreamReport> },
     Over,
 }
 
@@ -57,12 +58,20 @@ pub struct Meter {
     stage: Stage,
     header_cost: Option<String>,
     call_id: Option<String>,
+    guardrail: Option<String>,
 }
 
 impl Meter {
     /// Takes over the reservation.
     pub fn new(reservation: Reservation, metered: Metered) -> Self {
-        Self { reservation: Some(reservation), metered, stage: Stage::NotSent, header_cost: None, call_id: None }
+        Self {
+            reservation: Some(reservation),
+            metered,
+            stage: Stage::NotSent,
+            header_cost: None,
+            call_id: None,
+            guardrail: None,
+        }
     }
 
     /// Whether part of the answer may be kept from the client.
@@ -112,16 +121,39 @@ impl Meter {
         }
     }
 
-    /// The answer is over: settles, and gives bytes that are still to be passed on.
-    /// `whole` is false when the client or the upstream broke off.
-    pub fn finish(&mut self, whole: bool) -> Bytes {
+    /// Notes the guardrail that found something in the answer.
+    pub fn found_by(&mut self, guardrail: &str) {
+        if self.guardrail.as_deref() != Some(guardrail) {
+            self.guardrail = Some(guardrail.to_owned());
+        }
+    }
+
+    /// Nothing more comes: gives bytes that are still to be passed on.
+    pub fn rest(&mut self) -> Bytes {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Stream { status, sse } => {
+                let mut report = Box::new(sse.finish());
+                let rest = std::mem::take(&mut report.rest);
+                self.stage = Stage::Streamed { status, report };
+                rest
+            }
+            stage => {
+                self.stage = stage;
+                Bytes::new()
+            }
+        }
+    }
+
+    /// The answer is over: settles. `whole` is false when the client or the upstream
+    /// broke off.
+    pub fn finish(&mut self, whole: bool) {
+        self.rest();
         let stage = std::mem::replace(&mut self.stage, Stage::Over);
-        let Some(reservation) = self.reservation.take() else { return Bytes::new() };
-        let mut rest = Bytes::new();
+        let Some(reservation) = self.reservation.take() else { return };
         let estimated = Tokens { input: self.metered.estimated_input, ..Tokens::default() };
         let (outcome, status, reported, counted, complete) = match stage {
             // Dropping it gives the reservation back.
-            Stage::NotSent | Stage::Over => return rest,
+            Stage::NotSent | Stage::Over | Stage::Stream { .. } => return,
             Stage::Sent => (Outcome::NoAnswer, 0, Reported::default(), estimated, false),
             Stage::Body { status, kept, json, .. } => {
                 let body = joined(kept);
@@ -131,9 +163,7 @@ impl Meter {
                 }
                 (Outcome::Body(status), status, reported, estimated, whole)
             }
-            Stage::Stream { status, sse } => {
-                let mut report = sse.finish();
-                rest = std::mem::take(&mut report.rest);
+            Stage::Streamed { status, mut report } => {
                 self.call_id = report.response_id.take().or(self.call_id.take());
                 let counted = report.counted(self.metered.estimated_input, &self.metered.count);
                 let outcome = Outcome::Stream { status, failed: report.failed };
@@ -156,8 +186,8 @@ impl Meter {
             marks: if complete || status >= 400 { Vec::new() } else { vec!["cut"] },
             upstream_call_id: self.call_id.take(),
             status,
+            guardrail: self.guardrail.take(),
         });
-        rest
     }
 }
 

@@ -290,7 +290,7 @@ fn says_nothing_else(payload: &[u8]) -> bool {
 }
 
 /// The payload of an event: its `data` lines, joined by LF.
-fn payload(event: &[u8]) -> Option<Cow<'_, [u8]>> {
+pub(crate) fn payload(event: &[u8]) -> Option<Cow<'_, [u8]>> {
     let event = event.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(event);
     let mut payload: Option<Cow<'_, [u8]>> = None;
     let mut start = 0;
@@ -310,6 +310,58 @@ fn payload(event: &[u8]) -> Option<Cow<'_, [u8]>> {
         });
     }
     payload
+}
+
+/// Cuts a stream into its events, whatever the chunks it comes in.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    framing: Framing,
+    partial: BytesMut,
+}
+
+impl Events {
+    /// The events that end in this chunk, each with the empty line behind it.
+    pub(crate) fn push(&mut self, chunk: &Bytes) -> Vec<Bytes> {
+        let (mut events, mut start) = (Vec::new(), 0);
+        let mut at = self.framing.line_feed_of_last_line(chunk);
+        while let Some(end) = self.framing.event_end(chunk, at) {
+            let tail = chunk.slice(start..end);
+            events.push(if self.partial.is_empty() {
+                tail
+            } else {
+                self.partial.extend_from_slice(&tail);
+                self.partial.split().freeze()
+            });
+            (start, at) = (end, end);
+        }
+        self.partial.extend_from_slice(chunk.get(start..).unwrap_or_default());
+        events
+    }
+
+    /// How many bytes of an event have come that is not complete.
+    pub(crate) fn waiting(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// What has come of an event that will not be completed.
+    pub(crate) fn rest(&mut self) -> Bytes {
+        self.partial.split().freeze()
+    }
+}
+
+/// The event with this payload in place of its own.
+pub(crate) fn with_payload(event: &[u8], payload: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(event.len() + payload.len());
+    for line in event.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        if !line.is_empty() && !line.starts_with(b"data") {
+            out.extend_from_slice(line);
+            out.extend_from_slice(b"\n");
+        }
+    }
+    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(payload);
+    out.extend_from_slice(b"\n\n");
+    out.freeze()
 }
 
 /// Where events end, across chunks.

@@ -6,15 +6,67 @@
 //! the team's, the user's; the nearest wins. What no scope mentions is off, and so is
 //! what a pack that is not empty leaves out, whatever an entitlement says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::context::Domain;
 use crate::model::accounts::FeaturePack;
 use crate::model::features::FeatureEntitlement;
 use crate::model::scope::Scope;
+use crate::model::usage::RouteKind;
+
+/// Which feature a subject must have for a kind of request, by the kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct RequiredFeatures(Arc<BTreeMap<RouteKind, String>>);
+
+impl RequiredFeatures {
+    /// Kinds and the codes of features.
+    pub fn iter(&self) -> impl Iterator<Item = (RouteKind, &str)> {
+        self.0.iter().map(|(kind, code)| (*kind, code.as_str()))
+    }
+
+    /// Whether nothing is required.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What holds for a subject under `rules`.
+    pub fn of(&self, rules: &FeatureRules) -> Vec<KindFeature> {
+        let kind_feature = |(kind, code): (RouteKind, &str)| {
+            let verdict = rules.resolve(code);
+            KindFeature {
+                kind,
+                code: code.to_owned(),
+                enabled: verdict.enabled,
+                resolved_from: verdict.resolved_from.cloned(),
+            }
+        };
+        self.iter().map(kind_feature).collect()
+    }
+}
+
+impl FromIterator<(RouteKind, String)> for RequiredFeatures {
+    fn from_iter<I: IntoIterator<Item = (RouteKind, String)>>(pairs: I) -> Self {
+        Self(Arc::new(pairs.into_iter().collect()))
+    }
+}
+
+/// The feature that a kind of request requires, and whether the subject has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KindFeature {
+    /// The kind.
+    pub kind: RouteKind,
+    /// The feature's code.
+    pub code: String,
+    /// Whether the subject has it.
+    pub enabled: bool,
+    /// The scope whose entitlement decided.
+    pub resolved_from: Option<Scope>,
+}
 
 /// The rules that hold for one subject.
 ///

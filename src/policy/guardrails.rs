@@ -331,11 +331,41 @@ impl Guardrails {
                 }
             }
         }
-        match (masked, detected) {
-            (Some(code), _) => Finding::Masked { code, masks: merged(masks) },
-            (None, Some(code)) => Finding::Detected { code },
-            (None, None) => Finding::Clean,
+        found(masked, masks, detected)
+    }
+
+    /// Screens a text of which only the matches that `counts` names are still undecided.
+    pub fn screen_text(&self, text: &str, counts: impl Fn(&Range<usize>) -> bool) -> Finding {
+        let (mut masks, mut masked, mut detected) = (Vec::new(), None, None);
+        for preset in &self.presets {
+            let mut seen = Seen::default();
+            let mut mask = |at: Range<usize>, text: String, masks: &mut Vec<Mask>| {
+                masks.push(Mask { passage: 0, part: 0, at, text });
+            };
+            let refused = match &preset.unusable {
+                Some(pattern) => Err(pattern.clone()),
+                None => preset.read_text(text, &counts, &mut mask, &mut seen),
+            };
+            if let Err(pattern) = refused {
+                return Finding::Blocked { code: preset.code.clone(), pattern };
+            }
+            if seen.detected {
+                detected.get_or_insert_with(|| preset.code.clone());
+            }
+            if !seen.masks.is_empty() {
+                masked.get_or_insert_with(|| preset.code.clone());
+                masks.append(&mut seen.masks);
+            }
         }
+        found(masked, masks, detected)
+    }
+}
+
+fn found(masked: Option<String>, masks: Vec<Mask>, detected: Option<String>) -> Finding {
+    match (masked, detected) {
+        (Some(code), _) => Finding::Masked { code, masks: merged(masks) },
+        (None, Some(code)) => Finding::Detected { code },
+        (None, None) => Finding::Clean,
     }
 }
 
@@ -441,6 +471,21 @@ fn merged(mut masks: Vec<Mask>) -> Vec<Mask> {
         }
     }
     out
+}
+
+#[cfg(test)]
+impl Guardrails {
+    /// One preset, `own`, of patterns by their name.
+    pub(crate) fn of(patterns: &[(&str, &str, MatchAction)]) -> Self {
+        let source = |(name, regex, does): &(&str, &str, MatchAction)| PatternSource {
+            name: (*name).to_owned(),
+            regex: (*regex).to_owned(),
+            does: *does,
+            is_system: false,
+        };
+        let source = PresetSource { code: "own".to_owned(), patterns: patterns.iter().map(source).collect() };
+        Self::new(vec![Arc::new(source.compile())])
+    }
 }
 
 #[cfg(test)]

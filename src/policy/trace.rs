@@ -18,6 +18,8 @@ pub enum Rule {
     User,
     /// The token allows the product domain.
     Domain,
+    /// The subject has the feature that the kind of request requires.
+    Feature,
     /// A grant, or the default, lets the model be used.
     Model,
     /// The agent exists and is granted.
@@ -39,7 +41,7 @@ pub struct Step {
     pub rule: Rule,
     /// Whether it let the request through.
     pub passed: bool,
-    /// What it was asked about: a model, an agent, a connection.
+    /// What it was asked about: a feature, a model, an agent, a connection.
     pub about: Option<String>,
     /// The scope that decided.
     pub scope: Option<Scope>,

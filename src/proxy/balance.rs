@@ -184,7 +184,7 @@ impl Balancer {
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
             ),
             Err(ForwardError::Unreachable(_) | ForwardError::Broken(_)) => true,
-            Err(ForwardError::Timeout(_) | ForwardError::Target | ForwardError::Switched) => return,
+            Err(_) => return,
         };
         if !failed {
             if endpoint.failures.load(Ordering::Relaxed) != 0 {

@@ -27,7 +27,19 @@ pub struct Catalogue {
     interval: Duration,
 }
 
+/// No prices at all.
+impl Default for Catalogue {
+    fn default() -> Self {
+        Self::of(BTreeMap::new())
+    }
+}
+
 impl Catalogue {
+    /// These prices, and nobody to ask for others.
+    pub fn of(prices: BTreeMap<String, ModelPrice>) -> Self {
+        Self::new(prices, "/".to_owned(), Duration::MAX)
+    }
+
     /// Configured prices alone, until the first [`refresh`](Self::refresh).
     pub fn new(prices: BTreeMap<String, ModelPrice>, path: String, interval: Duration) -> Self {
         let book = PriceBook::default().with_overrides(&prices);

@@ -28,6 +28,8 @@ pub struct GatewayConfig {
     pub ask: AskRules,
     /// How use is measured.
     pub metering: MeteringConfig,
+    /// How answers are screened.
+    pub guardrails: GuardrailsConfig,
     /// Largest body, in bytes.
     pub max_body: u64,
     /// Until a body has arrived.
@@ -50,6 +52,31 @@ pub struct GatewayConfig {
     pub callers_capacity: u64,
     /// For how long, without a word from the change feed.
     pub callers_ttl: Duration,
+}
+
+/// What `examples/alchemi.toml` says, without LiteLLM behind it or a credential for what is.
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        let limits = LimitsConfig::default();
+        Self {
+            passthrough: false,
+            domain_default: Domain::Copilot,
+            ask: AskRules::default(),
+            metering: MeteringConfig::default(),
+            guardrails: GuardrailsConfig::default(),
+            max_body: limits.body_bytes,
+            body_timeout: Duration::from_secs(limits.body_seconds),
+            idle_timeout: Duration::from_secs(300),
+            total_timeout: Duration::from_secs(3600),
+            credential: None,
+            signer: None,
+            litellm: false,
+            leaks: Leaks::default(),
+            jit: false,
+            callers_capacity: 100_000,
+            callers_ttl: Duration::from_secs(60),
+        }
+    }
 }
 
 impl GatewayConfig {
@@ -111,6 +138,36 @@ impl MeteringConfig {
             (None, other) => Ok((estimate.tokens, other.cost())),
         }
     }
+}
+
+/// What becomes of what the presets that hold for a caller find in answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GuardrailsConfig {
+    /// `off`, `detect` or `block`.
+    pub response: ResponseScreening,
+    /// Under `block`, so many bytes of a stream's text wait until what follows them is
+    /// read: no match that is shorter gets past.
+    pub stream_window: usize,
+}
+
+impl Default for GuardrailsConfig {
+    fn default() -> Self {
+        Self { response: ResponseScreening::Detect, stream_window: 256 }
+    }
+}
+
+/// How answers are screened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResponseScreening {
+    /// Not at all.
+    Off,
+    /// What is found is noted in the ledger.
+    #[default]
+    Detect,
+    /// As prompts are: refused, masked or noted, as the pattern says.
+    Block,
 }
 
 /// The name of a header, read from the configuration.

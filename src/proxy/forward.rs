@@ -26,7 +26,8 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::problem::Problem;
 
-pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
+/// What a body or a service fails with.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Idle connections kept for each upstream.
 const IDLE_CONNECTIONS: usize = 1024;
@@ -314,12 +315,18 @@ pub enum ForwardError {
     /// The request has no path that could be asked for.
     #[error("the request target must be a path")]
     Target,
+    /// There is no upstream.
+    #[error("nothing stands behind the gateway")]
+    Nothing,
+    /// The embedder's service failed; it may have acted on the request.
+    #[error("the service behind the gateway failed")]
+    Service(#[source] BoxError),
 }
 
 impl ForwardError {
     /// Whether the request certainly did not reach the upstream.
     pub const fn is_unsent(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Target)
+        matches!(self, Self::Unreachable(_) | Self::Target | Self::Nothing)
     }
 }
 
@@ -332,11 +339,11 @@ impl From<legacy::Error> for ForwardError {
 impl From<ForwardError> for Problem {
     fn from(error: ForwardError) -> Self {
         match error {
-            ForwardError::Unreachable(_) => {
+            ForwardError::Unreachable(_) | ForwardError::Nothing => {
                 Self::new(StatusCode::BAD_GATEWAY, "upstream_unreachable", "The upstream cannot be reached; try again")
                     .with_header(header::RETRY_AFTER, "1")
             }
-            ForwardError::Broken(_) => Self::new(
+            ForwardError::Broken(_) | ForwardError::Service(_) => Self::new(
                 StatusCode::BAD_GATEWAY,
                 "upstream_unreachable",
                 "The upstream closed the connection without an answer",

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::ingress::{REQUEST_ID, RequestId};
+use super::ingress::RequestId;
 use super::signed::ContextSigner;
 use crate::clock::Timestamp;
 use crate::context::Domain;
@@ -142,9 +142,9 @@ impl ContextHeaders<'_> {
             headers.insert(HeaderName::from_static("x-litellm-call-id"), id.clone());
         }
         if self.reserved {
-            headers.insert(HeaderName::from_static("x-alchemi-reservation-id"), id.clone());
+            headers.insert(HeaderName::from_static("x-alchemi-reservation-id"), id);
         }
-        headers.insert(REQUEST_ID, id);
+        self.request_id.set(headers);
         self.set_rare(headers);
         self.set_trace(headers);
     }
@@ -332,6 +332,6 @@ pub fn explain(headers: &mut HeaderMap, trace: &[String]) {
 
 /// Sets what every answer carries, refusals included.
 pub fn stamp(headers: &mut HeaderMap, request_id: &RequestId, decision: Decision) {
-    headers.insert(REQUEST_ID, request_id.header_value());
+    request_id.set(headers);
     headers.insert(Decision::HEADER, decision.header_value());
 }

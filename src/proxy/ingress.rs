@@ -32,11 +32,15 @@ pub const MAX_TARGET: usize = 16 * 1024;
 /// Longest correlation id that is kept, in bytes.
 pub const MAX_CORRELATION_ID: usize = 128;
 
-/// The id of one request: UUIDv7 text.
+/// `x-correlation-id`: the client's own `x-request-id`, on the way out.
+pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+
+/// The id of one request: UUIDv7 text, and beside it the client's own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RequestId {
     text: Arc<str>,
     value: HeaderValue,
+    correlation: Option<HeaderValue>,
 }
 
 impl RequestId {
@@ -45,7 +49,26 @@ impl RequestId {
         let mut buffer = uuid::Uuid::encode_buffer();
         let text: &str = ids.uuid(now).hyphenated().encode_lower(&mut buffer);
         let value = HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"));
-        Self { text: Arc::from(text), value }
+        Self { text: Arc::from(text), value, correlation: None }
+    }
+
+    /// With the id that the client gave it.
+    #[must_use]
+    pub fn correlated(self, correlation: Option<HeaderValue>) -> Self {
+        Self { correlation, ..self }
+    }
+
+    /// The client's own id.
+    pub fn correlation(&self) -> Option<&str> {
+        self.correlation.as_ref().and_then(|value| value.to_str().ok())
+    }
+
+    /// Sets both ids, of an answer or of what is forwarded.
+    pub fn set(&self, headers: &mut HeaderMap) {
+        headers.insert(REQUEST_ID, self.value.clone());
+        if let Some(correlation) = &self.correlation {
+            headers.insert(CORRELATION_ID, correlation.clone());
+        }
     }
 
     /// Its text.

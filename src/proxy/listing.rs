@@ -27,7 +27,7 @@ impl Gateway {
     ) -> Result<Response<Body>, Problem> {
         let own = &self.0.parts;
         self.set_context(&mut head, exchange, caller, asked, false);
-        let answered = own.balancer.send(Request::from_parts(head, Outgoing::empty())).await?;
+        let answered = own.behind.send(Request::from_parts(head, Outgoing::empty())).await?;
         own.metrics.decided(Some(route.kind), "allow");
         let (mut answer, body) = answered.into_parts();
         let body = Limited::new(body, MAX_LISTING).collect().await.map_err(|_| unreadable())?.to_bytes();

@@ -7,7 +7,6 @@ use http::{Request, Response, StatusCode};
 
 use super::forward::{BoxError, Deadlined, Outgoing};
 use super::headers::{self, Decision, Leaks};
-use super::ingress::REQUEST_ID;
 use super::{Exchange, Gateway};
 use crate::layer::Credential;
 use crate::layer::headers::{Bearer, RequestHeaders};
@@ -60,9 +59,9 @@ impl Gateway {
                 "Keys of the upstream are not accepted here; send a Zitadel access token as Authorization: Bearer …",
             ));
         }
-        head.headers.insert(REQUEST_ID, exchange.id.header_value());
+        exchange.id.set(&mut head.headers);
         exchange.arrival.forward(&mut head.headers);
-        let (mut answer, body) = own.balancer.send(Request::from_parts(head, body)).await?.into_parts();
+        let (mut answer, body) = own.behind.send(Request::from_parts(head, body)).await?.into_parts();
         headers::answer(&mut answer.headers, &Leaks::none(), &exchange.id, Decision::Allow);
         own.metrics.decided(None, "passthrough");
         let until = (exchange.received + own.config.total_timeout).into();

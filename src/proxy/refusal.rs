@@ -51,32 +51,7 @@ struct AnthropicError<'a> {
 pub fn refuse(problem: Problem, kind: Option<RouteKind>, request_id: &RequestId) -> Response<Body> {
     let id = request_id.as_str();
     let code = problem.code();
-    let body = match kind {
-        None => None,
-        Some(RouteKind::Messages | RouteKind::CountTokens) => serde_json::to_vec(&Anthropic {
-            kind: "error",
-            error: AnthropicError {
-                kind: anthropic_type(problem.status_code()),
-                message: problem.detail(),
-                code,
-                members: problem.members(),
-            },
-            request_id: id,
-        })
-        .ok(),
-        Some(_) => serde_json::to_vec(&OpenAi {
-            error: OpenAiError {
-                message: problem.detail(),
-                kind: openai_type(problem.status_code()),
-                code,
-                param: None,
-                request_id: id,
-                members: problem.members(),
-            },
-        })
-        .ok(),
-    };
-    let mut response = match body {
+    let mut response = match kind.and_then(|kind| body(&problem, kind, id).ok()) {
         Some(body) => {
             let mut response = Response::new(Body::from(body));
             *response.status_mut() = problem.status_code();
@@ -88,6 +63,40 @@ pub fn refuse(problem: Problem, kind: Option<RouteKind>, request_id: &RequestId)
     };
     stamp(response.headers_mut(), request_id, Decision::Deny(code));
     response
+}
+
+fn body(problem: &Problem, kind: RouteKind, request_id: &str) -> serde_json::Result<Vec<u8>> {
+    let (message, code, members) = (problem.detail(), problem.code(), problem.members());
+    match kind {
+        RouteKind::Messages | RouteKind::CountTokens => serde_json::to_vec(&Anthropic {
+            kind: "error",
+            error: AnthropicError { kind: anthropic_type(problem.status_code()), message, code, members },
+            request_id,
+        }),
+        _ => serde_json::to_vec(&OpenAi {
+            error: OpenAiError {
+                message,
+                kind: openai_type(problem.status_code()),
+                code,
+                param: None,
+                request_id,
+                members,
+            },
+        }),
+    }
+}
+
+/// The refusal of a stream under way, as the last event that the client's SDK raises.
+pub fn event(problem: &Problem, kind: RouteKind, request_id: &RequestId) -> Vec<u8> {
+    let name: &[u8] = match kind {
+        RouteKind::Chat | RouteKind::Completion => b"data: ",
+        _ => b"event: error\ndata: ",
+    };
+    let mut event = name.to_vec();
+    // What cannot be written ends the stream all the same.
+    event.extend(body(problem, kind, request_id.as_str()).unwrap_or_default());
+    event.extend_from_slice(b"\n\n");
+    event
 }
 
 fn openai_type(status: StatusCode) -> &'static str {

@@ -1,8 +1,13 @@
-//! The guardrails' stage: the texts of the body, before anything is reserved or sent.
+//! The guardrails' stage: the texts of the body, before anything is reserved or sent, and
+//! [those of the answer](answer).
 
 use std::ops::Range;
 
 use bytes::Bytes;
+
+pub(super) mod answer;
+mod stream;
+mod texts;
 
 use super::ask::{ParsedAsk, Texts};
 use super::{Caller, Gateway};
@@ -75,11 +80,14 @@ fn passed(screened: Screened, body: Bytes, acted: Option<String>) -> Result<(Byt
         Screened::Passed => Ok((body, acted)),
         Screened::Detected { code } => Ok((body, acted.or(Some(code)))),
         Screened::Masked { code, body } => Ok((body, Some(code))),
-        Screened::Blocked { code, pattern } => Err(Problem::forbidden(
-            "guardrail_blocked",
-            format!("Guardrail `{code}` blocks this request (pattern `{pattern}`): take the matching text out"),
-        )
-        .with("guardrail", code)
-        .with("pattern", pattern)),
+        Screened::Blocked { code, pattern } => {
+            let detail =
+                format!("Guardrail `{code}` blocks this request (pattern `{pattern}`): take the matching text out");
+            Err(blocked(detail, code, pattern))
+        }
     }
+}
+
+fn blocked(detail: String, code: String, pattern: String) -> Problem {
+    Problem::forbidden("guardrail_blocked", detail).with("guardrail", code).with("pattern", pattern)
 }

@@ -28,7 +28,7 @@ impl Tx<Tenant> {
 
     /// Agents that somebody with these scopes may use, newest first: those granted to
     /// one of them, and those that are everybody's. As
-    /// [`AgentRule`](crate::policy::agents::AgentRule) decides about one.
+    /// [`CompanionRule`](crate::policy::companions::CompanionRule) decides about one.
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).

@@ -34,6 +34,8 @@ pub enum ChangeKind {
     Features,
     /// Agents and their grants.
     Agents,
+    /// Which connections there are, and their grants.
+    Connections,
     /// Guardrail presets, patterns, assignments.
     Guardrails,
     /// Listings of the marketplace, whom they are for, their counters.
@@ -48,13 +50,14 @@ pub enum ChangeKind {
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Account,
         Self::Directory,
         Self::Budget,
         Self::Models,
         Self::Features,
         Self::Agents,
+        Self::Connections,
         Self::Guardrails,
         Self::Marketplace,
         Self::Revocations,
@@ -70,6 +73,7 @@ impl ChangeKind {
             Self::Models => "models",
             Self::Features => "features",
             Self::Agents => "agents",
+            Self::Connections => "connections",
             Self::Guardrails => "guardrails",
             Self::Marketplace => "marketplace",
             Self::Revocations => "revocations",

@@ -1,5 +1,6 @@
 //! Connections and their grants.
 
+use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::policies::{json, read};
 use super::secrets::sealed;
@@ -160,6 +161,7 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn delete_connection(&mut self, id: &Id<Connection>) -> Result<bool> {
         let gone = remove!(self, "Alchemi_CopilotConnectionTable", id = id)?;
+        self.changed(ChangeKind::Connections);
         Ok(gone)
     }
 
@@ -173,6 +175,28 @@ impl Tx<Tenant> {
         slice: &Slice,
     ) -> Result<Page<ConnectionGrant>> {
         list!(self, slice, ConnectionGrant in "Alchemi_CopilotConnectionGrantTable", connection_id = connection)
+    }
+
+    /// Grants of a connection to some of `scopes`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn connection_grants_for(
+        &mut self,
+        connection: &Id<Connection>,
+        scopes: &[Scope],
+    ) -> Result<Vec<ConnectionGrant>> {
+        let account = self.account.clone();
+        on!(self, |c| {
+            let mut q =
+                sqlx::QueryBuilder::new(r#"SELECT * FROM "Alchemi_CopilotConnectionGrantTable" WHERE account_id = "#);
+            q.push_bind(&account).push(" AND connection_id = ").push_bind(connection).push(" AND (1 = 0");
+            for scope in scopes {
+                q.push(" OR (scope_type = ").push_bind(scope.scope_type);
+                q.push(" AND scope_id = ").push_bind(&scope.scope_id).push(")");
+            }
+            q.push(")").build_query_as().fetch_all(c).await
+        })
     }
 
     /// One grant of a connection.
@@ -211,6 +235,7 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn upsert_connection_grant(&mut self, grant: &ConnectionGrant) -> Result<ConnectionGrant> {
         let (account, now) = (self.account.clone(), self.now);
+        self.changed(ChangeKind::Connections);
         on!(self, |c| {
             sqlx::query_as(
             r#"INSERT INTO "Alchemi_CopilotConnectionGrantTable" (account_id, id, connection_id, scope_type, scope_id,
@@ -238,6 +263,7 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn delete_connection_grant(&mut self, id: &Id<ConnectionGrant>) -> Result<bool> {
         let gone = remove!(self, "Alchemi_CopilotConnectionGrantTable", id = id)?;
+        self.changed(ChangeKind::Connections);
         Ok(gone)
     }
 }

@@ -11,7 +11,6 @@ use super::budgets::require;
 use super::call::{Call, EitherAdmin};
 use super::directory::not_found;
 use super::input::Body;
-use crate::allocation::rules::RuleTerms;
 use crate::allocation::{Enforcement, drawn};
 use crate::clock::Timestamp;
 use crate::context::{Domain, ProductDomains, Tenant};
@@ -303,10 +302,10 @@ pub async fn explain_policy(call: Call<EitherAdmin>, Body(question): Body<Questi
             return call.done(tx, &explained).await;
         }
     };
-    let terms =
-        RuleTerms { default_access: call.app.default_model_access, allocation_required: call.app.allocation.require };
     let agent = question.agent_id.as_ref().map(|id| id.as_str().parse().unwrap_or_else(|_| Id::nobody()));
-    let rules = terms.rules(&mut tx, account, domain, place, agent.as_ref()).await?;
+    let connection = question.connection_id.as_ref().map(|id| id.as_str().parse().unwrap_or_else(|_| Id::nobody()));
+    let companions = (agent.as_ref(), connection.as_ref());
+    let rules = call.app.terms.rules(&mut tx, account, domain, place, companions).await?;
     let told = policy::explain(question.allows(domain), &ask, question.companions(), &rules, tx.now());
     let explained = Explained::new(domain, Place::of(&rules.placement), told.steps);
     let explained = match told.verdict {

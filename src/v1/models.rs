@@ -290,7 +290,7 @@ async fn rules(tx: &mut Tx<Tenant>, app: &App, domain: Domain, chain: &[Scope]) 
         Domain::Console => Some(tx.console_model_policy().await?.value),
         Domain::Copilot => None,
     };
-    Ok(ModelRules::new(domain, chain, grants, policy, app.default_model_access))
+    Ok(ModelRules::new(domain, chain, grants, policy, app.terms.default_access))
 }
 
 fn access_mode(text: Option<&str>) -> Result<AccessMode, Problem> {

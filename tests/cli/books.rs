@@ -1,17 +1,25 @@
 //! Commands that look after a database.
 
-use std::process::Command;
-
 use serde_json::json;
 
 use crate::common::{Backend, Gateway, Person, backends};
-use crate::{alchemi, run};
+use crate::process::{Ended, Place};
 
 /// The command line on the database of a test.
-fn on(url: &str, folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
-    let mut command = alchemi(folder.path());
-    command.args(arguments).env("DATABASE_URL", url);
-    command
+fn on(url: &str) -> Place {
+    Place::new().with("DATABASE_URL", url)
+}
+
+/// What a command that must succeed has printed.
+#[track_caller]
+fn done(ended: Ended) -> String {
+    assert_eq!(ended.status, 0, "{ended:?}");
+    ended.out
+}
+
+#[track_caller]
+fn refused(ended: &Ended, status: i32, words: &str) {
+    assert!(ended.status == status && ended.err.contains(words), "{words}: {ended:?}");
 }
 
 #[tokio::test]
@@ -19,23 +27,23 @@ async fn migrations_are_applied_once_and_can_be_printed() {
     for backend in backends().await {
         let folder = tempfile::tempdir().unwrap();
         let url = backend.url(folder.path());
-        let applied = run(&mut on(&url, &folder, &["migrate"])).done();
+        let place = on(&url);
+        let applied = done(place.run(&["migrate"]));
         assert!(applied.starts_with("applied 0001_init\n"), "{applied}");
-        assert_eq!(run(&mut on(&url, &folder, &["migrate"])).done(), "nothing to apply\n");
+        assert_eq!(done(place.run(&["migrate"])), "nothing to apply\n");
         let name = if matches!(backend, Backend::Sqlite) { "sqlite" } else { "postgres" };
-        let sql = run(&mut on(&url, &folder, &["migrate", "--print", name])).done();
+        let sql = done(place.run(&["migrate", "--print", name]));
         assert!(sql.contains(r#"CREATE TABLE IF NOT EXISTS "Alchemi_AccountTable""#), "{sql}");
     }
 }
 
 #[test]
 fn a_database_that_cannot_be_used_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    run(&mut on("mysql://127.0.0.1/x", &folder, &["migrate"])).refused(2, "sqlite:");
+    refused(&on("mysql://127.0.0.1/x").run(&["migrate"]), 2, "sqlite:");
     // Nobody listens there.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let away = format!("postgres://nobody@{closed}/none");
-    run(&mut on(&away, &folder, &["migrate"])).refused(1, "cannot be reached");
+    refused(&on(&away).run(&["migrate"]), 1, "cannot be reached");
 }
 
 /// Books and audit that balance, until somebody changes a row by hand.
@@ -52,10 +60,9 @@ async fn what_was_changed_by_hand_is_found() {
         gateway.settled(&account, 1).await;
         gateway.stop().await;
 
-        let folder = tempfile::tempdir().unwrap();
-        let url = gateway.database_url().to_owned();
-        let verify = |what: &str| run(&mut on(&url, &folder, &[what, "verify"]));
-        let (ledger, audit) = (verify("ledger").done(), verify("audit").done());
+        let place = on(gateway.database_url());
+        let verify = |what: &str| place.run(&[what, "verify"]);
+        let (ledger, audit) = (done(verify("ledger")), done(verify("audit")));
         assert!(ledger.starts_with("1 rows, 1 counters, 0 open reservations"), "{ledger}");
         assert!(audit.contains(&format!("{account}: ")) && audit.contains("intact"), "{audit}");
 
@@ -71,7 +78,7 @@ async fn what_was_changed_by_hand_is_found() {
             ledger.out,
             audit.out
         );
-        ledger.refused(1, "the books do not balance");
-        audit.refused(1, "are broken");
+        refused(&ledger, 1, "the books do not balance");
+        refused(&audit, 1, "are broken");
     }
 }

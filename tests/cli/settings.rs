@@ -46,6 +46,13 @@ fn each_wrong_setting_is_named_with_its_remedy() {
         (&[("ALCHEMI_TLS_CERT", "/nowhere.pem")], &["tls", "key"]),
         (&[("ALCHEMI_LOG_FORMAT", "xml")], &["ALCHEMI_LOG_FORMAT", "xml", "json"]),
         (&[("RUST_LOG", "alchemi=loud")], &["RUST_LOG"]),
+        (
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")],
+            &["OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"],
+        ),
+        (&[("OTEL_EXPORTER_OTLP_HEADERS", "no pair")], &["OTEL_EXPORTER_OTLP_HEADERS", "name=value"]),
+        (&[("ALCHEMI_SECRET_KEY", "c2hvcnQ=")], &["ALCHEMI_SECRET_KEY", "32 bytes"]),
+        (&[("ALCHEMI_TRUSTED_PROXIES", "everywhere")], &["ALCHEMI_TRUSTED_PROXIES", "everywhere", "CIDR"]),
     ];
     for (environment, words) in cases {
         let mut place = Place::new();

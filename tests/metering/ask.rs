@@ -124,9 +124,10 @@ fn depth_and_width_are_bounded() {
     for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
         let deep = format!("{}1{}", open.repeat(100_000), close.repeat(100_000));
         for key in ["messages", "fallbacks", "tools", "metadata", "x"] {
-            let _ = chat(&format!(r#"{{"model":"m","{key}":{deep}}}"#));
+            assert_eq!(code(&format!(r#"{{"model":"m","{key}":{deep}}}"#)), "invalid_json", "{key}");
         }
-        assert_eq!(code(&format!(r#"{{"model":"m","messages":{deep}}}"#)), "invalid_json");
+        let allowed = format!("{}\"]]{{\\\"\"{}", open.repeat(100), close.repeat(100));
+        assert!(chat(&format!(r#"{{"model":"m","x":{allowed},"messages":[]}}"#)).is_ok());
     }
     let wide: String = (0..300).map(|i| format!(r#""k{i}":1,"#)).collect();
     assert_eq!(code(&format!(r#"{{{wide}"model":"m"}}"#)), "invalid_field");

@@ -177,6 +177,29 @@ async fn a_trace_goes_on_and_a_malformed_one_begins_anew() {
 }
 
 #[tokio::test]
+async fn a_clients_own_id_goes_along_beside_ours() {
+    let stage = Stage::set().await;
+    let ask = async |client: &crate::Client, own: &str| {
+        let request = client.request(Method::POST, "/v1/chat/completions").header("x-request-id", own);
+        client.send(request.json(&chat("gpt-4o-mini"))).await
+    };
+    let reply = ask(&stage.ada, "client-7/b").await;
+    assert_eq!(reply.header("x-correlation-id"), "client-7/b");
+    assert_eq!(reply.header("x-request-id").len(), 36);
+    let sent = stage.gateway.last_forwarded();
+    assert_eq!(sent.header_values("x-correlation-id"), ["client-7/b"]);
+    assert_eq!(sent.header_values("x-request-id"), [reply.header("x-request-id")]);
+    // A refusal, and an answer of the control plane.
+    assert_eq!(ask(&stage.gateway.anybody(), "client-8").await.header("x-correlation-id"), "client-8");
+    let me = stage.ada.request(Method::GET, "/v1/me/context").header("x-request-id", "client-9");
+    assert_eq!(stage.ada.send(me).await.header("x-correlation-id"), "client-9");
+    for odd in ["x".repeat(129), "two words".to_owned()] {
+        assert!(!ask(&stage.ada, &odd).await.headers.contains_key("x-correlation-id"), "{odd}");
+        assert!(stage.gateway.last_forwarded().header_values("x-correlation-id").is_empty());
+    }
+}
+
+#[tokio::test]
 async fn without_litellm_behind_us_nothing_is_said_to_it() {
     let stage = Stage::with(Backend::Sqlite, |config| config.context.litellm = false).await;
     stage.ada.post("/v1/chat/completions", chat("gpt-4o-mini")).await.ok();

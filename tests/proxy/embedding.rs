@@ -1,17 +1,19 @@
 //! The examples for embedders, at work.
 
 use alchemi::config::Config;
-use alchemi::model::models::AccessMode;
 use axum::body::{Body, to_bytes};
 use http::Request;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::common::{Backend, Client, Gateway, MASTER_KEY, Person};
+use crate::common::{Backend, Client, Gateway, MASTER_KEY, Person, UPSTREAM_KEY};
 
 #[expect(dead_code, unreachable_pub, reason = "an example is a program of its own")]
 #[path = "../../examples/axum_embed.rs"]
 mod axum_embed;
+#[expect(dead_code, unreachable_pub, reason = "an example is a program of its own")]
+#[path = "../../examples/plugin.rs"]
+mod plugin;
 #[expect(dead_code, unreachable_pub, reason = "an example is a program of its own")]
 #[path = "../../examples/tower_stack.rs"]
 mod tower_stack;
@@ -60,10 +62,41 @@ async fn an_axum_application_knows_its_callers_and_has_the_control_plane() {
 }
 
 #[tokio::test]
-async fn a_tower_stack_without_axum_asks_the_policy() {
-    let [known, anonymous] = tower_stack::show(AccessMode::Allow).await.unwrap();
-    assert_eq!(known, (200, "gpt-4o for ada".to_owned()));
-    assert!(anonymous.0 == 401 && anonymous.1.contains("token_missing"), "{anonymous:?}");
-    let [known, _] = tower_stack::show(AccessMode::Deny).await.unwrap();
-    assert!(known.0 == 403 && known.1.contains("model_denied"), "{known:?}");
+async fn a_tower_service_is_governed_and_paid_like_an_upstream() {
+    let (answers, spent) = tower_stack::show().await.unwrap();
+    let statuses: Vec<_> = answers.iter().map(|(status, _)| *status).collect();
+    assert_eq!(statuses, [200, 200, 402, 403], "{answers:?}");
+    assert_eq!(answers[0].1["choices"][0]["message"]["content"], "Pretty Polly");
+    let codes: Vec<_> = answers[2..].iter().map(|(_, body)| body["error"]["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["allocation_exhausted", "model_denied"]);
+    // Two answers at 4 tokens in and 4 out.
+    assert_eq!(spent.to_string(), "0.024");
+}
+
+#[tokio::test]
+async fn a_guardrail_of_ones_own_masks_and_refuses() {
+    let gateway = Gateway::start(Backend::Sqlite).await;
+    let account = gateway.account("Acme").await;
+    gateway.open_models(&account).await;
+    let config = Config::from_toml(&format!(
+        "listen = '127.0.0.1:0'\nmaster_key = '{MASTER_KEY}'\n[database]\nurl = '{}'\n\
+         [identity]\nproject_id = '{}'\nissuers = [{{ url = '{}' }}]\n\
+         [upstream]\nurls = ['{}']\napi_key = '{UPSTREAM_KEY}'\nhealth_interval = 0\n",
+        gateway.database_url(),
+        gateway.issuer.project_id(),
+        gateway.issuer.url(),
+        gateway.upstream.url(),
+    ));
+    let server = plugin::start(&config.unwrap()).await.unwrap();
+    let ada = gateway.as_end_user(&account, "ada").at(&format!("http://{}", server.address()));
+    let ask = |content: &str| json!({"model": "gpt-4o", "messages": [{"role": "user", "content": content}]});
+    ada.post("/v1/chat/completions", ask("How is Bluebird?")).await.ok();
+    let seen = String::from_utf8(gateway.last_forwarded().body.to_vec()).unwrap();
+    assert!(seen.contains("How is [project]?") && !seen.contains("Bluebird"), "{seen}");
+    let long = ask(&"x".repeat(200_000));
+    let refused = ada.post("/v1/chat/completions", long.clone()).await;
+    assert_eq!((refused.status.as_u16(), refused.code().as_str()), (403, "guardrail_blocked"));
+    let admin = gateway.as_account_admin(&account).at(&format!("http://{}", server.address()));
+    admin.post("/v1/chat/completions", long).await.ok();
+    server.stop().await;
 }

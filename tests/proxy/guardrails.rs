@@ -23,7 +23,7 @@ impl Stage {
     }
 
     /// A preset of one pattern.
-    async fn own_preset(&self, code: &str, regex: &str, action: &str) -> String {
+    pub(crate) async fn own_preset(&self, code: &str, regex: &str, action: &str) -> String {
         let preset = json!({"code": code, "name": code});
         let preset = self.gateway.made(&self.account, &format!("{GUARDRAILS}/presets"), preset).await;
         let pattern = json!({"guard_type": "pii", "preset_id": preset, "pattern_name": "own", "pattern_regex": regex,
@@ -32,7 +32,7 @@ impl Stage {
         preset
     }
 
-    async fn assign(&self, preset: &str, scope: (&str, &str)) -> String {
+    pub(crate) async fn assign(&self, preset: &str, scope: (&str, &str)) -> String {
         let body = json!({"preset_id": preset, "scope_type": scope.0, "scope_id": scope.1});
         self.gateway.made(&self.account, &format!("{GUARDRAILS}/assignments"), body).await
     }

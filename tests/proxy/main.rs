@@ -10,7 +10,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod access;
 mod allowed;
+mod answers;
 mod books;
 mod broken;
 mod concurrency;
@@ -18,8 +20,10 @@ mod context;
 mod embedding;
 mod enrolment;
 mod guardrails;
+mod hostile;
 mod leases;
 mod listener;
+mod metrics;
 mod opaque;
 mod outage;
 mod refused;

@@ -35,7 +35,7 @@ pub(super) async fn why(parts: &Parts, token: &str) -> Result<(), Failure> {
     for check in readable(&parts.config, token) {
         say(&format!("{} {}", if check.good { "ok     " } else { "MISSING" }, check.text))?;
     }
-    let rules = RuleBook::new(parts.store.clone(), &parts.config.allocation, parts.config.policy.default_model_access);
+    let rules = RuleBook::new(parts.store.clone(), &parts.config.allocation, parts.config.rule_terms());
     let authenticator = Authenticator::new(parts.identity.clone(), None, rules);
     let credential = match authenticator.credential(Some(token)).await {
         Ok(credential) => credential,

@@ -18,6 +18,9 @@ use crate::policy::{Ask, AskSize};
 /// No API has nearly so many members; more would only slow the search for doubles.
 const MAX_MEMBERS: usize = 256;
 
+/// How deep lists and objects may stand in each other, as serde_json has it.
+const MAX_DEPTH: usize = 127;
+
 pub(super) fn read(
     kind: RouteKind,
     path_model: Option<&str>,
@@ -188,16 +191,16 @@ impl<'a> Scan<'a, '_> {
                 return Measure::of(&mut fields.text).deserialize(&mut json).map_err(A::Error::custom);
             }
             "tools" | "functions" | "response_format" => {
-                let raw: &RawValue = map.next_value()?;
+                let raw = bounded(map.next_value()?)?;
                 fields.raw_bytes = fields.raw_bytes.saturating_add(raw.get().len() as u64);
                 if name == "tools" {
                     fields.tools = Some(raw);
                 }
                 return Ok(());
             }
-            _ => return map.next_value::<IgnoredAny>().map(drop),
+            _ => return bounded(map.next_value()?).map(drop),
         };
-        *slot = Some(map.next_value()?);
+        *slot = Some(bounded(map.next_value()?)?);
         Ok(())
     }
 }
@@ -220,6 +223,41 @@ impl<'a> Visitor<'a> for &mut Scan<'a, '_> {
         }
         Ok(())
     }
+}
+
+/// A value that is not nested deeper than parsers of JSON read; serde skips any depth.
+fn bounded<E: serde::de::Error>(value: &RawValue) -> Result<&RawValue, E> {
+    if is_too_deep(value.get().as_bytes()) { Err(E::custom("recursion limit exceeded")) } else { Ok(value) }
+}
+
+fn is_too_deep(json: &[u8]) -> bool {
+    // A level takes two bytes at least.
+    if json.len() <= 2 * MAX_DEPTH {
+        return false;
+    }
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => {
+                at += 1;
+                while let Some(found) = memchr::memchr2(b'"', b'\\', json.get(at..).unwrap_or_default()) {
+                    at += found;
+                    if json.get(at) == Some(&b'"') {
+                        break;
+                    }
+                    at += 2;
+                }
+            }
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Refuses what is forbidden in `metadata`. LiteLLM reads a string as JSON, so only
