@@ -46,6 +46,7 @@ pub mod refusal;
 pub mod routes;
 mod screening;
 pub mod signed;
+pub mod upstream;
 pub mod wire;
 
 use ask::ParsedAsk;
