@@ -48,6 +48,7 @@ pub mod routes;
 mod screening;
 pub mod service;
 pub mod signed;
+pub mod upstream;
 pub mod wire;
 
 use ask::ParsedAsk;

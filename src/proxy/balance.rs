@@ -15,15 +15,18 @@ use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::forward::{ForwardError, Outgoing, Target, Upstream, UpstreamConfig, UpstreamError};
+use super::forward::{ForwardError, Outgoing, Target, UpstreamConfig, UpstreamError};
+use super::upstream::{Upstream, UpstreamBody};
 use crate::clock::SharedClock;
 
 /// Failed health checks in a row after which an upstream is down.
 const MISSES_UNTIL_DOWN: u32 = 2;
+
+/// How often idle connections are looked at where there are no health checks.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// Most that is read of a health check's answer.
 const MAX_HEALTH_BODY: usize = 64 * 1024;
@@ -108,7 +111,7 @@ impl Balancer {
     ///
     /// # Errors
     /// The last upstream's [`ForwardError`].
-    pub async fn send(&self, mut request: Request<Outgoing>) -> Result<Response<Incoming>, ForwardError> {
+    pub async fn send(&self, mut request: Request<Outgoing>) -> Result<Response<UpstreamBody>, ForwardError> {
         let order = self.order();
         let mut endpoints = order.iter().peekable();
         while let Some(endpoint) = endpoints.next() {
@@ -123,14 +126,17 @@ impl Balancer {
         Err(ForwardError::Target)
     }
 
-    /// Checks the health of all upstreams for ever; to be spawned, and aborted at shutdown.
+    /// Checks the health of all upstreams, and closes connections to them that have been
+    /// idle for too long, for ever; to be spawned, and aborted at shutdown.
     pub async fn watch(&self) {
-        let Some(check) = &self.health else { return };
-        let mut ticks = interval(check.interval);
+        let mut ticks = interval(self.health.as_ref().map_or(TIDY, |check| check.interval));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            futures_util::future::join_all(self.endpoints.iter().map(|e| self.check(check, e))).await;
+            self.upstream.tidy(self.endpoints.iter().map(|e| &e.target));
+            if let Some(check) = &self.health {
+                futures_util::future::join_all(self.endpoints.iter().map(|e| self.check(check, e))).await;
+            }
         }
     }
 
@@ -177,7 +183,7 @@ impl Balancer {
 
     /// Learns from what became of a request. A slow answer says nothing about the
     /// upstream's health: some models think for minutes.
-    fn judge(&self, endpoint: &Endpoint, answered: &Result<Response<Incoming>, ForwardError>) {
+    fn judge(&self, endpoint: &Endpoint, answered: &Result<Response<UpstreamBody>, ForwardError>) {
         let failed = match answered {
             Ok(response) => matches!(
                 response.status(),

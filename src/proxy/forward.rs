@@ -1,4 +1,4 @@
-//! The client towards the upstream: connections, deadlines, and what can go wrong.
+//! What is forwarded: to which address, with which body and deadlines, and what can go wrong.
 //!
 //! Nothing here adds a credential: [`ContextHeaders`](super::headers::ContextHeaders)
 //! does, for governed routes alone.
@@ -8,29 +8,25 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderValue, Request, StatusCode, Uri, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::{self, Client, connect::HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::client::legacy;
 use serde::{Deserialize, Deserializer};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::upstream::Idle;
 use crate::problem::Problem;
 
 /// What a body or a service fails with.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// Idle connections kept for each upstream.
-const IDLE_CONNECTIONS: usize = 1024;
 
 /// The LLM proxy behind us. Durations are seconds in the configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -180,6 +176,8 @@ pub struct Target {
     host: HeaderValue,
     /// Path in front of every request's path; empty or without trailing slash.
     prefix: String,
+    /// Connections to it that no request holds.
+    pub(super) idle: Arc<Idle>,
 }
 
 impl Target {
@@ -192,7 +190,8 @@ impl Target {
         let scheme = uri.scheme().filter(|s| [Scheme::HTTP, Scheme::HTTPS].contains(s))?.clone();
         let authority = uri.authority().filter(|a| !a.as_str().contains('@') && !a.host().is_empty())?.clone();
         let host = HeaderValue::from_str(authority.as_str()).ok()?;
-        Some(Self { scheme, host, prefix: uri.path().trim_end_matches('/').to_owned(), authority })
+        let prefix = uri.path().trim_end_matches('/').to_owned();
+        Some(Self { scheme, host, prefix, authority, idle: Arc::default() })
     }
 
     /// Whether it speaks TLS.
@@ -200,22 +199,27 @@ impl Target {
         self.scheme == Scheme::HTTPS
     }
 
-    /// Points a request, whose URI is a path, at this upstream.
-    fn aim<B>(&self, request: &mut Request<B>) -> Result<(), ForwardError> {
-        let path = request.uri().path_and_query();
-        let path = match path {
-            Some(path) if self.prefix.is_empty() => path.clone(),
-            Some(path) => PathAndQuery::try_from(format!("{}{path}", self.prefix)).map_err(|_| ForwardError::Target)?,
-            None => return Err(ForwardError::Target),
-        };
+    /// Points a request, whose URI is a path, at this upstream; the URI stays a path.
+    pub(super) fn aim<B>(&self, request: &mut Request<B>) -> Result<(), ForwardError> {
+        let path = request.uri().path_and_query().ok_or(ForwardError::Target)?;
+        if !self.prefix.is_empty() {
+            let path = PathAndQuery::try_from(format!("{}{path}", self.prefix)).map_err(|_| ForwardError::Target)?;
+            *request.uri_mut() = Uri::from(path);
+        } else if request.uri().authority().is_some() {
+            *request.uri_mut() = Uri::from(path.clone());
+        }
+        *request.version_mut() = Version::HTTP_11;
+        request.headers_mut().insert(header::HOST, self.host.clone());
+        Ok(())
+    }
+
+    /// The whole address of a path there.
+    pub(super) fn uri(&self, path: PathAndQuery) -> Result<Uri, ForwardError> {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
         parts.path_and_query = Some(path);
-        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| ForwardError::Target)?;
-        *request.version_mut() = Version::HTTP_11;
-        request.headers_mut().insert(header::HOST, self.host.clone());
-        Ok(())
+        Uri::from_parts(parts).map_err(|_| ForwardError::Target)
     }
 }
 
@@ -302,13 +306,13 @@ impl Body for Outgoing {
 pub enum ForwardError {
     /// No connection: the request was not sent and may go elsewhere.
     #[error("the upstream cannot be reached")]
-    Unreachable(#[source] legacy::Error),
+    Unreachable(#[source] BoxError),
     /// No response in time; the request may have been acted on.
     #[error("the upstream did not answer within {0:?}")]
     Timeout(Duration),
     /// The connection broke; the request may have been acted on.
     #[error("the upstream closed the connection without an answer")]
-    Broken(#[source] legacy::Error),
+    Broken(#[source] BoxError),
     /// It answered with another protocol, which nobody asked for.
     #[error("the upstream switched protocols unasked")]
     Switched,
@@ -332,7 +336,7 @@ impl ForwardError {
 
 impl From<legacy::Error> for ForwardError {
     fn from(error: legacy::Error) -> Self {
-        if error.is_connect() { Self::Unreachable(error) } else { Self::Broken(error) }
+        if error.is_connect() { Self::Unreachable(error.into()) } else { Self::Broken(error.into()) }
     }
 }
 
@@ -361,75 +365,6 @@ impl From<ForwardError> for Problem {
             ForwardError::Target => Self::bad_request("invalid_path", "The request target must be an absolute path"),
         }
     }
-}
-
-/// The pooled client for all upstreams.
-#[derive(Debug, Clone)]
-pub struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, Outgoing>,
-    response_timeout: Duration,
-}
-
-impl Upstream {
-    /// A client for these targets. The system's trust store is read only if one needs TLS.
-    ///
-    /// # Errors
-    /// [`UpstreamError::Tls`] if there is no usable trust store.
-    pub fn new(config: &UpstreamConfig, targets: &[Target]) -> Result<Self, UpstreamError> {
-        let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(config.connect_timeout));
-        let tls = tls_builder(targets.iter().any(Target::is_https)).map_err(UpstreamError::Tls)?.https_or_http();
-        let connector = if config.http2 {
-            tls.enable_all_versions().wrap_connector(tcp)
-        } else {
-            tls.enable_http1().wrap_connector(tcp)
-        };
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(config.keep_alive)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .build(connector);
-        Ok(Self { client, response_timeout: config.response_timeout })
-    }
-
-    /// Sends a request whose URI is a path, and waits for the head of the response.
-    ///
-    /// Dropping the future, or the response's body, cancels the exchange.
-    ///
-    /// # Errors
-    /// [`ForwardError`]; after anything but [`ForwardError::is_unsent`] the upstream may
-    /// have acted on the request.
-    pub async fn send(
-        &self,
-        target: &Target,
-        mut request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, ForwardError> {
-        target.aim(&mut request)?;
-        match timeout(self.response_timeout, self.client.request(request)).await {
-            Ok(answered) => {
-                let answer = answered?;
-                // Nobody is asked to switch protocols: `Upgrade` never gets here.
-                if answer.status().is_informational() { Err(ForwardError::Switched) } else { Ok(answer) }
-            }
-            Err(_) => Err(ForwardError::Timeout(self.response_timeout)),
-        }
-    }
-}
-
-fn tls_builder(needed: bool) -> io::Result<HttpsConnectorBuilder<hyper_rustls::builderstates::WantsSchemes>> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    if needed {
-        return HttpsConnectorBuilder::new().with_provider_and_platform_verifier(provider);
-    }
-    let config = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    Ok(HttpsConnectorBuilder::new().with_tls_config(config))
 }
 
 /// Why a response body ended before its end.

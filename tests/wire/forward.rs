@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use alchemi::problem::Problem;
-use alchemi::proxy::forward::{
-    Deadlined, ForwardError, Outgoing, StreamError, Target, Upstream, UpstreamConfig, bearer_value,
-};
+use alchemi::proxy::forward::{Deadlined, ForwardError, Outgoing, StreamError, Target, UpstreamConfig, bearer_value};
+use alchemi::proxy::upstream::{Upstream, UpstreamBody};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
@@ -26,7 +25,7 @@ fn get(path: &str) -> Request<Outgoing> {
     Request::get(path).body(Outgoing::empty()).unwrap()
 }
 
-async fn text(response: Response<Incoming>) -> String {
+async fn text(response: Response<UpstreamBody>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 

@@ -13,3 +13,4 @@ mod headers;
 mod ingress;
 mod routes;
 mod server;
+mod upstream;
