@@ -28,6 +28,7 @@ use crate::proxy::ingress::TrustedProxies;
 use crate::proxy::signed::ContextSigner;
 use crate::secret::{KeyRing, SecretString};
 use crate::store::DatabaseConfig;
+use crate::store::conservation::LedgerConfig;
 use crate::zitadel::ManagementConfig;
 
 mod shown;
@@ -84,6 +85,8 @@ pub struct Config {
     pub allocation: AllocationConfig,
     /// How admitted requests are written down.
     pub journal: JournalConfig,
+    /// How often the books are checked.
+    pub ledger: LedgerConfig,
     /// Who gets into the directory.
     pub directory: DirectoryConfig,
     /// How use is measured.

@@ -42,6 +42,7 @@ use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
 use crate::proxy::metrics::GatewayMetrics;
 use crate::proxy::routes::{Route, method_not_allowed, route};
 use crate::proxy::{Exchange, Gateway, GatewayParts, wire};
+use crate::store::conservation::Books;
 use crate::store::{Store, StoreError, migrate};
 use crate::telemetry::Metrics;
 use crate::v1;
@@ -167,6 +168,7 @@ impl Server {
         ));
         let gateway_metrics = GatewayMetrics::default();
         let provisioner = provisioner(config, &store, &identity, &clock)?;
+        let books = Books::default();
         let metrics = Metrics::new(
             &gateway_metrics,
             identity.clone(),
@@ -177,7 +179,8 @@ impl Server {
             store.clone(),
         )
         .with_journal(journal.clone())
-        .with_management(&provisioner.management().metrics());
+        .with_management(&provisioner.management().metrics())
+        .with_books(books.clone());
         let metrics = Arc::new(metrics);
         let gateway = Gateway::new(GatewayParts {
             authenticator: authenticator.clone(),
@@ -198,6 +201,7 @@ impl Server {
             balancer: Arc::clone(&balancer),
             metrics,
             secrets: config.secrets.keys.clone(),
+            books: books.clone(),
             warnings: config.warnings().into(),
         };
         let front = Front(Arc::new(FrontParts {
@@ -216,6 +220,10 @@ impl Server {
         background.spawn(background::charge_abandoned(allocations.clone()));
         background.spawn(background::renew_reservations(allocations));
         background.spawn(keeper.run());
+        if config.ledger.verify_seconds > 0 {
+            let every = Duration::from_secs(config.ledger.verify_seconds);
+            background.spawn(background::verify_ledger(store.clone(), every, books));
+        }
         if provisioner.management().is_configured() {
             let (changes, people) = (store.changes(), provisioner.management().clone());
             background.spawn(identities::keep_resolving(changes, store.clone(), people));

@@ -19,6 +19,7 @@ mod embedding;
 mod enrolment;
 mod guardrails;
 mod leases;
+mod ledger_job;
 mod listener;
 mod opaque;
 mod outage;
