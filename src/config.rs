@@ -410,6 +410,7 @@ mod tests {
         assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
         assert_eq!(format!("{:?}", config.allocation), format!("{:?}", AllocationConfig::default()));
         assert_eq!(format!("{:?}", config.journal), format!("{:?}", JournalConfig::default()));
+        assert_eq!(format!("{:?}", config.ledger), format!("{:?}", LedgerConfig::default()));
         assert_eq!(format!("{:?}", config.directory), format!("{:?}", DirectoryConfig::default()));
         assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
         assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));
