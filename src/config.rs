@@ -30,6 +30,7 @@ use crate::proxy::ingress::TrustedProxies;
 use crate::proxy::signed::ContextSigner;
 use crate::secret::{KeyRing, SecretString};
 use crate::store::DatabaseConfig;
+use crate::store::conservation::LedgerConfig;
 use crate::zitadel::ManagementConfig;
 
 mod shown;
@@ -86,6 +87,8 @@ pub struct Config {
     pub allocation: AllocationConfig,
     /// How admitted requests are written down.
     pub journal: JournalConfig,
+    /// How often the books are checked.
+    pub ledger: LedgerConfig,
     /// Who gets into the directory.
     pub directory: DirectoryConfig,
     /// How use is measured.
@@ -501,6 +504,7 @@ mod tests {
         assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
         assert_eq!(format!("{:?}", config.allocation), format!("{:?}", AllocationConfig::default()));
         assert_eq!(format!("{:?}", config.journal), format!("{:?}", JournalConfig::default()));
+        assert_eq!(format!("{:?}", config.ledger), format!("{:?}", LedgerConfig::default()));
         assert_eq!(format!("{:?}", config.directory), format!("{:?}", DirectoryConfig::default()));
         assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
         assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));

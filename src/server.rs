@@ -44,6 +44,7 @@ use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
 use crate::proxy::metrics::GatewayMetrics;
 use crate::proxy::routes::{Route, method_not_allowed, route};
 use crate::proxy::{Exchange, Gateway, GatewayParts, wire};
+use crate::store::conservation::Books;
 use crate::store::{Store, StoreError, migrate};
 use crate::telemetry::{self, Metrics};
 use crate::v1;
@@ -169,6 +170,7 @@ impl Server {
         ));
         let gateway_metrics = GatewayMetrics::default();
         let provisioner = provisioner(config, &store, &identity, &clock)?;
+        let books = Books::default();
         let metrics = Metrics::new(
             &gateway_metrics,
             identity.clone(),
@@ -179,7 +181,8 @@ impl Server {
             store.clone(),
         )
         .with_journal(journal.clone())
-        .with_management(&provisioner.management().metrics());
+        .with_management(&provisioner.management().metrics())
+        .with_books(books.clone());
         let metrics = Arc::new(metrics);
         let gateway = Gateway::new(GatewayParts {
             authenticator: authenticator.clone(),
@@ -200,6 +203,7 @@ impl Server {
             balancer: Arc::clone(&balancer),
             metrics,
             secrets: config.secrets.keys.clone(),
+            books: books.clone(),
             warnings: config.warnings().into(),
         };
         let mut background = JoinSet::new();
@@ -220,6 +224,10 @@ impl Server {
         background.spawn(background::charge_abandoned(allocations.clone()));
         background.spawn(background::renew_reservations(allocations));
         background.spawn(keeper.run());
+        if config.ledger.verify_seconds > 0 {
+            let every = Duration::from_secs(config.ledger.verify_seconds);
+            background.spawn(background::verify_ledger(store.clone(), every, books));
+        }
         if provisioner.management().is_configured() {
             let (changes, people) = (store.changes(), provisioner.management().clone());
             background.spawn(identities::keep_resolving(changes, store.clone(), people));

@@ -19,6 +19,7 @@ use crate::metering::settler::SettlerCounts;
 use crate::proxy::balance::Balancer;
 use crate::proxy::metrics::GatewayMetrics;
 use crate::store::Store;
+use crate::store::conservation::{Books, Check};
 use crate::zitadel::ManagementMetrics;
 
 mod otlp;
@@ -73,6 +74,7 @@ pub struct Metrics {
     balancer: Arc<Balancer>,
     store: Store,
     journal: Option<Journal>,
+    books: Books,
 }
 
 impl Metrics {
@@ -88,13 +90,20 @@ impl Metrics {
     ) -> Self {
         let mut registry = Registry::with_prefix("alchemi");
         gateway.register(&mut registry);
-        Self { registry, identity, rules, allocations, settler, balancer, store, journal: None }
+        let (journal, books) = (None, Books::default());
+        Self { registry, identity, rules, allocations, settler, balancer, store, journal, books }
     }
 
     /// With the journal's.
     #[must_use]
     pub fn with_journal(self, journal: Option<Journal>) -> Self {
         Self { journal, ..self }
+    }
+
+    /// With what checks of the ledger find.
+    #[must_use]
+    pub fn with_books(self, books: Books) -> Self {
+        Self { books, ..self }
     }
 
     /// With calls of Zitadel's management API.
@@ -157,18 +166,32 @@ impl Metrics {
         self.journal.as_ref().map(Journal::counts).unwrap_or_default()
     }
 
-    fn gauges(&self) -> [(&'static str, &'static str, u64); 9] {
+    fn gauges(&self) -> [(&'static str, &'static str, u64); 12] {
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let issuers = self.identity.status();
         let upstreams = self.balancer.status();
         let journal = self.journal_counts();
         let oldest = u64::try_from(self.settler.oldest_waits().as_millis()).unwrap_or(u64::MAX);
+        let books = self.books.last();
+        let of_books =
+            |what: fn(&Check) -> i64| books.as_ref().map_or(0, |last| u64::try_from(what(last)).unwrap_or(0));
         [
             ("settlements_oldest_milliseconds", "How long the oldest of them has been tried", oldest),
             ("journal_bytes", "Bytes of the journal on the disk", journal.bytes),
             ("journal_segments", "Files of the journal", journal.segments),
             ("journal_entries", "Requests in it that are not in the ledger yet", journal.entries),
             ("journal_slowest_sync_microseconds", "The longest of the last syncs", journal.slowest_sync_micros),
+            (
+                "ledger_differences",
+                "Sums that did not fit when the ledger was last verified",
+                of_books(|c| c.differences),
+            ),
+            ("ledger_rows_verified", "Rows of the ledger when it was last verified", of_books(|c| c.ledger_rows)),
+            (
+                "ledger_verified_timestamp_seconds",
+                "When the ledger was last verified; 0 when it never was",
+                of_books(|c| c.finished_at.as_micros() / 1_000_000),
+            ),
             ("settlements_waiting", "Finished requests that are not in the ledger yet", self.settler.waiting()),
             ("jwks_keys", "Usable keys of all issuers", count(issuers.iter().map(|i| i.keys).sum())),
             (

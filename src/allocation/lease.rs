@@ -65,8 +65,19 @@ use crate::store::changes::ChangeKind;
 use crate::store::leases::{Lease, LostLease};
 use crate::store::{Store, StoreError};
 
+mod balance;
+#[cfg(test)]
+mod interleavings;
 mod keeper;
 pub use keeper::Keeper;
+
+use balance::Balance;
+
+/// The atomics of [`balance`], which is compiled against others where it is model-checked.
+mod atomic {
+    pub(super) use std::sync::Arc;
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicI64, Ordering, fence};
+}
 
 /// How leases are kept.
 #[derive(Debug, Clone, Deserialize)]
@@ -183,7 +194,7 @@ pub(super) struct Slice {
     links: Box<[Link]>,
     lease_id: Arc<str>,
     holder: Arc<str>,
-    free: AtomicI64,
+    balance: Balance,
     /// Below this it is refilled.
     low: AtomicI64,
     /// Asked for in this beat.
@@ -197,10 +208,7 @@ pub(super) struct Slice {
     fill_after: AtomicI64,
     /// Its lease may have a row.
     opened: AtomicBool,
-    /// A refill is wanted or under way.
-    filling: AtomicBool,
     filled: Notify,
-    dead: AtomicBool,
 }
 
 impl Slice {
@@ -212,20 +220,11 @@ impl Slice {
     /// Puts back what a request did not use; gives what the lease is rid of.
     pub(super) fn put_back(&self, held: Credits, used: Credits, now: Timestamp) -> Credits {
         // Where others wait for it, it goes straight back to the counters.
-        if used >= held || self.purse.is_tight(now) || self.dead.load(Ordering::Acquire) {
+        if used >= held || self.purse.is_tight(now) {
             return held;
         }
         let used = used.max(Credits::ZERO);
-        self.free.fetch_add(held.saturating_sub(used).nanos(), Ordering::AcqRel);
-        used
-    }
-
-    fn take(&self, amount: i64) -> bool {
-        if self.dead.load(Ordering::Acquire) {
-            return false;
-        }
-        let enough = |free: i64| (free >= amount).then(|| free - amount);
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, enough).is_ok()
+        if self.balance.put(held.saturating_sub(used).nanos()) { used } else { held }
     }
 
     fn may_fill(&self, now: Timestamp) -> bool {
@@ -307,11 +306,10 @@ impl Leases {
     }
 
     fn draw_from(&self, slice: &Arc<Slice>, ticket: &Ticket) -> bool {
-        if !slice.take(ticket.hold.nanos()) {
+        if !slice.balance.take(ticket.hold.nanos()) {
             return false;
         }
-        if slice.free.load(Ordering::Relaxed) < slice.low.load(Ordering::Relaxed) && slice.may_fill(ticket.admitted_at)
-        {
+        if slice.balance.free() < slice.low.load(Ordering::Relaxed) && slice.may_fill(ticket.admitted_at) {
             self.want(slice);
         }
         self.0.counts.drawn.fetch_add(1, Ordering::Relaxed);
@@ -342,7 +340,7 @@ impl Leases {
     }
 
     fn want(&self, slice: &Arc<Slice>) {
-        if !slice.filling.swap(true, Ordering::AcqRel) {
+        if slice.balance.want() {
             let _ = self.0.errands.send(Errand::Refill(Arc::clone(slice)));
         }
     }
@@ -380,7 +378,7 @@ impl Leases {
         }
         let purse = self.purse(ticket.account());
         let mut shard = self.shard(key)?.write().unwrap_or_else(PoisonError::into_inner);
-        if shard.get(&key).is_some_and(|slice| slice.dead.load(Ordering::Acquire)) {
+        if shard.get(&key).is_some_and(|slice| slice.balance.is_closed()) {
             shard.remove(&key);
         }
         let slice = shard.entry(key).or_insert_with(|| {
@@ -391,7 +389,7 @@ impl Leases {
                 links: capped(ticket.links()).cloned().collect(),
                 lease_id: Arc::from(self.0.store.new_id::<Slice>().as_str()),
                 holder,
-                free: AtomicI64::new(0),
+                balance: Balance::empty(),
                 low: AtomicI64::new(0),
                 demand: AtomicI64::new(0),
                 requests: AtomicI64::new(0),
@@ -399,9 +397,7 @@ impl Leases {
                 pace: AtomicI64::new(0),
                 fill_after: AtomicI64::new(i64::MIN),
                 opened: AtomicBool::new(false),
-                filling: AtomicBool::new(false),
                 filled: Notify::new(),
-                dead: AtomicBool::new(false),
             });
             purse.slices.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&slice));
             slice
@@ -480,34 +476,29 @@ impl Leases {
     /// Gives at most `most` of what is free back to the counters. The purse's `moving`
     /// is held.
     async fn give_back(&self, slice: &Arc<Slice>, most: i64) -> Result<(), StoreError> {
-        let mut taken = 0;
-        let _ = slice.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
-            taken = free.min(most).max(0);
-            Some(free - taken)
-        });
-        if taken == 0 {
-            return Ok(());
+        let mut amount = slice.balance.withdraw(most);
+        while amount > 0 {
+            let open = self.hand_back(slice, amount).await?;
+            // A lease that was lost: what is still free is taken back from its charge.
+            amount = if open { 0 } else { slice.balance.close() };
         }
+        Ok(())
+    }
+
+    /// Gives back what was taken out of the slice. `false`: its lease was lost.
+    async fn hand_back(&self, slice: &Arc<Slice>, amount: i64) -> Result<bool, StoreError> {
         let returned = async {
             let mut tx = self.0.store.begin(&Granted::system().over(slice.purse.account.clone())).await?;
-            let open = tx.return_lease(&slice.lease(taken)).await?;
+            let open = tx.return_lease(&slice.lease(amount)).await?;
             tx.commit().await?;
             Ok(open)
         };
-        match returned.await {
-            Ok(open) => {
-                if !open {
-                    slice.dead.store(true, Ordering::Release);
-                }
-                slice.purse.returns.fetch_add(1, Ordering::AcqRel);
-                Ok(())
-            }
-            Err(error) => {
-                // Whether it was committed is unknown: what is not put back is free when the lease closes.
-                tracing::warn!(error = &error as &dyn std::error::Error, "idle credits cannot be given back");
-                Err(error)
-            }
-        }
+        let open = returned.await.inspect_err(|error: &StoreError| {
+            // Whether it was committed is unknown: what is not put back is free when the lease closes.
+            tracing::warn!(error = error as &dyn std::error::Error, "idle credits cannot be given back");
+        })?;
+        slice.purse.returns.fetch_add(1, Ordering::AcqRel);
+        Ok(open)
     }
 
     /// Gives everything back, after the last settlement: this process leases no more.
@@ -540,44 +531,44 @@ impl Leases {
         tx.commit().await
     }
 
-    /// Gives back what is free, and ends the lease if nothing draws on it. The purse's
-    /// `moving` is held.
+    /// Closes the slice, gives back what was free, and ends the lease if nothing draws on
+    /// it any more; else it is tried again. The purse's `moving` is held.
+    ///
+    /// In this order: while there is something to draw, whoever has found the slice may do
+    /// so between a look at who uses it and its end.
     async fn close(&self, slice: &Arc<Slice>) -> Result<bool, StoreError> {
-        self.give_back(slice, i64::MAX).await?;
-        if !self.is_unused(slice) {
+        self.retire(slice).await?;
+        self.forget(slice);
+        if !balance::is_unused(slice, &slice.lease_id) {
             return Ok(false);
         }
-        slice.dead.store(true, Ordering::Release);
         if slice.opened.load(Ordering::Acquire) {
             let mut tx = self.0.store.begin(&Granted::system().over(slice.purse.account.clone())).await?;
             tx.close_lease(&slice.lease(0)).await?;
             tx.commit().await?;
             slice.opened.store(false, Ordering::Release);
         }
-        if let Some(shard) = self.shard(slice.key) {
-            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-            if shard.get(&slice.key).is_some_and(|known| Arc::ptr_eq(known, slice)) {
-                shard.remove(&slice.key);
-            }
-        }
         slice.purse.slices.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| !Arc::ptr_eq(known, slice));
         slice.purse.returns.fetch_add(1, Ordering::AcqRel);
         Ok(true)
     }
 
-    /// Whether no request and no settlement refers to the slice, which holds nothing
-    /// free: a request has the slice before it draws, and a settlement the lease's
-    /// id before the request lets go of the slice.
-    fn is_unused(&self, slice: &Arc<Slice>) -> bool {
-        // The shard's, the purse's and the caller's.
-        let own = if self.knows(slice) { 3 } else { 2 };
-        Arc::strong_count(slice) <= own && Arc::strong_count(&slice.lease_id) == 1
+    /// Ends the slice: what was free goes back, or, where the lease was lost, is taken back from
+    /// its charge.
+    async fn retire(&self, slice: &Arc<Slice>) -> Result<(), StoreError> {
+        let rest = slice.balance.close();
+        if rest > 0 {
+            self.hand_back(slice, rest).await?;
+        }
+        Ok(())
     }
 
-    fn knows(&self, slice: &Arc<Slice>) -> bool {
-        self.shard(slice.key).is_some_and(|shard| {
-            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            shard.get(&slice.key).is_some_and(|known| Arc::ptr_eq(known, slice))
-        })
+    /// Nobody finds the slice from here on.
+    fn forget(&self, slice: &Arc<Slice>) {
+        let Some(shard) = self.shard(slice.key) else { return };
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        if shard.get(&slice.key).is_some_and(|known| Arc::ptr_eq(known, slice)) {
+            shard.remove(&slice.key);
+        }
     }
 }

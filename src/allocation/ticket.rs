@@ -132,7 +132,7 @@ impl Ticket {
             request_id: self.request_id.to_string(),
             account: self.account().clone(),
             hold: self.owed(),
-            // The lease's id is taken before the slice is let go of: see `Leases::is_unused`.
+            // The lease's id is taken before the slice is let go of: see `lease::balance`.
             lease: self.slice.as_ref().map(|slice| slice.lease_id()),
             reserved: self.row.is_some(),
             admitted_at: self.admitted_at,

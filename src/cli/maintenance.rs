@@ -89,10 +89,13 @@ pub(super) fn verify_ledger(config: &Config) -> Result<(), Failure> {
             say(&difference.to_string())?;
         }
         say(&format!(
-            "{} rows, {} counters, {} open reservations, {} accounts",
-            report.rows, report.counters, report.reservations, report.accounts
+            "{} rows, {} counters, {} open reservations, {} leases, {} accounts",
+            report.rows, report.counters, report.reservations, report.leases, report.accounts
         ))?;
-        match report.differences.len() {
+        if report.more_differences > 0 {
+            say(&format!("and {} more", report.more_differences))?;
+        }
+        match report.differing() {
             0 => Ok(()),
             n => Err(Failure::failed(format!("{n} differences: the books do not balance"))),
         }

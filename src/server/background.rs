@@ -11,6 +11,7 @@ use crate::context::Granted;
 use crate::identity::{Identity, Revocation};
 use crate::secret::KeyRing;
 use crate::store::changes::{Change, ChangeKind};
+use crate::store::conservation::{Books, Check, verify_at_leisure};
 use crate::store::{Store, StoreError};
 
 /// The deny-list is read anew this often, whatever the feed says.
@@ -111,6 +112,49 @@ pub(super) async fn charge_abandoned(allocations: Allocations) {
         }
         tokio::time::sleep(SWEEP_EVERY).await;
     }
+}
+
+/// How often it is looked whether the ledger is due, and what another gateway has found.
+const LOOK_AT_BOOKS: Duration = Duration::from_secs(60);
+
+/// A check of the ledger takes a tenth of its time at work, whatever its size.
+const REST: u32 = 9;
+
+/// Has the ledger added up every so often by one of the gateways, and tells what was found.
+pub(super) async fn verify_ledger(store: Store, every: Duration, books: Books) {
+    let look = every.min(LOOK_AT_BOOKS);
+    loop {
+        // Not at once: a gateway that is started has better things to do.
+        tokio::time::sleep(look).await;
+        if let Err(error) = verify_if_due(&store, every, &books).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the ledger cannot be verified; trying again");
+        }
+    }
+}
+
+async fn verify_if_due(store: &Store, every: Duration, books: &Books) -> Result<(), StoreError> {
+    let mut tx = store.begin(&Granted::system()).await?;
+    let started_at = tx.now();
+    let claimed = tx.claim_ledger_check(every).await?;
+    tx.commit().await?;
+    if claimed {
+        let report = verify_at_leisure(store, REST).await?;
+        let mut tx = store.begin(&Granted::system()).await?;
+        tx.note_ledger_check(started_at, &report).await?;
+        tx.commit().await?;
+        for difference in &report.differences {
+            tracing::error!(%difference, "the books do not balance");
+        }
+        tracing::info!(
+            rows = report.rows,
+            counters = report.counters,
+            differences = report.differing(),
+            "the ledger was verified"
+        );
+    }
+    let last: Option<Check> = store.read(&Granted::system()).await?.last_ledger_check().await?;
+    books.publish(last);
+    Ok(())
 }
 
 #[cfg(test)]

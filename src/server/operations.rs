@@ -10,6 +10,7 @@ use crate::identity::Identity;
 use crate::proxy::balance::Balancer;
 use crate::secret::KeyRing;
 use crate::store::Store;
+use crate::store::conservation::Books;
 use crate::telemetry::Metrics;
 
 /// The dependencies that readiness looks at.
@@ -25,6 +26,8 @@ pub(super) struct Operations {
     pub(super) metrics: Arc<Metrics>,
     /// What secrets are sealed under.
     pub(super) secrets: KeyRing,
+    /// What the last check of the ledger has found.
+    pub(super) books: Books,
     /// What the configuration leaves open, a sentence each.
     pub(super) warnings: Arc<[String]>,
 }
@@ -73,9 +76,15 @@ impl Operations {
         }
         checks.push(self.secret_keys());
         let required = |check: &Check| check.status != "missing" && !check.name.starts_with("upstream");
+        // Looked at before the ledger's check is told: books that do not balance are no reason to take no requests.
         let ready = checks.iter().filter(|c| required(c)).all(|c| c.status == "ok") && self.balancer.is_ready();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let warnings = if verbose { Some(self.warnings().await) } else { None };
+        let warnings = if verbose {
+            checks.extend(self.ledger());
+            Some(self.warnings().await)
+        } else {
+            None
+        };
         (status, Readiness { status: if ready { "ready" } else { "not ready" }, checks, warnings })
     }
 
@@ -90,6 +99,12 @@ impl Operations {
             )),
             Err(error) => tracing::debug!(%error, "accounts cannot be counted"),
         }
+        if let Some(last) = self.books.last().filter(|last| last.differences > 0) {
+            warnings.push(format!(
+                "the books do not balance in {} sums; `alchemi ledger verify` says which",
+                last.differences
+            ));
+        }
         for upstream in self.balancer.status().iter().filter(|upstream| upstream.ejected) {
             warnings
                 .push(format!("upstream {} failed {} times in a row and is left out", upstream.url, upstream.failures));
@@ -100,6 +115,17 @@ impl Operations {
             }
         }
         warnings
+    }
+
+    /// A note: what the last check of the ledger has found, if there was one.
+    fn ledger(&self) -> Option<Check> {
+        let last = self.books.last()?;
+        let mut detail = format!("{} rows verified at {}", last.ledger_rows, last.finished_at);
+        if last.differences > 0 {
+            detail = format!("{detail}: {} sums do not fit, such as: {}", last.differences, last.first_difference);
+        }
+        let status = if last.differences == 0 { "ok" } else { "unbalanced" };
+        Some(Check { name: "ledger".to_owned(), status, detail: Some(detail) })
     }
 
     /// A note: without a key, only what has secrets is refused.

@@ -1,9 +1,19 @@
 //! The books, checked: what the ledger's rows add up to is what every counter and
-//! every roll-up says, and what reservations and leases hold is what counters
-//! have leased.
+//! every roll-up says, what reservations and leases hold is what counters have
+//! leased, and both together are within the cap and what was used beyond holds
+//! (spec: allocations, section 4).
+//!
+//! Accounts are added up one after the other, each in a transaction of its own that
+//! reads one moment, so that requests go on being settled and no snapshot is held for
+//! longer than one account takes. The database does the grouping; here are, at any
+//! time, [`AT_ONCE`] counters.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
 
 use super::ledger::{Counter, RollupKey, RollupSums};
 use super::{Result, Store, StoreError, Tx, from_columns, on};
@@ -13,6 +23,36 @@ use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::usage::CounterKey;
+
+mod checks;
+pub use checks::{Books, Check, LedgerConfig};
+
+/// Calls a closure with each row of a statement about one account, as they come.
+macro_rules! each {
+    ($tx:expr, $row:ty, $sql:expr, $account:expr, $fold:expr) => {{
+        let mut fold = $fold;
+        let mut folded: Result<()> = Ok(());
+        let read = on!($tx, |c| {
+            let mut rows = sqlx::query_as::<_, $row>($sql).bind($account).fetch(c);
+            loop {
+                match rows.try_next().await {
+                    Ok(Some(row)) => folded = fold(row),
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+                if folded.is_err() {
+                    break Ok(());
+                }
+            }
+        });
+        read.and(folded)
+    }};
+}
+/// Counters of an account that are compared at once; one with more is read several times.
+const AT_ONCE: u64 = 100_000;
+
+/// Differences that are told in words; of the others there is the number.
+const TOLD: usize = 1_000;
 
 /// What was read and what does not fit.
 #[derive(Debug, Clone, Default)]
@@ -27,8 +67,26 @@ pub struct Report {
     pub leases: u64,
     /// Accounts with a ledger.
     pub accounts: u64,
-    /// What does not fit; empty when the books balance.
+    /// What does not fit, the first thousand; empty when the books balance.
     pub differences: Vec<Difference>,
+    /// How many more there are.
+    pub more_differences: u64,
+}
+
+impl Report {
+    /// How many sums do not fit.
+    pub fn differing(&self) -> u64 {
+        u64::try_from(self.differences.len()).unwrap_or(u64::MAX).saturating_add(self.more_differences)
+    }
+
+    fn differs(&mut self, account: &Id<Account>, what: String, expected: impl fmt::Display, found: impl fmt::Display) {
+        if self.differences.len() >= TOLD {
+            self.more_differences += 1;
+            return;
+        }
+        let (account, expected, found) = (account.clone(), expected.to_string(), found.to_string());
+        self.differences.push(Difference { account, what, expected, found });
+    }
 }
 
 /// One sum that is not what it should be.
@@ -50,107 +108,156 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What counters have used and leased.
-type Counters = BTreeMap<(Id<Account>, CounterKey), (Credits, Credits)>;
-type Rollups = BTreeMap<RollupKey, RollupSums>;
-
-/// Adds up the whole ledger; reads it in one transaction, so that it may be done
-/// while requests are settled.
+/// Adds up the whole ledger, which may be done while requests are settled.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn verify(store: &Store) -> Result<Report> {
-    verify_in(&mut store.read(&Granted::system()).await?).await
+    verify_at_leisure(store, 0).await
 }
 
-async fn verify_in(tx: &mut Tx<Platform>) -> Result<Report> {
+/// The same, resting after each account for `rest` times as long as it took.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn verify_at_leisure(store: &Store, rest: u32) -> Result<Report> {
     let mut report = Report::default();
-    let (mut counters, mut rollups) = (Counters::new(), Rollups::new());
     let mut after = String::new();
     loop {
-        let rows = tx.ledger_run(&after).await?;
-        let Some(last) = rows.last() else { break };
-        after.clone_from(&last.0.request_id);
-        for (row, Rollup(key, sums)) in rows.into_iter().map(|LedgerRun(row, rollup)| (row, rollup)) {
-            report.rows += 1;
-            for counter in chain(&row.chain)? {
-                add(&mut counters.entry((key.account_id.clone(), counter)).or_default().0, row.credits_incurred)?;
-            }
-            rollups.entry(key).or_default().add(&sums)?;
+        let begun = Instant::now();
+        let mut tx = store.read(&Granted::system()).await?;
+        let Some(account) = tx.next_account(&after).await? else { return Ok(report) };
+        verify_account(&mut tx, &account, &mut report).await?;
+        drop(tx);
+        if rest > 0 {
+            tokio::time::sleep(begun.elapsed().saturating_mul(rest).min(LONGEST_REST)).await;
         }
+        after = account.to_string();
     }
-    for (account, amount, detail) in tx.holds().await? {
-        report.reservations += 1;
-        for key in held(&detail)? {
-            add(&mut counters.entry((account.clone(), key)).or_default().1, amount)?;
-        }
-    }
-    for (account, amount, text) in tx.open_leases().await? {
-        report.leases += 1;
-        for key in chain(&text)? {
-            add(&mut counters.entry((account.clone(), key)).or_default().1, amount)?;
-        }
-    }
-    let accounts: BTreeSet<_> = rollups.keys().map(|key| &key.account_id).collect();
-    report.accounts = u64::try_from(accounts.len()).unwrap_or(u64::MAX);
-    compare_counters(tx, counters, &mut report).await?;
-    compare_rollups(tx, rollups, &mut report).await?;
-    Ok(report)
 }
 
-async fn compare_counters(tx: &mut Tx<Platform>, mut sums: Counters, report: &mut Report) -> Result<()> {
-    let mut compare = |(account, key): (Id<Account>, CounterKey), expected: (Credits, Credits), found| {
-        let (used, leased): (Credits, Credits) = found;
-        for (name, expected, found) in [("used", expected.0, used), ("leased", expected.1, leased)] {
-            if expected != found {
-                let what = format!("`{name}` of {} from {}", key.scope, Timestamp::from_micros(key.window_start));
-                let (expected, found) = (expected.to_string(), found.to_string());
-                report.differences.push(Difference { account: account.clone(), what, expected, found });
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+async fn verify_account(tx: &mut Tx<Platform>, account: &Id<Account>, report: &mut Report) -> Result<()> {
+    let parts = tx.counter_count(account).await? / AT_ONCE + 1;
+    for part in 0..parts {
+        let seen = verify_counters(tx, account, Part { part, parts }, report).await?;
+        if part == 0 {
+            report.rows += seen.rows;
+            report.reservations += seen.reservations;
+            report.leases += seen.leases;
+            report.accounts += u64::from(seen.rows > 0);
+        }
+    }
+    each!(tx, RolledUp, ROLLED_UP, account, |row: RolledUp| {
+        let RolledUp { key, expected, found } = row;
+        let told = |sums: RollupSums| {
+            if sums == RollupSums::default() { "missing".to_owned() } else { sums.to_string() }
+        };
+        report.differs(account, format!("the roll-up of {key}"), told(expected), told(found));
+        Ok(())
+    })
+}
+
+/// What was added up beside the counters.
+#[derive(Debug, Default)]
+struct Seen {
+    rows: u64,
+    reservations: u64,
+    leases: u64,
+}
+
+/// What some counters should have used and leased.
+struct Sums {
+    part: Part,
+    sums: BTreeMap<CounterKey, (Credits, Credits)>,
+}
+
+/// Which counters: one of so many parts of them all.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    part: u64,
+    parts: u64,
+}
+
+impl Part {
+    fn has(self, key: &CounterKey) -> bool {
+        self.parts == 1 || foldhash::fast::FixedState::default().hash_one(key) % self.parts == self.part
+    }
+}
+
+impl Sums {
+    fn add(&mut self, keys: Vec<CounterKey>, (used, leased): (Credits, Credits)) -> Result<()> {
+        for key in keys.into_iter().filter(|key| self.part.has(key)) {
+            let sums = self.sums.entry(key).or_default();
+            sums.0 = sums.0.checked_add(used).ok_or(StoreError::Overflow)?;
+            sums.1 = sums.1.checked_add(leased).ok_or(StoreError::Overflow)?;
+        }
+        Ok(())
+    }
+}
+
+async fn verify_counters(
+    tx: &mut Tx<Platform>,
+    account: &Id<Account>,
+    part: Part,
+    report: &mut Report,
+) -> Result<Seen> {
+    let mut seen = Seen::default();
+    let mut sums = Sums { part, sums: BTreeMap::new() };
+    each!(tx, ChainSum, CHAINS, account, |row: ChainSum| {
+        seen.rows += u64::try_from(row.ledger_rows).unwrap_or(0);
+        sums.add(chain("Alchemi_UsageLedgerTable", &row.chain)?, (row.credits, Credits::ZERO))
+    })?;
+    each!(tx, Held, RESERVATIONS, account, |row: Held| {
+        seen.reservations += 1;
+        sums.add(held(&row.held)?, (Credits::ZERO, row.amount))
+    })?;
+    each!(tx, Held, LEASES, account, |row: Held| {
+        seen.leases += 1;
+        sums.add(chain("Alchemi_AllocationLeaseTable", &row.held)?, (Credits::ZERO, row.amount))
+    })?;
+    let Sums { mut sums, .. } = sums;
+    each!(tx, Booked, COUNTERS, account, |Booked { counter, cap }: Booked| {
+        let key = counter.key();
+        if part.has(&key) {
+            report.counters += 1;
+            let expected = sums.remove(&key).unwrap_or_default();
+            compare(report, account, &key, expected, (counter.used, counter.leased));
+            let drawn = counter.used.saturating_add(counter.leased);
+            if drawn > cap {
+                let what = format!("`used` and `leased` of {} from {}", key.scope, counter.window_start);
+                report.differs(account, what, format_args!("at most {cap}"), drawn);
             }
         }
-    };
-    for (account, counter) in tx.all_counters().await? {
-        report.counters += 1;
-        let key = (account, counter.key());
-        let expected = sums.remove(&key).unwrap_or_default();
-        compare(key, expected, (counter.used, counter.leased));
-    }
+        Ok(())
+    })?;
     // A counter that is missing counts nothing. A removed account takes its counters along; its rows stay.
-    let living = tx.account_ids().await?;
-    for (key, expected) in sums {
-        if living.contains(&key.0) {
-            compare(key, expected, Default::default());
+    if !sums.is_empty() && tx.account_exists(account).await? {
+        for (key, expected) in sums {
+            compare(report, account, &key, expected, Default::default());
         }
     }
-    Ok(())
+    Ok(seen)
 }
 
-async fn compare_rollups(tx: &mut Tx<Platform>, mut sums: Rollups, report: &mut Report) -> Result<()> {
-    let mut compare = |key: &RollupKey, expected: Option<RollupSums>, found: Option<RollupSums>| {
+fn compare(
+    report: &mut Report,
+    account: &Id<Account>,
+    key: &CounterKey,
+    expected: (Credits, Credits),
+    found: (Credits, Credits),
+) {
+    for (name, expected, found) in [("used", expected.0, found.0), ("leased", expected.1, found.1)] {
         if expected != found {
-            let [expected, found] =
-                [expected, found].map(|sums| sums.map_or_else(|| "missing".to_owned(), |s| s.to_string()));
-            let (account, what) = (key.account_id.clone(), format!("the roll-up of {key}"));
-            report.differences.push(Difference { account, what, expected, found });
+            let what = format!("`{name}` of {} from {}", key.scope, Timestamp::from_micros(key.window_start));
+            report.differs(account, what, expected, found);
         }
-    };
-    for Rollup(key, found) in tx.all_rollups().await? {
-        compare(&key, sums.remove(&key), Some(found));
     }
-    for (key, expected) in sums {
-        compare(&key, Some(expected), None);
-    }
-    Ok(())
 }
 
-fn add(sum: &mut Credits, amount: Credits) -> Result<()> {
-    *sum = sum.checked_add(amount).ok_or(StoreError::Overflow)?;
-    Ok(())
-}
-
-fn chain(text: &str) -> Result<Vec<CounterKey>> {
-    serde_json::from_str(text)
-        .map_err(|e| StoreError::Unreadable { table: "Alchemi_UsageLedgerTable", reason: e.to_string() })
+fn chain(table: &'static str, text: &str) -> Result<Vec<CounterKey>> {
+    serde_json::from_str(text).map_err(|e| StoreError::Unreadable { table, reason: e.to_string() })
 }
 
 /// The counters that a reservation's detail says it holds.
@@ -164,103 +271,148 @@ fn held(detail: &str) -> Result<Vec<CounterKey>> {
         .map_err(|e| StoreError::Unreadable { table: "Alchemi_AllocationReservationTable", reason: e.to_string() })
 }
 
-/// A row of the roll-ups, or what a row of the ledger adds to one.
-struct Rollup(RollupKey, RollupSums);
-
-/// A row of the ledger: what it adds to counters, and to a roll-up.
-struct LedgerRun(LedgerSum, Rollup);
-
-struct LedgerSum {
-    request_id: String,
-    credits_incurred: Credits,
+/// What the rows with one chain add to each of its counters.
+struct ChainSum {
     chain: String,
+    ledger_rows: i64,
+    credits: Credits,
 }
 
-from_columns! { LedgerSum { request_id, credits_incurred, chain } }
+const CHAINS: &str = r#"SELECT chain, COUNT(*) AS ledger_rows, CAST(SUM(credits_incurred) AS BIGINT) AS credits
+    FROM "Alchemi_UsageLedgerTable" WHERE account_id = $1 GROUP BY chain"#;
 
-impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for Rollup
+/// What one reservation or lease has of each of its counters.
+struct Held {
+    amount: Credits,
+    held: String,
+}
+
+const RESERVATIONS: &str =
+    r#"SELECT amount, detail AS held FROM "Alchemi_AllocationReservationTable" WHERE account_id = $1"#;
+
+const LEASES: &str = r#"SELECT amount, counters AS held FROM "Alchemi_AllocationLeaseTable"
+    WHERE account_id = $1 AND state = 'open'"#;
+
+/// A counter with what it may have used and leased.
+struct Booked {
+    counter: Counter,
+    cap: Credits,
+}
+
+impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for Booked
+where
+    Counter: sqlx::FromRow<'r, R>,
+    Cap: sqlx::FromRow<'r, R>,
+{
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        Ok(Self { counter: Counter::from_row(row)?, cap: Cap::from_row(row)?.cap })
+    }
+}
+
+struct Cap {
+    cap: Credits,
+}
+
+const COUNTERS: &str = r#"SELECT scope_type, scope_id, window_start, used, leased, cap
+    FROM "Alchemi_AllocationCounterTable" WHERE account_id = $1"#;
+
+from_columns! {
+    ChainSum { chain, ledger_rows, credits }
+    Held { amount, held }
+    Cap { cap }
+}
+
+/// A roll-up that is not what the ledger's rows add up to.
+struct RolledUp {
+    key: RollupKey,
+    expected: RollupSums,
+    found: RollupSums,
+}
+
+impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for RolledUp
 where
     RollupKey: sqlx::FromRow<'r, R>,
     RollupSums: sqlx::FromRow<'r, R>,
+    Found: sqlx::FromRow<'r, R>,
 {
     fn from_row(row: &'r R) -> sqlx::Result<Self> {
-        Ok(Self(RollupKey::from_row(row)?, RollupSums::from_row(row)?))
+        let Found { found_requests, found_input, found_output, found_cost, found_credits } = Found::from_row(row)?;
+        let found = RollupSums {
+            requests: found_requests,
+            input_tokens: found_input,
+            output_tokens: found_output,
+            raw_cost: found_cost,
+            credits_incurred: found_credits,
+        };
+        Ok(Self { key: RollupKey::from_row(row)?, expected: RollupSums::from_row(row)?, found })
     }
 }
 
-impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for LedgerRun
-where
-    LedgerSum: sqlx::FromRow<'r, R>,
-    Rollup: sqlx::FromRow<'r, R>,
-{
-    fn from_row(row: &'r R) -> sqlx::Result<Self> {
-        Ok(Self(LedgerSum::from_row(row)?, Rollup::from_row(row)?))
-    }
+struct Found {
+    found_requests: i64,
+    found_input: i64,
+    found_output: i64,
+    found_cost: crate::credits::Usd,
+    found_credits: Credits,
 }
 
-struct AccountCounter {
-    account_id: Id<Account>,
-    scope_type: crate::model::scope::ScopeType,
-    scope_id: String,
-    window_start: Timestamp,
-    used: Credits,
-    leased: Credits,
-}
+from_columns! { Found { found_requests, found_input, found_output, found_cost, found_credits } }
 
-from_columns! { AccountCounter { account_id, scope_type, scope_id, window_start, used, leased } }
+/// The ledger's rows on one side, the roll-ups on the other.
+const ROLLED_UP: &str = r#"SELECT account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id,
+    guardrail_code, CAST(SUM(rows_here) AS BIGINT) AS requests, CAST(SUM(input_here) AS BIGINT) AS input_tokens,
+    CAST(SUM(output_here) AS BIGINT) AS output_tokens, CAST(SUM(cost_here) AS BIGINT) AS raw_cost,
+    CAST(SUM(credits_here) AS BIGINT) AS credits_incurred, CAST(SUM(rows_there) AS BIGINT) AS found_requests,
+    CAST(SUM(input_there) AS BIGINT) AS found_input, CAST(SUM(output_there) AS BIGINT) AS found_output,
+    CAST(SUM(cost_there) AS BIGINT) AS found_cost, CAST(SUM(credits_there) AS BIGINT) AS found_credits
+    FROM (SELECT account_id, domain, day, COALESCE(org_id, '') AS org_id, COALESCE(team_id, '') AS team_id,
+      COALESCE(user_id, '') AS user_id, COALESCE(agent_id, '') AS agent_id, COALESCE(model_name, '') AS model_name,
+      COALESCE(connection_id, '') AS connection_id, COALESCE(guardrail_code, '') AS guardrail_code, 1 AS rows_here,
+      input_tokens AS input_here, output_tokens AS output_here, raw_cost AS cost_here, credits_incurred AS credits_here,
+      0 AS rows_there, 0 AS input_there, 0 AS output_there, 0 AS cost_there, 0 AS credits_there
+      FROM "Alchemi_UsageLedgerTable" WHERE account_id = $1
+      UNION ALL SELECT account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id,
+      guardrail_code, 0, 0, 0, 0, 0, requests, input_tokens, output_tokens, raw_cost, credits_incurred
+      FROM "Alchemi_UsageRollupTable" WHERE account_id = $1) AS sides
+    GROUP BY account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id, guardrail_code
+    HAVING SUM(rows_here) <> SUM(rows_there) OR SUM(input_here) <> SUM(input_there)
+    OR SUM(output_here) <> SUM(output_there) OR SUM(cost_here) <> SUM(cost_there)
+    OR SUM(credits_here) <> SUM(credits_there)"#;
 
 impl Tx<Platform> {
-    async fn ledger_run(&mut self, after: &str) -> Result<Vec<LedgerRun>> {
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT request_id, chain, account_id, domain, day, COALESCE(org_id, '') AS org_id,
-               COALESCE(team_id, '') AS team_id, COALESCE(user_id, '') AS user_id, COALESCE(agent_id, '') AS agent_id,
-               COALESCE(model_name, '') AS model_name, COALESCE(connection_id, '') AS connection_id,
-               COALESCE(guardrail_code, '') AS guardrail_code, CAST(1 AS BIGINT) AS requests, input_tokens,
-               output_tokens, raw_cost, credits_incurred
-               FROM "Alchemi_UsageLedgerTable" WHERE request_id > $1 ORDER BY request_id LIMIT 1000"#
+    /// The first account after `after` that has anything to be added up.
+    async fn next_account(&mut self, after: &str) -> Result<Option<Id<Account>>> {
+        on!(self, |c| sqlx::query_scalar(
+            r#"SELECT MIN(account_id) FROM (
+               SELECT MIN(account_id) AS account_id FROM "Alchemi_UsageLedgerTable" WHERE account_id > $1
+               UNION ALL SELECT MIN(account_id) FROM "Alchemi_UsageRollupTable" WHERE account_id > $1
+               UNION ALL SELECT MIN(account_id) FROM "Alchemi_AllocationCounterTable" WHERE account_id > $1
+               UNION ALL SELECT MIN(account_id) FROM "Alchemi_AllocationReservationTable" WHERE account_id > $1
+               UNION ALL SELECT MIN(account_id) FROM "Alchemi_AllocationLeaseTable" WHERE account_id > $1) AS firsts"#
         )
         .bind(after)
-        .fetch_all(c)
+        .fetch_one(c)
         .await)
     }
 
-    async fn holds(&mut self) -> Result<Vec<(Id<Account>, Credits, String)>> {
-        on!(self, |c| sqlx::query_as(r#"SELECT account_id, amount, detail FROM "Alchemi_AllocationReservationTable""#)
-            .fetch_all(c)
-            .await)
-    }
-
-    async fn open_leases(&mut self) -> Result<Vec<(Id<Account>, Credits, String)>> {
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT account_id, amount, counters FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open'"#
+    async fn counter_count(&mut self, account: &Id<Account>) -> Result<u64> {
+        let count: i64 = on!(self, |c| sqlx::query_scalar(
+            r#"SELECT COUNT(*) FROM "Alchemi_AllocationCounterTable" WHERE account_id = $1"#
         )
-        .fetch_all(c)
-        .await)
+        .bind(account)
+        .fetch_one(c)
+        .await)?;
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 
-    async fn all_counters(&mut self) -> Result<Vec<(Id<Account>, Counter)>> {
-        let rows: Vec<AccountCounter> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT account_id, scope_type, scope_id, window_start, used, leased FROM "Alchemi_AllocationCounterTable""#
+    async fn account_exists(&mut self, account: &Id<Account>) -> Result<bool> {
+        let found: Option<Id<Account>> = on!(self, |c| sqlx::query_scalar(
+            r#"SELECT account_id FROM "Alchemi_AccountTable" WHERE account_id = $1"#
         )
-        .fetch_all(c)
-        .await
-        })?;
-        let counter = |row: AccountCounter| {
-            let AccountCounter { account_id, scope_type, scope_id, window_start, used, leased } = row;
-            (account_id, Counter { scope_type, scope_id, window_start, used, leased })
-        };
-        Ok(rows.into_iter().map(counter).collect())
-    }
-
-    async fn account_ids(&mut self) -> Result<BTreeSet<Id<Account>>> {
-        let ids: Vec<Id<Account>> =
-            on!(self, |c| sqlx::query_scalar(r#"SELECT account_id FROM "Alchemi_AccountTable""#).fetch_all(c).await)?;
-        Ok(ids.into_iter().collect())
-    }
-
-    async fn all_rollups(&mut self) -> Result<Vec<Rollup>> {
-        on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_UsageRollupTable""#).fetch_all(c).await)
+        .bind(account)
+        .fetch_optional(c)
+        .await)?;
+        Ok(found.is_some())
     }
 }
 
@@ -271,7 +423,7 @@ mod tests {
     use crate::store::testing::{self, Fresh};
 
     /// Two settled requests, one of them of an account that is removed, and one that holds 3 credits.
-    async fn books(fresh: &Fresh) {
+    async fn books(fresh: &Fresh) -> Id<Account> {
         let (account, removed) = (fresh.account("Acme").await, fresh.account("Gone").await);
         let batch = [testing::settlement(&account, "one", 5), testing::settlement(&removed, "two", 7)];
         let mut tx = fresh.store.begin(&Granted::system()).await.unwrap();
@@ -283,10 +435,15 @@ mod tests {
         assert_eq!(tx.settle_orphans(&[testing::settlement(&removed, "three", 9)]).await.unwrap(), 1);
         tx.commit().await.unwrap();
         fresh.reserve(&account, "four", 3).await;
+        account
     }
 
     async fn found(tx: &mut Tx<Platform>) -> Vec<String> {
-        let report = verify_in(tx).await.unwrap();
+        let (mut report, mut after) = (Report::default(), String::new());
+        while let Some(account) = tx.next_account(&after).await.unwrap() {
+            verify_account(tx, &account, &mut report).await.unwrap();
+            after = account.to_string();
+        }
         assert_eq!((report.rows, report.accounts, report.reservations), (3, 2, 1));
         report.differences.iter().map(ToString::to_string).collect()
     }
@@ -296,7 +453,7 @@ mod tests {
         for fresh in testing::databases().await {
             books(&fresh).await;
             assert_eq!(verify(&fresh.store).await.unwrap().differences, []);
-            let spoilt: [(&str, &[&str]); 8] = [
+            let spoilt: [(&str, &[&str]); 9] = [
                 (
                     r#"DELETE FROM "Alchemi_UsageRollupTable" WHERE credits_incurred = 5000000000"#,
                     &["should be 1 requests, 10 + 20 tokens, 0.005 USD, 5 credits and is missing"],
@@ -315,6 +472,7 @@ mod tests {
                     &["is missing", "missing and"],
                 ),
                 (r#"UPDATE "Alchemi_AllocationCounterTable" SET used = 6000000000"#, &["should be 5 and is 6"]),
+                (r#"UPDATE "Alchemi_AllocationCounterTable" SET cap = 7000000000"#, &["should be at most 7 and is 8"]),
                 (r#"UPDATE "Alchemi_AllocationCounterTable" SET leased = 0"#, &["should be 3 and is 0"]),
                 (r#"DELETE FROM "Alchemi_AllocationCounterTable""#, &["should be 5 and is 0", "should be 3 and is 0"]),
             ];
@@ -330,5 +488,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn parts_of_the_counters_find_what_all_of_them_find() {
+        for fresh in testing::databases().await {
+            let account = books(&fresh).await;
+            let mut tx = fresh.store.begin(&Granted::system()).await.unwrap();
+            run!(tx, r#"UPDATE "Alchemi_AllocationCounterTable" SET used = 6000000000"#).unwrap();
+            for parts in 1..4 {
+                let mut report = Report::default();
+                for part in 0..parts {
+                    verify_counters(&mut tx, &account, Part { part, parts }, &mut report).await.unwrap();
+                }
+                assert_eq!((report.counters, report.differing()), (1, 1), "{parts} parts: {report:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_so_many_differences_are_told_in_words() {
+        let mut report = Report::default();
+        (0..TOLD + 3).for_each(|n| report.differs(&Id::nobody(), n.to_string(), 1, 2));
+        assert_eq!((report.differences.len(), report.more_differences), (TOLD, 3));
+        assert_eq!(report.differing(), 1_003);
     }
 }

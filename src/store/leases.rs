@@ -386,7 +386,7 @@ impl<R> Tx<R> {
     /// Takes `amount` from what counters have leased.
     async fn free(&mut self, account: &Id<Account>, counters: &[CounterKey], amount: Credits) -> Result<()> {
         for key in counters {
-            self.add_to_counter(account, key, Delta { used: Credits::ZERO, leased: amount }).await?;
+            self.add_to_counter(account, key, Delta { leased: amount, ..Delta::default() }).await?;
         }
         Ok(())
     }

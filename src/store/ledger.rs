@@ -107,8 +107,14 @@ from_columns! { Abandoned { request_id, account_id, amount, detail, created_at }
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Delta {
     pub(super) used: Credits,
+    /// Taken from what is leased.
     pub(super) leased: Credits,
+    /// Used without having been held.
+    pub(super) overshoot: Credits,
 }
+
+/// What is kept where there is no cap: far from where sums of credits would not fit.
+const LIMITLESS: Credits = Credits::from_nanos(i64::MAX / 2);
 
 impl Tx<Tenant> {
     /// Holds `hold.amount` on every capped link, all or none, and notes the
@@ -137,6 +143,9 @@ impl Tx<Tenant> {
 
     /// Adds `amount` to what every capped counter has leased, all or none: the one
     /// conditional statement that keeps caps.
+    ///
+    /// A counter's `cap` is what it may be found to have used and leased: the cap that the
+    /// last hold kept, and what has been used beyond holds since.
     pub(super) async fn hold_on_counters(&mut self, links: &[Link], amount: Credits, over_cap: bool) -> Result<bool> {
         let (account, now) = (self.account.clone(), self.now);
         let capped: Vec<(&Link, Credits)> = links.iter().filter_map(|l| Some((l, l.cap?))).collect();
@@ -150,7 +159,7 @@ impl Tx<Tenant> {
                    SELECT column1, column2, column3, column4, 0, column5, column6, column7 FROM ("#,
             );
             q.push_values(&capped, |mut row, (link, cap)| {
-                let limit = if over_cap { Credits::MAX } else { *cap };
+                let limit = if over_cap { LIMITLESS } else { (*cap).min(LIMITLESS) };
                 row.push_bind(&account)
                     .push_bind(link.scope.scope_type)
                     .push_bind(&link.scope.scope_id)
@@ -377,7 +386,7 @@ impl Tx<Platform> {
 /// Which roll-up; "" stands for none.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RollupKey {
-    pub(super) account_id: Id<Account>,
+    account_id: Id<Account>,
     domain: Domain,
     day: String,
     org_id: String,
@@ -416,11 +425,11 @@ impl fmt::Display for RollupKey {
 /// What a roll-up adds up.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct RollupSums {
-    requests: i64,
-    input_tokens: i64,
-    output_tokens: i64,
-    raw_cost: Usd,
-    credits_incurred: Credits,
+    pub(super) requests: i64,
+    pub(super) input_tokens: i64,
+    pub(super) output_tokens: i64,
+    pub(super) raw_cost: Usd,
+    pub(super) credits_incurred: Credits,
 }
 
 from_columns! { RollupSums { requests, input_tokens, output_tokens, raw_cost, credits_incurred } }
@@ -440,7 +449,7 @@ impl RollupSums {
         }
     }
 
-    pub(super) fn add(&mut self, other: &Self) -> Result<()> {
+    fn add(&mut self, other: &Self) -> Result<()> {
         self.requests += other.requests;
         self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
         self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);

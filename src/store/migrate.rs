@@ -77,6 +77,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 8, "0008", "leases"),
                 step!($folder, 9, "0009", "indexes"),
                 step!($folder, 10, "0010", "visible_agents"),
+                step!($folder, 11, "0011", "ledger_check"),
             ]
         };
     }

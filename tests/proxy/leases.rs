@@ -218,3 +218,82 @@ async fn a_gateway_that_was_given_up_adjusts_what_it_was_charged() {
         assert_eq!(second.verify_books().await.differences, []);
     }
 }
+
+/// Of a thousand requests at once as many are admitted as there are credits, wherever those lie.
+#[tokio::test]
+async fn a_thousand_requests_at_once_on_the_last_credits_of_three_gateways() {
+    const LEFT: usize = 137;
+    const BEAT: Duration = Duration::from_millis(500);
+    for backend in backends().await {
+        if backend == Backend::Sqlite {
+            continue; // one process each
+        }
+        let beating = |config: &mut Config| {
+            flat(config);
+            config.allocation.leases.heartbeat_ms = BEAT.as_millis() as u64;
+        };
+        let stage = Stage::with(backend, beating).await;
+        let gateway = &stage.gateway;
+        let (second, third) = (gateway.beside(beating).await, gateway.beside(beating).await);
+        let clients = [stage.ada.clone(), stage.ada.at(second.url()), stage.ada.at(third.url())];
+        // Each has leased some, and has use for more.
+        let mut before = 0;
+        for client in &clients {
+            before += burst(client, 40).await;
+        }
+        assert_eq!(before, 120);
+        let cap = (before + LEFT) * 10;
+        gateway.allocate(&stage.account, &format!("{}.{:03}", cap / 1_000, cap % 1_000)).await;
+
+        let upstream = gateway.forwarded().len();
+        let ask = |n: usize| {
+            let client = &clients[n % clients.len()];
+            async move { client.post("/v1/chat/completions", chat(MODEL)).await }
+        };
+        let replies = join_all((0..1_000).map(ask)).await;
+        let admitted = replies.iter().filter(|reply| reply.status == 200).count();
+        let refused = replies.iter().filter(|reply| reply.status == 402).count();
+        assert_eq!((admitted, admitted + refused), (LEFT, 1_000));
+        assert_eq!(gateway.forwarded().len() - upstream, LEFT, "a refused request never reaches the upstream");
+        // Nothing was stranded: there is nothing more to be had, then or later.
+        tokio::time::sleep(BEAT).await;
+        for client in &clients {
+            assert_eq!(burst(client, 3).await, 0);
+        }
+        stage.settled(before + LEFT).await;
+        assert_eq!(stage.rested().await, ((before + LEFT) as i64 * 10_000_000, 0));
+        assert_eq!(gateway.verify_books().await.differences, []);
+    }
+}
+
+/// What one gateway took and has no use for, another has within a heartbeat, without a refusal in between.
+#[tokio::test]
+async fn nobody_is_refused_while_credits_lie_idle_for_longer_than_a_heartbeat() {
+    const BEAT: Duration = Duration::from_millis(300);
+    for backend in backends().await {
+        if backend == Backend::Sqlite {
+            continue; // one process each
+        }
+        let beating = |config: &mut Config| {
+            flat(config);
+            config.allocation.leases.heartbeat_ms = BEAT.as_millis() as u64;
+        };
+        let stage = Stage::with(backend, beating).await;
+        let gateway = &stage.gateway;
+        let second = gateway.beside(beating).await;
+        gateway.allocate(&stage.account, "2").await;
+        assert_eq!(burst(&stage.ada, 100).await, 100);
+        stage.settled(100).await;
+        // The first has leases yet, the second is new to the account.
+        tokio::time::sleep(2 * BEAT).await;
+        let there = stage.ada.at(second.url());
+        for n in 0..100 {
+            let reply = there.post("/v1/chat/completions", chat(MODEL)).await;
+            assert_eq!(reply.status, 200, "request {n}: {}", reply.text());
+        }
+        assert_eq!(burst(&there, 2).await + burst(&stage.ada, 2).await, 0);
+        stage.settled(200).await;
+        assert_eq!(stage.rested().await, (2_000_000_000, 0));
+        assert_eq!(gateway.verify_books().await.differences, []);
+    }
+}

@@ -22,6 +22,7 @@ mod enrolment;
 mod guardrails;
 mod hostile;
 mod leases;
+mod ledger_job;
 mod listener;
 mod metrics;
 mod opaque;

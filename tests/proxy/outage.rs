@@ -151,6 +151,69 @@ async fn requests_are_refused_while_postgres_is_away_and_served_when_it_is_back(
     }
 }
 
+/// How long the database is away under load: two seconds, or as many as `ALCHEMI_OUTAGE_SECONDS` says.
+fn outage() -> Duration {
+    let seconds = std::env::var("ALCHEMI_OUTAGE_SECONDS").ok();
+    Duration::from_secs(seconds.map_or(2, |seconds| seconds.parse().expect("a number of seconds")))
+}
+
+#[tokio::test]
+async fn requests_within_leases_go_on_while_postgres_is_away() {
+    for backend in backends().await {
+        let Backend::Postgres(url) = backend else { continue };
+        let (mut cable, url) = Cable::to(&url);
+        let stage = Stage::with(Backend::Postgres(url), |config| {
+            config.database.acquire_timeout_ms = 2_000;
+            config.metering.unpriced = "flat:0.01".parse().unwrap();
+            config.allocation.leases.enabled = true;
+            // What was taken stays, however long the outage, and what is known of callers too.
+            config.allocation.leases.heartbeat_ms = 3_600_000;
+            config.allocation.rules_ttl_seconds = 3_600;
+        })
+        .await;
+        let ask = async || stage.ada.post("/v1/chat/completions", chat("free-for-all")).await;
+        let asked = 40;
+        let replies = futures_util::future::join_all((0..asked).map(|_| ask())).await;
+        assert!(replies.iter().all(|reply| reply.status == 200));
+        stage.settled(asked).await;
+        // Every admitted request holds one hundredth: so many fit into what is leased.
+        let sql = r#"SELECT amount FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open'"#;
+        let leased = stage.gateway.database.rows(sql, &[]).await;
+        let within = leased.iter().map(|row| crate::int(row, "amount")).sum::<i64>() as usize / 10_000_000;
+        assert!(within > 10, "{leased:?}");
+
+        cable.cut().await;
+        let begun = tokio::time::Instant::now();
+        let mut admitted = 0;
+        let pause = outage() / (2 * within as u32);
+        while begun.elapsed() < outage() || admitted < within {
+            let reply = ask().await;
+            if reply.status == 200 {
+                admitted += 1;
+            } else {
+                assert_eq!(admitted, within, "no lease lasts for longer than its credits, or for less");
+                unavailable(&reply);
+            }
+            tokio::time::sleep(pause).await;
+        }
+        unavailable(&ask().await);
+        assert_eq!(admitted, within);
+
+        cable.mend();
+        let recovery = async {
+            while ask().await.status != 200 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let begun = tokio::time::Instant::now();
+        tokio::time::timeout(PATIENCE, recovery).await.expect("it recovers by itself");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let rows = stage.settled(asked + within + 1).await;
+        assert!(rows.iter().all(|row| row["raw_cost"] == 10_000_000), "{rows:?}");
+        assert_eq!(stage.gateway.verify_books().await.differences, []);
+    }
+}
+
 #[tokio::test]
 async fn requests_are_refused_while_sqlite_is_locked() {
     let stage = Stage::with(Backend::Sqlite, |config| config.database.acquire_timeout_ms = 300).await;

@@ -1,10 +1,17 @@
 //! The store's contract, on both databases.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "../common/postgres.rs"]
 mod postgres;
 
 mod changes;
+mod ledger;
 mod litellm;
 mod lookups;
 mod migrations;

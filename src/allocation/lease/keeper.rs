@@ -144,8 +144,7 @@ impl Leases {
         for purse in purses {
             let _moving = purse.moving.lock().await;
             for slice in purse.slices() {
-                slice.dead.store(true, Ordering::Release);
-                self.give_back(&slice, i64::MAX).await?;
+                self.retire(&slice).await?;
             }
             purse.slices.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
@@ -189,7 +188,7 @@ impl Leases {
             slice.burn.store(0, Ordering::Relaxed);
             return self.close(slice).await.map(drop);
         }
-        let excess = slice.free.load(Ordering::Acquire).saturating_sub(burn.max(demand).saturating_mul(4));
+        let excess = slice.balance.free().saturating_sub(burn.max(demand).saturating_mul(4));
         if excess > 0 {
             self.give_back(slice, excess).await?;
         }
@@ -201,7 +200,7 @@ impl Leases {
         if !matches!(filled, Ok(true)) {
             slice.fill_after.store(self.0.clock.now().plus(REFILL_PAUSE).as_micros(), Ordering::Relaxed);
         }
-        slice.filling.store(false, Ordering::Release);
+        slice.balance.filled();
         slice.filled.notify_waiters();
         filled.map(drop)
     }
@@ -209,7 +208,7 @@ impl Leases {
     /// Whether there was something to take.
     async fn fill(&self, slice: &Arc<Slice>) -> Result<bool, StoreError> {
         let _moving = slice.purse.moving.lock().await;
-        if slice.dead.load(Ordering::Acquire) || slice.purse.is_tight(self.0.clock.now()) {
+        if slice.balance.is_closed() || slice.purse.is_tight(self.0.clock.now()) {
             return Ok(false);
         }
         let mut tx = self.0.store.begin(&Granted::system().over(slice.purse.account.clone())).await?;
@@ -225,14 +224,17 @@ impl Leases {
         match tx.take_lease(&slice.lease(amount)).await? {
             Taken::Short => return Ok(false),
             Taken::Fenced => {
-                slice.dead.store(true, Ordering::Release);
+                drop(tx);
+                self.retire(slice).await?;
                 return Ok(false);
             }
             Taken::Yes => {}
         }
         tx.commit().await?;
         slice.low.store(amount / 2, Ordering::Relaxed);
-        slice.free.fetch_add(amount, Ordering::AcqRel);
+        if !slice.balance.put(amount) {
+            return Ok(false);
+        }
         self.0.counts.refills.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }

@@ -82,7 +82,8 @@ static COUNT: Rows = Rows::new(
        (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at) VALUES "#,
     8,
     r#" ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
-       SET used = c.used + excluded.used, leased = c.leased - excluded.cap, updated_at = excluded.updated_at"#,
+       SET used = c.used + excluded.used, leased = c.leased - excluded.leased, cap = c.cap + excluded.cap,
+       updated_at = excluded.updated_at"#,
 );
 
 static ROLL_UP: Rows = Rows::new(
@@ -211,32 +212,25 @@ impl<R> Tx<R> {
         fresh: &[&Settlement],
         gone: &HashSet<String>,
     ) -> Result<()> {
-        // Many rows have the same chain: it is gone through once.
-        let mut used: HashMap<(&Id<Account>, &[CounterKey]), Credits, foldhash::fast::RandomState> = HashMap::default();
-        let mut held = used.clone();
+        // Many rows have the same chain, and hold the same of it: it is gone through once.
+        let mut chains: HashMap<Chain<'_>, ChainSums, foldhash::fast::RandomState> = HashMap::default();
         for settlement in fresh {
-            let account = &settlement.row.account_id;
-            let sum = used.entry((account, &settlement.counters)).or_default();
-            *sum = sum.checked_add(settlement.row.credits).ok_or(StoreError::Overflow)?;
-            if settlement.hold == Credits::ZERO
-                || settlement.lease.as_ref().is_some_and(|lease| gone.contains(&**lease))
-            {
-                continue;
-            }
-            let sum = held.entry((account, &settlement.held)).or_default();
-            *sum = sum.checked_add(settlement.hold).ok_or(StoreError::Overflow)?;
+            let lost = settlement.lease.as_ref().is_some_and(|lease| gone.contains(&**lease));
+            let held: &[CounterKey] = if lost { &[] } else { &settlement.held };
+            let sums = chains.entry((&settlement.row.account_id, &settlement.counters, held)).or_default();
+            sums.add(settlement.row.credits, settlement.hold)?;
         }
         let mut counters: BTreeMap<(&Id<Account>, &CounterKey), Delta> = BTreeMap::new();
-        for ((account, chain), credits) in used {
+        for ((account, chain, held), sums) in chains {
             for key in chain {
                 let delta = counters.entry((account, key)).or_default();
-                delta.used = delta.used.checked_add(credits).ok_or(StoreError::Overflow)?;
+                delta.used = delta.used.checked_add(sums.used).ok_or(StoreError::Overflow)?;
+                let beyond = if held.contains(key) { sums.beyond_holds } else { sums.charged };
+                delta.overshoot = delta.overshoot.saturating_add(beyond);
             }
-        }
-        for ((account, chain), credits) in held {
-            for key in chain {
+            for key in held.iter().filter(|_| sums.held != Credits::ZERO) {
                 let delta = counters.entry((account, key)).or_default();
-                delta.leased = delta.leased.checked_add(credits).ok_or(StoreError::Overflow)?;
+                delta.leased = delta.leased.checked_add(sums.held).ok_or(StoreError::Overflow)?;
             }
         }
         self.count(&counters.into_iter().collect::<Vec<_>>()).await
@@ -255,8 +249,9 @@ impl<R> Tx<R> {
                         .bind(&*key.scope.scope_id)
                         .bind(Timestamp::from_micros(key.window_start))
                         .bind(delta.used)
-                        .bind(0_i64)
+                        // Of a counter that is not there yet nothing is leased.
                         .bind(delta.leased)
+                        .bind(delta.overshoot)
                         .bind(now);
                 }
                 query.execute(c).await.map(|done| done.rows_affected())
@@ -318,6 +313,30 @@ impl<R> Tx<R> {
                 query.execute(c).await.map(|done| done.rows_affected())
             })?;
         }
+        Ok(())
+    }
+}
+
+/// The account, the counters that a row is added to, and those of them that held something for it.
+type Chain<'a> = (&'a Id<Account>, &'a [CounterKey], &'a [CounterKey]);
+
+/// What the rows of one chain add up to.
+#[derive(Debug, Clone, Copy, Default)]
+struct ChainSums {
+    used: Credits,
+    held: Credits,
+    /// What each was charged beyond its hold.
+    beyond_holds: Credits,
+    /// What each was charged, corrections downwards left out.
+    charged: Credits,
+}
+
+impl ChainSums {
+    fn add(&mut self, credits: Credits, hold: Credits) -> Result<()> {
+        self.used = self.used.checked_add(credits).ok_or(StoreError::Overflow)?;
+        self.held = self.held.checked_add(hold).ok_or(StoreError::Overflow)?;
+        self.beyond_holds = self.beyond_holds.saturating_add(credits.saturating_sub(hold).max(Credits::ZERO));
+        self.charged = self.charged.saturating_add(credits.max(Credits::ZERO));
         Ok(())
     }
 }
