@@ -14,6 +14,7 @@ use figment::providers::{Format, Toml};
 use serde::Deserialize;
 use url::Url;
 
+use crate::alerts::AlertConfig;
 use crate::allocation::{AllocationConfig, Enforcement};
 use crate::context::Domain;
 use crate::identity::{IdentityConfig, MasterKey};
@@ -84,6 +85,8 @@ pub struct Config {
     pub allocation: AllocationConfig,
     /// How admitted requests are written down.
     pub journal: JournalConfig,
+    /// How alerts are found and delivered.
+    pub alerts: AlertConfig,
     /// Who gets into the directory.
     pub directory: DirectoryConfig,
     /// How use is measured.
@@ -287,6 +290,9 @@ impl Config {
             Enforcement::Soft => {
                 warnings.push("allocation: enforcement = \"soft\" lets requests over their budget".to_owned())
             }
+            Enforcement::Shadow => {
+                warnings.push("allocation: enforcement = \"shadow\" lets requests over their budget untold".to_owned())
+            }
             Enforcement::Off => warnings.push("allocation: enforcement = \"off\" holds nobody to a budget".to_owned()),
         }
         if self.passthrough {
@@ -407,6 +413,7 @@ mod tests {
         assert_eq!(format!("{:?}", config.context), format!("{:?}", ContextConfig::default()));
         assert_eq!(format!("{:?}", config.allocation), format!("{:?}", AllocationConfig::default()));
         assert_eq!(format!("{:?}", config.journal), format!("{:?}", JournalConfig::default()));
+        assert_eq!(format!("{:?}", config.alerts), format!("{:?}", AlertConfig::default()));
         assert_eq!(format!("{:?}", config.directory), format!("{:?}", DirectoryConfig::default()));
         assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
         assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));

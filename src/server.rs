@@ -20,6 +20,7 @@ use tower::ServiceExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::alerts::Alerts;
 use crate::allocation::Allocations;
 use crate::allocation::lease::Leases;
 use crate::allocation::rules::RuleBook;
@@ -167,6 +168,9 @@ impl Server {
         ));
         let gateway_metrics = GatewayMetrics::default();
         let provisioner = provisioner(config, &store, &identity, &clock)?;
+        let (keys, outbound) = (config.secrets.keys.clone(), config.outbound.clone());
+        let alerts = Alerts::new(store.clone(), Arc::clone(&clock), keys, outbound, config.alerts.clone())
+            .map_err(|e| wrong(format!("TLS towards alert webhooks: {e}")))?;
         let metrics = Metrics::new(
             &gateway_metrics,
             identity.clone(),
@@ -177,7 +181,8 @@ impl Server {
             store.clone(),
         )
         .with_journal(journal.clone())
-        .with_management(&provisioner.management().metrics());
+        .with_management(&provisioner.management().metrics())
+        .with_alerts(alerts.counts());
         let metrics = Arc::new(metrics);
         let gateway = Gateway::new(GatewayParts {
             authenticator: authenticator.clone(),
@@ -216,6 +221,7 @@ impl Server {
         background.spawn(background::charge_abandoned(allocations.clone()));
         background.spawn(background::renew_reservations(allocations));
         background.spawn(keeper.run());
+        background.spawn(alerts.run());
         if provisioner.management().is_configured() {
             let (changes, people) = (store.changes(), provisioner.management().clone());
             background.spawn(identities::keep_resolving(changes, store.clone(), people));
@@ -338,8 +344,8 @@ fn control_plane(
         .with_provisioner(provisioner)
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
-        .with_estimator(v1::explain::Estimator::new(move |model, size| {
-            metering.expected(&prices.book(), model, size).map(|(_, cost)| cost)
+        .with_estimator(v1::explain::Estimator::new(move |ask, model| {
+            metering.held(&prices.book(), ask, model).map(|(_, cost)| cost)
         }))
         .with_allocation(config.allocation.clone())
         .with_default_model_access(config.policy.default_model_access)

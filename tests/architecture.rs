@@ -28,6 +28,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("journal", &[]),
     ("plugin", &["context", "model", "policy"]),
     ("allocation", &["context", "journal", "model", "policy", "store"]),
+    ("alerts", &["context", "model", "store"]),
     ("metering", &["allocation", "context", "journal", "model", "policy", "store"]),
     // What is to be so in Zitadel: kept in the store, made so by the client.
     ("provision", &["context", "model", "store", "zitadel"]),
@@ -38,11 +39,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // For development alone: nothing that serves knows of it.
     ("dev", &[]),
     // Composition
-    ("config", &["allocation", "context", "identity", "journal", "model", "proxy", "store", "zitadel"]),
-    ("telemetry", &["allocation", "config", "identity", "journal", "metering", "proxy", "store", "zitadel"]),
+    ("config", &["alerts", "allocation", "context", "identity", "journal", "model", "proxy", "store", "zitadel"]),
+    ("telemetry", &["alerts", "allocation", "config", "identity", "journal", "metering", "proxy", "store", "zitadel"]),
     (
         "server",
         &[
+            "alerts",
             "allocation",
             "config",
             "context",
@@ -116,6 +118,8 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 7, "listings", "f758919548834968f015f1c682e52282d3c0b120a3465aea280098310bfe59da"),
     ("postgres", 8, "leases", "d9b149b7111edc99b37fdc8469815bbc2155e06e1082a107bfa4a19b69e5899b"),
     ("postgres", 9, "indexes", "74c8808bf2c67a3d68158fc3e743eddd95d5a82a1a684977098b47f9ae33cace"),
+    ("postgres", 10, "cycles", "ec64a312635eb3b3e1149e37621197b6bb02d5e82736c4af7c23023a295cc6c7"),
+    ("postgres", 11, "alerts", "ed34d7e70c1f4f0a01dd20499d7bfe2f00e9c7c04f5c5a851c9ee829b6f1b83c"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
     ("sqlite", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
     ("sqlite", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
@@ -125,6 +129,8 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("sqlite", 7, "listings", "f758919548834968f015f1c682e52282d3c0b120a3465aea280098310bfe59da"),
     ("sqlite", 8, "leases", "d9b149b7111edc99b37fdc8469815bbc2155e06e1082a107bfa4a19b69e5899b"),
     ("sqlite", 9, "indexes", "fe3669664ee5fc0b8e9150ff794dc18d1944740e8e78f7f3e862d7164178998b"),
+    ("sqlite", 10, "cycles", "ec64a312635eb3b3e1149e37621197b6bb02d5e82736c4af7c23023a295cc6c7"),
+    ("sqlite", 11, "alerts", "ed34d7e70c1f4f0a01dd20499d7bfe2f00e9c7c04f5c5a851c9ee829b6f1b83c"),
 ];
 
 /// A source file, by its path below `src`.

@@ -40,6 +40,8 @@ pub enum ChangeKind {
     Marketplace,
     /// Cut-off tokens.
     Revocations,
+    /// Where alerts are sent, or that one is to be.
+    Alerts,
     /// Nothing: somebody asks for the account's idle leases.
     Leases,
     /// Unknown: the feed was interrupted.
@@ -48,7 +50,7 @@ pub enum ChangeKind {
 
 #[cfg(feature = "postgres")]
 impl ChangeKind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Account,
         Self::Directory,
         Self::Budget,
@@ -58,6 +60,7 @@ impl ChangeKind {
         Self::Guardrails,
         Self::Marketplace,
         Self::Revocations,
+        Self::Alerts,
         Self::Leases,
         Self::Everything,
     ];
@@ -73,6 +76,7 @@ impl ChangeKind {
             Self::Guardrails => "guardrails",
             Self::Marketplace => "marketplace",
             Self::Revocations => "revocations",
+            Self::Alerts => "alerts",
             Self::Leases => "leases",
             Self::Everything => "everything",
         }

@@ -76,6 +76,8 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 7, "0007", "listings"),
                 step!($folder, 8, "0008", "leases"),
                 step!($folder, 9, "0009", "indexes"),
+                step!($folder, 10, "0010", "cycles"),
+                step!($folder, 11, "0011", "alerts"),
             ]
         };
     }

@@ -142,6 +142,11 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "GET /v1/budgets/copilot/effective-allocation",
             "GET /v1/budgets/copilot/usage-by-scope",
             "GET /v1/budgets/copilot/alerts",
+            "GET /v1/budgets/copilot/alerts/webhook",
+            "PUT /v1/budgets/copilot/alerts/webhook",
+            "DELETE /v1/budgets/copilot/alerts/webhook",
+            "POST /v1/budgets/copilot/alerts/webhook/test",
+            "GET /v1/budgets/copilot/alerts/deliveries",
             "GET /v1/budgets/copilot/cost-breakdown",
             "POST /v1/budgets/copilot/usage/record",
             // Of the domain that the query names, which is copilot unless it names one.
