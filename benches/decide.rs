@@ -9,6 +9,7 @@ use alchemi::credits::Factor;
 use alchemi::id::Id;
 use alchemi::identity::master_key_context;
 use alchemi::model::accounts::Account;
+use alchemi::model::budgets::Enforcement;
 use alchemi::model::directory::Placement;
 use alchemi::model::models::{AccessMode, ModelGrant};
 use alchemi::model::usage::RouteKind;
@@ -55,6 +56,7 @@ fn rules(grants_on_each_scope: usize) -> Rules {
         placement,
         factor: Factor::ONE,
         features: Vec::new(),
+        enforcement: Enforcement::Hard,
         agent: None,
         connection: None,
         guardrails: Guardrails::default(),
@@ -70,7 +72,7 @@ fn decisions(c: &mut Criterion) {
         model: Some(model.to_owned()),
         fallbacks: Vec::new(),
         stream: false,
-        size: AskSize { input_tokens: 100, max_output: Some(64), answers: 1 },
+        size: AskSize { input_tokens: 100, max_output: Some(64), answers: 1, ..AskSize::default() },
     };
     let mut group = c.benchmark_group("decide");
     for grants in [1, 10, 100] {

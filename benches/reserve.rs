@@ -18,7 +18,9 @@ use alchemi::identity::master_key_context;
 use alchemi::journal::{Fsync, Journal, JournalConfig};
 use alchemi::metering::settler::Settler;
 use alchemi::model::accounts::{Account, JsonText};
-use alchemi::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, OverCommit, Plan, PlanStatus};
+use alchemi::model::budgets::{
+    AccountAllocation, Cycle, EffectiveAllocation, Enforcement, OverCommit, Plan, PlanStatus, RolloverMode,
+};
 use alchemi::model::directory::Placement;
 use alchemi::model::models::AccessMode;
 use alchemi::model::scope::{Scope, ScopeType};
@@ -58,6 +60,11 @@ async fn prepare(url: String) -> (Store, Rules) {
         cycle: Cycle::Monthly,
         status: PlanStatus::Active,
         over_commit: OverCommit::Allow,
+        rollover: RolloverMode::None,
+        rollover_cap: None,
+        rollover_windows: 1,
+        rolled_to: None,
+        look_again_at: None,
         created_by: None,
         created_at: now,
         updated_at: now,
@@ -68,6 +75,7 @@ async fn prepare(url: String) -> (Store, Rules) {
         monthly_credits: much,
         overflow_limit: Credits::ZERO,
         credit_factor: Factor::ONE,
+        enforcement: None,
         effective_from: now,
         updated_by: None,
         created_at: now,
@@ -85,6 +93,7 @@ async fn prepare(url: String) -> (Store, Rules) {
                 effective: much,
                 overridden: false,
                 overflow_cap: None,
+                until: None,
             })
             .to_vec(),
     };
@@ -99,6 +108,7 @@ async fn prepare(url: String) -> (Store, Rules) {
         placement,
         factor: Factor::ONE,
         features: Vec::new(),
+        enforcement: Enforcement::Hard,
         agent: None,
         connection: None,
         guardrails: Guardrails::default(),

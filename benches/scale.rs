@@ -17,7 +17,7 @@ use alchemi::id::{Id, RandomIds};
 use alchemi::identity::{AccountBinding, master_key_context};
 use alchemi::model::accounts::{Account, JsonText};
 use alchemi::model::agents::{Agent, AgentVisibility};
-use alchemi::model::budgets::{Allocation, Cycle, OverCommit, Plan, PlanStatus};
+use alchemi::model::budgets::{Allocation, Cycle, OverCommit, Plan, PlanStatus, RolloverMode};
 use alchemi::model::directory::{Org, Team, User, UserStatus};
 use alchemi::model::features::FeatureEntitlement;
 use alchemi::model::models::{AccessMode, ModelGrant};
@@ -221,6 +221,11 @@ impl Seed<'_> {
             cycle: Cycle::Monthly,
             status: PlanStatus::Active,
             over_commit: OverCommit::Allow,
+            rollover: RolloverMode::None,
+            rollover_cap: None,
+            rollover_windows: 1,
+            rolled_to: None,
+            look_again_at: None,
             created_by: None,
             created_at: self.now,
             updated_at: self.now,

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::clock::{SharedClock, Timestamp};
@@ -36,27 +36,16 @@ pub mod record;
 pub mod rules;
 mod ticket;
 
+pub use crate::model::budgets::Enforcement;
 use lease::{LeaseConfig, Leases};
 use ticket::Ticket;
-
-/// What happens to a request that does not fit into a cap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Enforcement {
-    /// It is refused.
-    #[default]
-    Hard,
-    /// It is let through and its ledger row is marked `over_cap`.
-    Soft,
-    /// Nothing is held; usage is counted.
-    Off,
-}
 
 /// How allocations are enforced.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AllocationConfig {
-    /// `hard`, `soft` or `off`; `ALCHEMI_ENFORCEMENT`.
+    /// `hard`, `soft`, `shadow` or `off`, for accounts that do not say it themselves;
+    /// `ALCHEMI_ENFORCEMENT`.
     pub enforcement: Enforcement,
     /// Whether an account without an allocation is refused; else it is uncapped.
     pub require: bool,
@@ -179,7 +168,6 @@ pub struct Allocations(Arc<Shared>);
 struct Shared {
     store: Store,
     clock: SharedClock,
-    enforcement: Enforcement,
     abandon_after: Duration,
     max_waiting: usize,
     outbox: Outbox,
@@ -193,6 +181,8 @@ struct Shared {
 struct Counts {
     reserved: AtomicU64,
     exhausted: AtomicU64,
+    over_cap: AtomicU64,
+    would_refuse: AtomicU64,
 }
 
 /// Why there is no reservation.
@@ -280,7 +270,6 @@ impl Allocations {
         Self(Arc::new(Shared {
             store,
             clock,
-            enforcement: config.enforcement,
             abandon_after: Duration::from_secs(config.abandon_after_seconds),
             max_waiting: config.max_waiting,
             outbox,
@@ -294,6 +283,12 @@ impl Allocations {
     /// Reservations made, and refused because credits did not suffice.
     pub fn counts(&self) -> (u64, u64) {
         (self.0.counts.reserved.load(Ordering::Relaxed), self.0.counts.exhausted.load(Ordering::Relaxed))
+    }
+
+    /// Reservations made over a cap under `soft` enforcement, and those under `shadow` that
+    /// would have been refused.
+    pub fn over_cap_counts(&self) -> (u64, u64) {
+        (self.0.counts.over_cap.load(Ordering::Relaxed), self.0.counts.would_refuse.load(Ordering::Relaxed))
     }
 
     /// Reservations drawn from leases, and refills of leases.
@@ -319,7 +314,7 @@ impl Allocations {
         let mut ticket = Ticket::of(admission, self.0.clock.now());
         // What has no cap holds nothing; without a journal its row is what a crash leaves.
         let free = self.0.journal.is_some() && ticket.links().iter().all(|link| link.cap.is_none());
-        let mut reservation = if free || self.0.enforcement == Enforcement::Off {
+        let mut reservation = if free || ticket.enforcement() == Enforcement::Off {
             self.reserved(ticket.holding_nothing())
         } else if let Some(slice) = self.0.leases.as_ref().and_then(|leases| leases.draw(&ticket)) {
             ticket.slice = Some(slice);
@@ -352,9 +347,15 @@ impl Allocations {
         if self.try_hold(&mut ticket).await? || self.hold_what_comes_back(&mut ticket, seen).await? {
             return Ok(self.reserved(ticket));
         }
-        if self.0.enforcement == Enforcement::Soft {
+        let over = match ticket.enforcement() {
+            Enforcement::Soft => Some(&self.0.counts.over_cap),
+            Enforcement::Shadow => Some(&self.0.counts.would_refuse),
+            Enforcement::Hard | Enforcement::Off => None,
+        };
+        if let Some(count) = over {
             ticket.over_cap = true;
             self.try_hold(&mut ticket).await?;
+            count.fetch_add(1, Ordering::Relaxed);
             return Ok(self.reserved(ticket));
         }
         self.0.counts.exhausted.fetch_add(1, Ordering::Relaxed);
@@ -487,6 +488,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// Whether it was made over a cap, and the client is to be told.
+    pub fn is_over_cap(&self) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| ticket.over_cap && ticket.enforcement() == Enforcement::Soft)
+    }
+
     /// Ends the reservation with what was used.
     pub fn settle(mut self, bill: Bill) {
         self.send(bill);

@@ -14,6 +14,7 @@ use figment::providers::{Format, Toml};
 use serde::Deserialize;
 use url::Url;
 
+use crate::alerts::AlertConfig;
 use crate::allocation::rules::RuleTerms;
 use crate::allocation::{AllocationConfig, Enforcement};
 use crate::context::Domain;
@@ -89,6 +90,8 @@ pub struct Config {
     pub journal: JournalConfig,
     /// How often the books are checked.
     pub ledger: LedgerConfig,
+    /// How alerts are found and delivered.
+    pub alerts: AlertConfig,
     /// Who gets into the directory.
     pub directory: DirectoryConfig,
     /// How use is measured.
@@ -362,6 +365,9 @@ impl Config {
             Enforcement::Soft => {
                 warnings.push("allocation: enforcement = \"soft\" lets requests over their budget".to_owned())
             }
+            Enforcement::Shadow => {
+                warnings.push("allocation: enforcement = \"shadow\" lets requests over their budget untold".to_owned())
+            }
             Enforcement::Off => warnings.push("allocation: enforcement = \"off\" holds nobody to a budget".to_owned()),
         }
         if self.passthrough {
@@ -393,6 +399,7 @@ impl Config {
             default_access: self.policy.default_model_access,
             allocation_required: self.allocation.require,
             required_features: self.features.required.clone(),
+            enforcement: self.allocation.enforcement,
         }
     }
 
@@ -505,6 +512,7 @@ mod tests {
         assert_eq!(format!("{:?}", config.allocation), format!("{:?}", AllocationConfig::default()));
         assert_eq!(format!("{:?}", config.journal), format!("{:?}", JournalConfig::default()));
         assert_eq!(format!("{:?}", config.ledger), format!("{:?}", LedgerConfig::default()));
+        assert_eq!(format!("{:?}", config.alerts), format!("{:?}", AlertConfig::default()));
         assert_eq!(format!("{:?}", config.directory), format!("{:?}", DirectoryConfig::default()));
         assert_eq!(format!("{:?}", config.metering), format!("{:?}", MeteringConfig::default()));
         assert_eq!(format!("{:?}", config.policy), format!("{:?}", PolicyConfig::default()));

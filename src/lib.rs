@@ -31,7 +31,7 @@
 //! |---|---|
 //! | [`clock`] [`id`] [`credits`] [`outbound`] [`problem`] [`secret`] | vocabulary |
 //! | [`model`] [`context`] [`policy`] | nouns, who is calling, the verdict: no I/O |
-//! | [`identity`] [`store`] [`allocation`] [`metering`] [`zitadel`] [`provision`] | capabilities |
+//! | [`identity`] [`store`] [`allocation`] [`metering`] [`alerts`] [`zitadel`] [`provision`] | capabilities |
 //! | [`layer`] [`proxy`] [`v1`] [`plugin`] | surfaces and extension points |
 //!
 //! # Examples
@@ -83,6 +83,7 @@ pub mod model;
 pub mod policy;
 pub mod store;
 
+pub mod alerts;
 pub mod allocation;
 pub mod identity;
 pub mod journal;

@@ -14,6 +14,7 @@ use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::agents::Agent;
 use crate::model::connections::Connection;
+use crate::model::budgets::Enforcement;
 use crate::model::directory::Placement;
 use crate::model::scope::Scope;
 use crate::model::usage::RouteKind;
@@ -53,9 +54,13 @@ pub struct Ask {
 pub struct AskSize {
     /// Estimated input tokens.
     pub input_tokens: u64,
+    /// Input tokens that its text cannot be more than, because a token is a byte at least.
+    pub most_input: u64,
+    /// Images, audio clips and files in it.
+    pub media: u64,
     /// `max_tokens`, `max_completion_tokens` or `max_output_tokens`, if sent.
     pub max_output: Option<u64>,
-    /// `n`, the number of answers asked for; at least 1.
+    /// How many answers are asked for, `n` for each prompt; at least 1.
     pub answers: u64,
 }
 
@@ -88,6 +93,8 @@ pub struct Rules {
     pub chain: Chain,
     /// Credits for each dollar.
     pub factor: Factor,
+    /// What happens to a request that does not fit into a cap.
+    pub enforcement: Enforcement,
     /// Whether an account without an allocation is refused.
     pub allocation_required: bool,
 }

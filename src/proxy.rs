@@ -256,6 +256,7 @@ impl Gateway {
         if let Some(known) = key.as_ref().and_then(|key| callers.get(key))
             && rules.is_current(&known.rules.account, known.epoch)
             && rules.bindings_epoch() == known.bindings
+            && known.rules.chain.holds_at(parts.clock.now())
         {
             return Ok(known);
         }
@@ -397,7 +398,7 @@ impl Gateway {
             return Ok(Admitted::Free(permit));
         };
         let prices = own.catalogue.book();
-        let (estimated_tokens, estimate) = metering.expected(&prices, model, &ask.ask.size)?;
+        let (estimated_tokens, estimate) = metering.held(&prices, &ask.ask, model)?;
         let model: Arc<str> = Arc::from(model);
         let reservation = own
             .allocations
@@ -453,7 +454,9 @@ impl Gateway {
         if let Some(meter) = admitted.meter() {
             meter.answered(answer.status.as_u16(), &answer.headers);
         }
-        headers::answer(&mut answer.headers, &own.config.leaks, &exchange.id, Decision::Allow);
+        let over_cap = admitted.meter().is_some_and(|meter| meter.is_over_cap());
+        let decision = if over_cap { Decision::OverCap } else { Decision::Allow };
+        headers::answer(&mut answer.headers, &own.config.leaks, &exchange.id, decision);
         let body = Deadlined::new(body, own.config.idle_timeout, until.into());
         let (meter, in_flight) = (admitted.into_meter(), own.metrics.enter());
         let screening = match self.screening(caller, kind, &exchange.id, &answer) {

@@ -21,6 +21,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::alerts::Alerts;
 use crate::allocation::Allocations;
 use crate::allocation::lease::Leases;
 use crate::allocation::rules::RuleBook;
@@ -171,6 +172,9 @@ impl Server {
         let gateway_metrics = GatewayMetrics::default();
         let provisioner = provisioner(config, &store, &identity, &clock)?;
         let books = Books::default();
+        let (keys, outbound) = (config.secrets.keys.clone(), config.outbound.clone());
+        let alerts = Alerts::new(store.clone(), Arc::clone(&clock), keys, outbound, config.alerts.clone())
+            .map_err(|e| wrong(format!("TLS towards alert webhooks: {e}")))?;
         let metrics = Metrics::new(
             &gateway_metrics,
             identity.clone(),
@@ -182,7 +186,8 @@ impl Server {
         )
         .with_journal(journal.clone())
         .with_management(&provisioner.management().metrics())
-        .with_books(books.clone());
+        .with_books(books.clone())
+        .with_alerts(alerts.counts());
         let metrics = Arc::new(metrics);
         let gateway = Gateway::new(GatewayParts {
             authenticator: authenticator.clone(),
@@ -228,6 +233,7 @@ impl Server {
             let every = Duration::from_secs(config.ledger.verify_seconds);
             background.spawn(background::verify_ledger(store.clone(), every, books));
         }
+        background.spawn(alerts.run());
         if provisioner.management().is_configured() {
             let (changes, people) = (store.changes(), provisioner.management().clone());
             background.spawn(identities::keep_resolving(changes, store.clone(), people));
@@ -349,8 +355,8 @@ fn control_plane(
         .with_provisioner(provisioner)
         .with_catalogue(v1::models::Catalogue::new(move || models.models()))
         .with_issuers(config.identity.issuers.iter().map(|issuer| issuer.url.clone()))
-        .with_estimator(v1::explain::Estimator::new(move |model, size| {
-            metering.expected(&prices.book(), model, size).map(|(_, cost)| cost)
+        .with_estimator(v1::explain::Estimator::new(move |ask, model| {
+            metering.held(&prices.book(), ask, model).map(|(_, cost)| cost)
         }))
         .with_allocation(config.allocation.clone())
         .with_rule_terms(config.rule_terms())

@@ -27,6 +27,7 @@ use dialect::{find, from_columns, hold, list, of_accounts, on, push_in, push_sco
 
 pub mod accounts;
 pub mod agents;
+pub mod alerts;
 pub mod audit;
 pub mod budgets;
 pub mod changes;
@@ -212,6 +213,11 @@ impl Store {
     /// Statements sent so far; tests hold the warm path to none.
     pub fn statements(&self) -> u64 {
         self.0.statements.load(Ordering::Relaxed)
+    }
+
+    /// The present moment, by the clock that transactions go by.
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
     }
 
     /// A fresh identifier, for what is known before a transaction begins.

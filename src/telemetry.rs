@@ -10,6 +10,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::alerts::AlertCounts;
 use crate::allocation::Allocations;
 use crate::allocation::rules::RuleBook;
 use crate::config::{LogConfig, LogFormat, TelemetryConfig};
@@ -71,6 +72,7 @@ pub struct Metrics {
     rules: RuleBook,
     allocations: Allocations,
     settler: Arc<SettlerCounts>,
+    alerts: Arc<AlertCounts>,
     balancer: Arc<Balancer>,
     store: Store,
     journal: Option<Journal>,
@@ -90,8 +92,8 @@ impl Metrics {
     ) -> Self {
         let mut registry = Registry::with_prefix("alchemi");
         gateway.register(&mut registry);
-        let (journal, books) = (None, Books::default());
-        Self { registry, identity, rules, allocations, settler, balancer, store, journal, books }
+        let (alerts, journal, books) = (Arc::default(), None, Books::default());
+        Self { registry, identity, rules, allocations, settler, alerts, balancer, store, journal, books }
     }
 
     /// With the journal's.
@@ -104,6 +106,12 @@ impl Metrics {
     #[must_use]
     pub fn with_books(self, books: Books) -> Self {
         Self { books, ..self }
+    }
+
+    /// With what becomes of alerts.
+    #[must_use]
+    pub fn with_alerts(self, alerts: Arc<AlertCounts>) -> Self {
+        Self { alerts, ..self }
     }
 
     /// With calls of Zitadel's management API.
@@ -134,9 +142,10 @@ impl Metrics {
         text
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, u64); 19] {
+    fn counters(&self) -> [(&'static str, &'static str, u64); 25] {
         let identity = self.identity.counts();
         let (reserved, exhausted) = self.allocations.counts();
+        let (over_cap, would_refuse) = self.allocations.over_cap_counts();
         let (drawn, refills) = self.allocations.lease_counts();
         let journal = self.journal_counts();
         [
@@ -150,8 +159,14 @@ impl Metrics {
             ("rule_loads", "Reads of effective rules from the database", self.rules.loads()),
             ("reservations", "Reservations made", reserved),
             ("reservations_refused", "Reservations refused for want of credits", exhausted),
+            ("reservations_over_cap", "Reservations made over a cap under soft enforcement", over_cap),
+            ("reservations_shadowed", "Reservations made that hard enforcement would have refused", would_refuse),
             ("reservations_leased", "Reservations drawn from leases", drawn),
             ("lease_refills", "Times that leases were filled", refills),
+            ("alerts_reached", "Thresholds of budgets found reached", self.alerts.reached()),
+            ("alerts_delivered", "Messages to alert webhooks delivered", self.alerts.delivered()),
+            ("alert_failures", "Attempts to deliver one that failed", self.alerts.failures()),
+            ("alerts_given_up", "Messages to alert webhooks given up", self.alerts.given_up()),
             ("settlements", "Requests settled", self.settler.settled()),
             ("settlement_failures", "Attempts to settle that failed", self.settler.failures()),
             ("journal_entries_begun", "Requests written down before they were sent", journal.begun),

@@ -323,6 +323,13 @@ fn routes() -> OpenApiRouter<App> {
         // Usage and costs
         .routes(routes!(usage::get_usage_by_scope))
         .routes(routes!(usage::list_budget_alerts))
+        .routes(routes!(
+            budgets::alerts::get_alert_webhook,
+            budgets::alerts::put_alert_webhook,
+            budgets::alerts::delete_alert_webhook
+        ))
+        .routes(routes!(budgets::alerts::test_alert_webhook))
+        .routes(routes!(budgets::alerts::list_alert_deliveries))
         .routes(routes!(usage::record_usage))
         .routes(routes!(adjustments::adjust_usage))
         .routes(routes!(usage::get_own_usage))

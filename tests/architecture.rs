@@ -28,6 +28,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("journal", &[]),
     ("plugin", &["context", "model", "policy"]),
     ("allocation", &["context", "journal", "model", "policy", "store"]),
+    ("alerts", &["context", "model", "store"]),
     ("metering", &["allocation", "context", "journal", "model", "policy", "store"]),
     // What is to be so in Zitadel: kept in the store, made so by the client.
     ("provision", &["context", "model", "store", "zitadel"]),
@@ -38,11 +39,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // For development alone: nothing that serves knows of it.
     ("dev", &[]),
     // Composition
-    ("config", &["allocation", "context", "identity", "journal", "model", "policy", "proxy", "store", "zitadel"]),
-    ("telemetry", &["allocation", "config", "identity", "journal", "metering", "proxy", "store", "zitadel"]),
+    (
+        "config",
+        &["alerts", "allocation", "context", "identity", "journal", "model", "policy", "proxy", "store", "zitadel"],
+    ),
+    ("telemetry", &["alerts", "allocation", "config", "identity", "journal", "metering", "proxy", "store", "zitadel"]),
     (
         "server",
         &[
+            "alerts",
             "allocation",
             "config",
             "context",
@@ -118,6 +123,8 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 9, "indexes", "74c8808bf2c67a3d68158fc3e743eddd95d5a82a1a684977098b47f9ae33cace"),
     ("postgres", 10, "visible_agents", "482e122c1c5eddb316bd5710e1cf197f53af99ccfa3314f09c3cd799b8b42d4f"),
     ("postgres", 11, "ledger_check", "ce52e40bbd27f4a6f068e01af9b1c8d16b9fabcd0775069fd75b8fda6cd1a9f2"),
+    ("postgres", 12, "cycles", "ec64a312635eb3b3e1149e37621197b6bb02d5e82736c4af7c23023a295cc6c7"),
+    ("postgres", 13, "alerts", "ed34d7e70c1f4f0a01dd20499d7bfe2f00e9c7c04f5c5a851c9ee829b6f1b83c"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
     ("sqlite", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
     ("sqlite", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
@@ -129,6 +136,8 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("sqlite", 9, "indexes", "fe3669664ee5fc0b8e9150ff794dc18d1944740e8e78f7f3e862d7164178998b"),
     ("sqlite", 10, "visible_agents", "840cb70f47927a3352527014645c981a05730db8694e1c0a3187d3ef7a53d11e"),
     ("sqlite", 11, "ledger_check", "ce52e40bbd27f4a6f068e01af9b1c8d16b9fabcd0775069fd75b8fda6cd1a9f2"),
+    ("sqlite", 12, "cycles", "ec64a312635eb3b3e1149e37621197b6bb02d5e82736c4af7c23023a295cc6c7"),
+    ("sqlite", 13, "alerts", "ed34d7e70c1f4f0a01dd20499d7bfe2f00e9c7c04f5c5a851c9ee829b6f1b83c"),
 ];
 
 /// A source file, by its path below `src`.

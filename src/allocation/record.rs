@@ -17,6 +17,7 @@ use crate::context::Domain;
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
 use crate::journal::{Kind, Record};
+use crate::model::budgets::Enforcement;
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::usage::{CostSource, CounterKey, Dimensions, RouteKind, Tokens};
 use crate::policy::budget::Link;
@@ -256,6 +257,8 @@ fn begun(admit: Admit<'_, Vec<Counted<'_>>>) -> (Request, Detail) {
         counters: admit.chain.iter().map(counter).collect(),
         held: admit.chain.iter().filter(|counted| counted.held).map(counter).collect(),
         over_cap: admit.over_cap,
+        // Which of the two let it over its cap is not written down.
+        enforcement: Enforcement::Soft,
         factor: Factor::from_nanos(admit.factor),
         estimate: Usd::from_nanos(admit.estimate),
         estimated_tokens: admit.estimated_tokens,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use moka::future::Cache;
 
-use super::AllocationConfig;
+use super::{AllocationConfig, Enforcement};
 use crate::context::{Actor, Context, Domain, Granted, Tenant};
 use crate::credits::Factor;
 use crate::id::Id;
@@ -184,7 +184,10 @@ impl Epochs {
                 self.accounts.fetch_add(1, Ordering::AcqRel);
             }
             // Deny-lists and leases are kept elsewhere; the others are no rules of the data plane.
-            ChangeKind::Revocations | ChangeKind::Leases | ChangeKind::Marketplace => {}
+            ChangeKind::Revocations
+            | ChangeKind::Leases
+            | ChangeKind::Marketplace
+            | ChangeKind::Alerts => {}
             ChangeKind::Account
             | ChangeKind::Directory
             | ChangeKind::Budget
@@ -259,7 +262,14 @@ impl RuleBook {
     pub async fn rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
         let inner = &self.0;
         let entry = (subject.clone(), inner.epochs.of(&subject.account));
-        inner.subjects.try_get_with(entry, inner.load_rules(subject)).await.map_err(|e| (*e).clone())
+        let load = || inner.subjects.try_get_with(entry.clone(), inner.load_rules(subject));
+        let known = load().await.map_err(|e| (*e).clone())?;
+        if known.chain.holds_at(inner.store.now()) {
+            return Ok(known);
+        }
+        // A window has ended, or an override has.
+        inner.subjects.invalidate(&entry).await;
+        load().await.map_err(|e| (*e).clone())
     }
 
     /// Gives a caller whom the directory does not know a row in it, and says whether it
@@ -295,7 +305,25 @@ impl Inner {
         Ok(Some(Arc::new(AccountFacts { account, zitadel })))
     }
 
+    /// The first to read after the end of a window carries over what it has left.
     async fn load_rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
+        let rules = self.read_rules(subject).await?;
+        if !rules.budget.rollover_is_due(self.store.now()) {
+            return Ok(rules);
+        }
+        match self.store.roll_over(&subject.account).await {
+            Ok(_) => self.read_rules(subject).await,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error, account = %subject.account,
+                    "what a window has left cannot be carried over; the next one tries again"
+                );
+                Ok(rules)
+            }
+        }
+    }
+
+    async fn read_rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         let Subject { account, domain, actor, team, agent, connection } = subject;
         let mut tx = self.store.read(&Granted::system().over(account.clone())).await?;
@@ -350,15 +378,18 @@ pub struct RuleTerms {
     pub allocation_required: bool,
     /// Which feature a kind of request requires.
     pub required_features: RequiredFeatures,
+    /// How strictly caps hold where the account does not say it.
+    pub enforcement: Enforcement,
 }
 
-/// Models need a grant, allocations and features are not required.
+/// Models need a grant, allocations and features are not required, and caps hold.
 impl Default for RuleTerms {
     fn default() -> Self {
         Self {
             default_access: AccessMode::Deny,
             allocation_required: false,
             required_features: RequiredFeatures::default(),
+            enforcement: Enforcement::default(),
         }
     }
 }
@@ -417,6 +448,7 @@ impl RuleTerms {
             domain,
             models: ModelRules::new(domain, &scopes, grants, policy, self.default_access),
             factor: budget.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
+            enforcement: budget.account.as_ref().and_then(|a| a.enforcement).unwrap_or(self.enforcement),
             budget,
             placement,
             features,

@@ -13,7 +13,7 @@ use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
 use crate::journal::Entry;
 use crate::model::accounts::Account;
-use crate::model::budgets::{Plan, day_of};
+use crate::model::budgets::{Enforcement, Plan, day_of};
 use crate::model::scope::ScopeType;
 use crate::model::usage::{CostSource, CounterKey, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens};
 use crate::policy::budget::Link;
@@ -78,6 +78,10 @@ impl Ticket {
 
     pub(super) fn account(&self) -> &Id<Account> {
         &self.permit.rules().account
+    }
+
+    pub(super) fn enforcement(&self) -> Enforcement {
+        self.permit.rules().enforcement
     }
 
     pub(super) fn domain(&self) -> Domain {
@@ -163,6 +167,8 @@ pub(super) struct Detail {
     pub(super) counters: Vec<CounterKey>,
     pub(super) held: Vec<CounterKey>,
     pub(super) over_cap: bool,
+    #[serde(default)]
+    pub(super) enforcement: Enforcement,
     pub(super) factor: Factor,
     pub(super) estimate: Usd,
     pub(super) estimated_tokens: Tokens,
@@ -190,6 +196,7 @@ impl Detail {
             counters: links.iter().map(Link::counter).collect(),
             held: links.iter().filter(|l| ticket.holds && l.cap.is_some()).map(Link::counter).collect(),
             over_cap: ticket.over_cap,
+            enforcement: rules.enforcement,
             factor: rules.factor,
             estimate: ticket.estimate,
             estimated_tokens: ticket.estimated_tokens,
@@ -217,7 +224,7 @@ impl Detail {
         let mut dimensions = self.dimensions;
         dimensions.guardrail_code = dimensions.guardrail_code.or(bill.guardrail);
         if self.over_cap {
-            marks.push("over_cap");
+            marks.push(self.enforcement.mark());
         }
         let row = LedgerRow {
             day: day_of(request.admitted_at, &zone),

@@ -40,6 +40,14 @@ impl CountRules {
         bytes.div_ceil(u64::from(self.bytes_per_token.get()))
     }
 
+    /// Tokens that so much text cannot be more than: no tokenizer makes less than a byte
+    /// of one.
+    pub fn most(&self, size: &TextSize) -> u64 {
+        // An answer is primed as if by one more message.
+        let size = TextSize { messages: size.messages.saturating_add(1), ..*size };
+        Self { bytes_per_token: NonZeroU32::MIN, ..*self }.input(&size)
+    }
+
     /// Tokens of a whole prompt.
     pub fn input(&self, size: &TextSize) -> u64 {
         self.tokens(size.bytes)

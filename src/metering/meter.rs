@@ -79,6 +79,11 @@ impl Meter {
         self.metered.withhold_usage && matches!(self.stage, Stage::Stream { .. })
     }
 
+    /// Whether the reservation was made over a cap, and the client is to be told.
+    pub fn is_over_cap(&self) -> bool {
+        self.reservation.as_ref().is_some_and(Reservation::is_over_cap)
+    }
+
     /// The request is about to leave: from here on it is charged, whatever comes.
     pub fn sent(&mut self) {
         self.stage = Stage::Sent;

@@ -157,6 +157,22 @@ impl PriceBook {
         self.get(model)?.max_output
     }
 
+    /// What a request cannot cost more than, where tokens are what costs: its input at a token
+    /// a byte, so many output tokens for each answer, and of every kind of token the dearest
+    /// that it may turn out to be. Files count as estimated.
+    ///
+    /// # Errors
+    /// [`TooDear`] as [`estimate`](Self::estimate).
+    pub fn ceiling(&self, model: &str, size: &AskSize, output: u64) -> Result<Option<Usd>, TooDear> {
+        let Some(price) = self.get(model) else { return Ok(None) };
+        let answers = size.answers.max(1);
+        let (input, output) = (size.most_input.max(size.input_tokens), output.saturating_mul(answers));
+        let tokens = Tokens { input, output, ..Tokens::default() };
+        let used = Reported { images: Some(answers), queries: Some(1), ..tokens.into() };
+        let atto = price.dearest(size.media > 0).atto(&used)?;
+        atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()
+    }
+
     /// What a request will use at most, as far as can be told: its input, and its
     /// own limit or `default_max_output` for each answer, never above the model's maximum.
     ///
@@ -213,6 +229,16 @@ impl ModelPrice {
             sum = sum.checked_add(part).ok_or(TooDear)?;
         }
         Ok(Some(sum))
+    }
+
+    /// The same with every token at the price of the dearest kind; of heard audio only with media.
+    fn dearest(&self, media: bool) -> Self {
+        let audio = self.audio_input.filter(|_| media);
+        Self {
+            input: max(max(self.input, audio), max(self.cached, self.cache_creation)),
+            output: max(max(self.output, self.audio_output), self.reasoning),
+            ..*self
+        }
     }
 
     /// The dearer of two deployments, part by part.

@@ -1,8 +1,6 @@
 //! Budgets: an account's credits, plans with their calendar windows, allocations
 //! and overrides.
 
-use std::collections::{HashMap, HashSet};
-
 use jiff::civil::{self, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{ToSpan, Zoned};
@@ -13,6 +11,16 @@ use super::scope::{Scope, ScopeType};
 use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
+
+mod division;
+mod enforcement;
+mod rollover;
+#[cfg(test)]
+mod tests;
+
+pub use division::{Commitment, Division, Standing, newly_exceeded};
+pub use enforcement::Enforcement;
+pub use rollover::{Leftover, Lot, RolloverMode, Taken, carry, total};
 
 /// What an account may spend in a calendar month of its time zone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -25,6 +33,8 @@ pub struct AccountAllocation {
     pub overflow_limit: Credits,
     /// Credits for each US dollar.
     pub credit_factor: Factor,
+    /// What happens to a request that does not fit; null: what the gateway's configuration says.
+    pub enforcement: Option<Enforcement>,
     /// Since when these figures hold.
     pub effective_from: Timestamp,
     /// Who set them.
@@ -39,6 +49,18 @@ pub struct AccountAllocation {
 }
 
 impl AccountAllocation {
+    /// The same as the share of a scope: the account's own.
+    pub fn whole(&self) -> EffectiveAllocation {
+        EffectiveAllocation {
+            scope: Scope::new(ScopeType::Account, self.account_id.as_str()),
+            base: self.monthly_credits,
+            effective: self.monthly_credits,
+            overridden: false,
+            overflow_cap: Some(self.overflow_limit),
+            until: None,
+        }
+    }
+
     /// Monthly credits and what may be spent beyond them.
     pub fn cap(&self) -> Credits {
         self.monthly_credits.saturating_add(self.overflow_limit)
@@ -219,6 +241,19 @@ pub struct Plan {
     pub status: PlanStatus,
     /// Whether allocations may add up to more than there is.
     pub over_commit: OverCommit,
+    /// What of a window that ends is carried into the pool of the next one.
+    pub rollover: RolloverMode,
+    /// The most that is carried into a window; null: no limit.
+    pub rollover_cap: Option<Credits>,
+    /// For how many windows carried credits last.
+    #[schema(minimum = 1, maximum = 12)]
+    pub rollover_windows: i64,
+    /// Up to when what windows left was carried over; none while nothing is.
+    #[serde(skip)]
+    pub rolled_to: Option<Timestamp>,
+    /// When the last of them is looked at again, because requests still held some of it.
+    #[serde(skip)]
+    pub look_again_at: Option<Timestamp>,
     /// Who made it.
     pub created_by: Option<String>,
     /// When it was made; its first window starts then.
@@ -254,7 +289,7 @@ pub struct Allocation {
     pub allocated_credits: Credits,
     /// Credits that may be spent beyond them; none: no overflow.
     pub overflow_cap: Option<Credits>,
-    /// Of the allocated credits, those that a renewal carried over from the plan before.
+    /// Of the allocated credits, those that were carried over from the windows before.
     pub rollover_credits: Credits,
     /// When the carried ones lapse: the end of the window that they were carried into.
     pub rollover_until: Option<Timestamp>,
@@ -318,6 +353,9 @@ pub struct EffectiveAllocation {
     pub overridden: bool,
     /// Credits that may be spent beyond.
     pub overflow_cap: Option<Credits>,
+    /// When these figures change by themselves, because an override or what was carried
+    /// over lapses.
+    pub until: Option<Timestamp>,
 }
 
 impl EffectiveAllocation {
@@ -327,40 +365,41 @@ impl EffectiveAllocation {
     }
 }
 
-/// A renewal: a plan's cycle was closed and another plan put in its place.
+/// A cycle that was closed: by a renewal, which put another plan in the plan's place,
+/// or by its end, when the plan rolls over into its own next window.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct BudgetCycle {
     /// Its id.
     pub id: Id<BudgetCycle>,
     /// The account.
     pub account_id: Id<Account>,
-    /// The plan that was closed.
+    /// The plan whose cycle it was.
     pub source_plan_id: Id<Plan>,
-    /// The plan that took its place.
+    /// The plan that came next; the same one when it rolled over by itself.
     pub new_plan_id: Id<Plan>,
     /// The first moment of the closed cycle.
     pub cycle_start: Timestamp,
     /// The first moment behind it.
     pub cycle_end: Timestamp,
-    /// Credits carried into the new plan's pool.
+    /// Credits carried into the pool of what came next.
     pub rollover_credits: Credits,
     /// Credits used beyond the account's monthly ones.
     pub overflow_charge_credits: Credits,
     /// The [`RenewalSummary`].
     #[schema(value_type = RenewalSummary)]
     pub summary_json: JsonText,
-    /// Who renewed.
+    /// Who renewed; `system` when it rolled over by itself.
     pub created_by: Option<String>,
     /// When.
     pub created_at: Timestamp,
 }
 
-/// What a renewal found and carried over.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+/// What was found at the end of a cycle, and carried over.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RenewalSummary {
-    /// The plan that was closed.
+    /// The plan whose cycle it was.
     pub source_plan_id: Id<Plan>,
-    /// The plan that took its place.
+    /// The plan that came next.
     pub new_plan_id: Id<Plan>,
     /// Credits used on the days of the cycle.
     pub used_credits: Credits,
@@ -368,105 +407,18 @@ pub struct RenewalSummary {
     pub monthly_credits: Credits,
     /// Used credits beyond the monthly ones.
     pub overflow_charge_credits: Credits,
-    /// What the plan gave out and nobody used or holds, in its last window of the cycle.
+    /// What was there to be carried over: what nobody used or holds in the last window
+    /// of the cycle, or what the plan did not give out.
     pub unused_credits: Credits,
-    /// Of those, what was carried into the new plan's pool.
+    /// What requests under way still held in that window.
+    #[serde(default)]
+    pub held_credits: Credits,
+    /// What had been carried into that window.
+    #[serde(default)]
+    pub carried_in: Vec<Lot>,
+    /// What was carried over.
+    #[serde(default)]
+    pub carried_over: Vec<Lot>,
+    /// The sum of it, which the pool of what came next has beside its own credits.
     pub rollover_credits: Credits,
-}
-
-/// Where an allocated team or user of a plan stands in the directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    /// The team or user.
-    pub scope: Scope,
-    /// The team that the user is a member of; none for a team.
-    pub team: Option<Scope>,
-    /// The org of the team.
-    pub org: Scope,
-}
-
-/// A limit and what was promised out of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Commitment {
-    /// Whose limit.
-    pub of: Scope,
-    /// The limit.
-    pub limit: Credits,
-    /// The sum of what it was divided into.
-    pub promised: Credits,
-}
-
-impl Commitment {
-    /// What was promised beyond the limit.
-    pub fn excess(&self) -> Credits {
-        self.promised.saturating_sub(self.limit).max(Credits::ZERO)
-    }
-}
-
-/// A plan's allocations with their places in the directory.
-#[derive(Debug, Clone)]
-pub struct Division {
-    /// What each scope has.
-    pub allocations: Vec<EffectiveAllocation>,
-    /// Where teams and users stand; a user of several teams has several places.
-    pub standings: Vec<Standing>,
-}
-
-impl Division {
-    /// The allocations that are not part of another one: those of orgs and the
-    /// pool, and of teams and users above whom nothing is allocated.
-    pub fn outermost(&self) -> impl Iterator<Item = &EffectiveAllocation> {
-        let allocated: HashSet<&Scope> = self.allocations.iter().map(|a| &a.scope).collect();
-        let inside: HashSet<&Scope> = self
-            .standings
-            .iter()
-            .filter(|s| allocated.contains(&s.org) || s.team.as_ref().is_some_and(|team| allocated.contains(team)))
-            .map(|s| &s.scope)
-            .collect();
-        self.allocations.iter().filter(move |a| !inside.contains(&a.scope))
-    }
-
-    /// What the plan gives out, each credit counted once.
-    pub fn distributed(&self) -> Credits {
-        self.outermost().fold(Credits::ZERO, |sum, a| sum.saturating_add(a.effective))
-    }
-
-    /// The account's monthly credits against the orgs, each org against its teams,
-    /// each team against its members, wherever both sides have an allocation.
-    pub fn commitments(&self, account: Option<&AccountAllocation>) -> Vec<Commitment> {
-        let effective: HashMap<&Scope, Credits> = self.allocations.iter().map(|a| (&a.scope, a.effective)).collect();
-        let mut promised: HashMap<Scope, Credits> = HashMap::new();
-        let mut promise = |of: &Scope, credits: Credits| {
-            let sum = promised.entry(of.clone()).or_default();
-            *sum = sum.saturating_add(credits);
-        };
-        let whole = account.map(|a| Scope::new(ScopeType::Account, a.account_id.as_str()));
-        if let Some(whole) = &whole {
-            let orgs = self.allocations.iter().filter(|a| a.scope.scope_type == ScopeType::Org);
-            orgs.for_each(|org| promise(whole, org.effective));
-        }
-        for standing in &self.standings {
-            let Some(credits) = effective.get(&standing.scope) else { continue };
-            promise(standing.team.as_ref().unwrap_or(&standing.org), *credits);
-        }
-        let limit = |scope: &Scope| match account {
-            Some(account) if scope.scope_type == ScopeType::Account => Some(account.monthly_credits),
-            _ => effective.get(scope).copied(),
-        };
-        let commitments = promised.into_iter().filter_map(|(of, promised)| {
-            let limit = limit(&of)?;
-            Some(Commitment { of, limit, promised })
-        });
-        let mut commitments: Vec<_> = commitments.collect();
-        commitments.sort_by(|a, b| a.of.cmp(&b.of));
-        commitments
-    }
-}
-
-/// The first limit that is exceeded by more than it was before.
-///
-/// What lowers an excess is let through, so that an over-committed plan can be mended.
-pub fn newly_exceeded(before: &[Commitment], after: &[Commitment]) -> Option<Commitment> {
-    let excess_before = |of: &Scope| before.iter().find(|c| c.of == *of).map_or(Credits::ZERO, Commitment::excess);
-    after.iter().find(|c| c.excess() > excess_before(&c.of)).cloned()
 }

@@ -42,7 +42,8 @@ pub struct Link {
     pub window: Window,
 }
 
-/// The chain of a subject, good for as long as none of its windows ends.
+/// The chain of a subject, good for as long as none of its windows ends and no cap
+/// changes by itself.
 #[derive(Debug, Clone)]
 pub struct Chain {
     links: Arc<[Link]>,
@@ -53,8 +54,12 @@ pub struct Chain {
 impl Chain {
     /// The links in lock order, if they still hold at `now`.
     pub fn at(&self, now: Timestamp) -> Option<Arc<[Link]>> {
-        let holds = now >= self.from && self.until.is_none_or(|until| now < until);
-        holds.then(|| Arc::clone(&self.links))
+        self.holds_at(now).then(|| Arc::clone(&self.links))
+    }
+
+    /// Whether nothing that it follows from has changed by itself until `now`.
+    pub fn holds_at(&self, now: Timestamp) -> bool {
+        now >= self.from && self.until.is_none_or(|until| now < until)
     }
 }
 
@@ -102,11 +107,26 @@ pub fn shortage(chain: &[Drawn<'_>], requested: Credits) -> Option<Denial> {
 }
 
 impl BudgetRules {
-    /// [`chain`](Self::chain), to be kept until the first of its windows ends.
+    /// [`chain`](Self::chain), to be kept until the first of its windows ends or a cap
+    /// changes by itself.
     pub fn kept_chain(&self, account: &Id<Account>, domain: Domain, place: &Placement, now: Timestamp) -> Chain {
         let links = self.chain(account, domain, place, now);
-        let until = links.iter().filter_map(|link| link.window.end).min();
+        let ends = links.iter().filter_map(|link| link.window.end);
+        let until = ends.chain(self.until(now)).min();
         Chain { links: links.into(), from: now, until }
+    }
+
+    /// When an override or what was carried over lapses next, or a window that has ended is
+    /// looked at again.
+    pub fn until(&self, now: Timestamp) -> Option<Timestamp> {
+        let look_again = self.plan.as_ref().filter(|plan| plan.rolls_over()).and_then(|plan| plan.look_again_at);
+        let lapses = self.allocations.iter().filter_map(|a| a.until);
+        lapses.chain(look_again).filter(|at| *at > now).min()
+    }
+
+    /// Whether what a window has left is to be carried over before these rules are used.
+    pub fn rollover_is_due(&self, now: Timestamp) -> bool {
+        self.plan.as_ref().is_some_and(|plan| plan.rollover_is_due(now, &self.zone))
     }
 
     /// The account's calendar month around `now`.

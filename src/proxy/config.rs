@@ -14,7 +14,7 @@ use crate::credits::Usd;
 use crate::metering::charge::Unpriced;
 use crate::metering::price::{ModelPrice, PriceBook};
 use crate::model::usage::Tokens;
-use crate::policy::{AskSize, Denial};
+use crate::policy::{Ask, AskSize, Denial};
 use crate::problem::Problem;
 
 /// What the gateway needs to know, put together from the sections of the configuration.
@@ -99,8 +99,8 @@ pub struct MeteringConfig {
     pub unpriced: Unpriced,
     /// Output tokens that a request without a limit is estimated at.
     pub default_max_output: u64,
-    /// Whether to force the estimate's output limit into the request, so that no output
-    /// can cost more than was held for it.
+    /// Whether to force the estimate's output limit into the request, and to hold the most
+    /// that it can cost then, so that no answer costs more than was held for it.
     pub strict: bool,
     /// Where the upstream lists its models and prices.
     pub model_info_path: String,
@@ -137,6 +137,24 @@ impl MeteringConfig {
             (None, Unpriced::Deny) => Err(Denial::ModelUnpriced { model: model.to_owned() }),
             (None, other) => Ok((estimate.tokens, other.cost())),
         }
+    }
+
+    /// What is held for a request: what it is expected to use and to cost; where metering is
+    /// strict, the most that it can cost with its own model or one that the upstream may fall
+    /// back to.
+    ///
+    /// # Errors
+    /// As [`expected`](Self::expected).
+    pub fn held(&self, prices: &PriceBook, ask: &Ask, model: &str) -> Result<(Tokens, Usd), Denial> {
+        let (tokens, mut cost) = self.expected(prices, model, &ask.size)?;
+        if self.strict {
+            let bound = tokens.output / ask.size.answers.max(1);
+            for model in std::iter::once(model).chain(ask.fallbacks.iter().map(String::as_str)) {
+                let ceiling = prices.ceiling(model, &ask.size, bound).map_err(|_| Denial::EstimateTooLarge)?;
+                cost = ceiling.unwrap_or(self.unpriced.cost()).max(cost);
+            }
+        }
+        Ok((tokens, cost))
     }
 }
 

@@ -281,6 +281,8 @@ impl Default for Leaks {
 pub enum Decision {
     /// `allow`
     Allow,
+    /// `allow;code=over_cap`: a budget's cap was passed, and `soft` enforcement lets it.
+    OverCap,
     /// `deny;code=…`
     Deny(&'static str),
 }
@@ -293,6 +295,7 @@ impl Decision {
     pub fn header_value(self) -> HeaderValue {
         match self {
             Self::Allow => HeaderValue::from_static("allow"),
+            Self::OverCap => HeaderValue::from_static("allow;code=over_cap"),
             Self::Deny(code) => {
                 HeaderValue::from_str(&format!("deny;code={code}")).unwrap_or_else(|_| HeaderValue::from_static("deny"))
             }

@@ -18,7 +18,7 @@ from_columns! {
     }
     AccountAdmin { id, account_id, user_email, role, created_by, created_at, updated_at, version }
     AccountAllocation {
-        account_id, monthly_credits, overflow_limit, credit_factor, effective_from,
+        account_id, monthly_credits, overflow_limit, credit_factor, enforcement, effective_from,
         updated_by, created_at, updated_at, version,
     }
 }
@@ -170,7 +170,13 @@ impl<R> Tx<R> {
 
     /// The credits of several accounts.
     pub(super) async fn allocations_of(&mut self, accounts: &[Id<Account>]) -> Result<Vec<AccountAllocation>> {
-        of_accounts!(self, r#"SELECT * FROM "Alchemi_AccountAllocationTable" WHERE account_id IN ("#, accounts, ")")
+        of_accounts!(
+            self,
+            r#"SELECT l.*, e.enforcement FROM "Alchemi_AccountAllocationTable" l
+               LEFT JOIN "Alchemi_AccountEnforcementTable" e ON e.account_id = l.account_id WHERE l.account_id IN ("#,
+            accounts,
+            ")"
+        )
     }
 
     /// What the requests of several accounts have cost so far.

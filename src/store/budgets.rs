@@ -7,16 +7,18 @@ use super::{Result, Tx, find, from_columns, list, on, remove, run};
 use crate::context::{Platform, Tenant};
 use crate::id::Id;
 use crate::model::budgets::{
-    AccountAllocation, Allocation, BudgetCycle, Cycle, OverCommit, Override, Plan, PlanStatus,
+    AccountAllocation, Allocation, BudgetCycle, Cycle, Enforcement, OverCommit, Override, Plan, PlanStatus,
+    RolloverMode,
 };
 use crate::model::scope::Scope;
 
+mod plans;
+pub mod rollover;
 mod rules;
 
-stored_as_name!(Cycle, PlanStatus, OverCommit);
+stored_as_name!(Cycle, PlanStatus, OverCommit, RolloverMode, Enforcement);
 
 from_columns! {
-    Plan { id, account_id, name, cycle, status, over_commit, created_by, created_at, updated_at, version }
     Allocation {
         id, account_id, plan_id, scope_type, scope_id, allocated_credits, overflow_cap, rollover_credits,
         rollover_until, source, created_by, created_at, updated_at, version,
@@ -41,8 +43,10 @@ impl Tx<Platform> {
     pub async fn account_allocations(&mut self, slice: &Slice) -> Result<Page<AccountAllocation>> {
         let (at, id) = slice.before();
         let rows: Vec<AccountAllocation> = on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_AccountAllocationTable" WHERE (updated_at, account_id) < ($1, $2)
-               ORDER BY updated_at DESC, account_id DESC LIMIT $3 OFFSET $4"#
+            r#"SELECT l.*, e.enforcement FROM "Alchemi_AccountAllocationTable" l
+               LEFT JOIN "Alchemi_AccountEnforcementTable" e ON e.account_id = l.account_id
+               WHERE (l.updated_at, l.account_id) < ($1, $2)
+               ORDER BY l.updated_at DESC, l.account_id DESC LIMIT $3 OFFSET $4"#
         )
         .bind(at)
         .bind(&id)
@@ -62,157 +66,47 @@ impl Tx<Tenant> {
     /// [`StoreError`](super::StoreError).
     pub async fn account_allocation(&mut self) -> Result<Option<AccountAllocation>> {
         let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_AccountAllocationTable" WHERE account_id = $1"#)
-            .bind(&account)
-            .fetch_optional(c)
-            .await)
+        Ok(self.allocations_of(std::slice::from_ref(&account)).await?.pop())
     }
 
-    /// Sets what the account may spend.
+    /// Sets what the account may spend, and how strictly that holds.
     ///
     /// # Errors
     /// [`StoreError::ForeignKey`](super::StoreError::ForeignKey) when the account is gone.
     pub async fn put_account_allocation(&mut self, allocation: &AccountAllocation) -> Result<AccountAllocation> {
         let account = self.account.clone();
-        let row = on!(self, |c| {
-            sqlx::query_as(
-            r#"INSERT INTO "Alchemi_AccountAllocationTable" AS a (account_id, monthly_credits, overflow_limit, credit_factor,
+        let version: i64 = on!(self, |c| {
+            sqlx::query_scalar(
+                r#"INSERT INTO "Alchemi_AccountAllocationTable" AS a (account_id, monthly_credits, overflow_limit, credit_factor,
                effective_from, updated_by, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
                ON CONFLICT (account_id) DO UPDATE SET monthly_credits = excluded.monthly_credits,
                overflow_limit = excluded.overflow_limit, credit_factor = excluded.credit_factor,
                effective_from = excluded.effective_from, updated_by = excluded.updated_by,
-               updated_at = excluded.updated_at, version = a.version + 1 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(allocation.monthly_credits)
-        .bind(allocation.overflow_limit)
-        .bind(allocation.credit_factor)
-        .bind(allocation.effective_from)
-        .bind(&allocation.updated_by)
-        .bind(allocation.updated_at)
-        .fetch_one(c)
-        .await
+               updated_at = excluded.updated_at, version = a.version + 1 RETURNING version"#,
+            )
+            .bind(&account)
+            .bind(allocation.monthly_credits)
+            .bind(allocation.overflow_limit)
+            .bind(allocation.credit_factor)
+            .bind(allocation.effective_from)
+            .bind(&allocation.updated_by)
+            .bind(allocation.updated_at)
+            .fetch_one(c)
+            .await
         })?;
+        match allocation.enforcement {
+            Some(enforcement) => run!(
+                self,
+                r#"INSERT INTO "Alchemi_AccountEnforcementTable" (account_id, enforcement) VALUES ($1, $2)
+                   ON CONFLICT (account_id) DO UPDATE SET enforcement = excluded.enforcement"#,
+                &account,
+                enforcement
+            )?,
+            None => run!(self, r#"DELETE FROM "Alchemi_AccountEnforcementTable" WHERE account_id = $1"#, &account)?,
+        };
         self.changed(ChangeKind::Budget);
-        Ok(row)
-    }
-}
-
-/// Plans.
-impl Tx<Tenant> {
-    /// Plans, newest first.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn plans(&mut self, slice: &Slice) -> Result<Page<Plan>> {
-        list!(self, slice, Plan in "Alchemi_CopilotBudgetPlanTable")
-    }
-
-    /// One plan.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn plan(&mut self, id: &Id<Plan>) -> Result<Option<Plan>> {
-        find!(self, "Alchemi_CopilotBudgetPlanTable", id = id)
-    }
-
-    /// The plan in force.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn active_plan(&mut self) -> Result<Option<Plan>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetPlanTable" WHERE account_id = $1 AND status = 'active'"#
-        )
-        .bind(&account)
-        .fetch_optional(c)
-        .await)
-    }
-
-    /// One plan, whose row stays locked until the commit: what is divided out of it
-    /// is checked by one writer at a time.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn locked_plan(&mut self, id: &Id<Plan>) -> Result<Option<Plan>> {
-        let account = self.account.clone();
-        on!(self, |c| {
-            sqlx::query_as(
-            r#"UPDATE "Alchemi_CopilotBudgetPlanTable" SET version = version WHERE account_id = $1 AND id = $2 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(id)
-        .fetch_optional(c)
-        .await
-        })
-    }
-
-    /// Makes a plan.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) when it is active and another one is, too.
-    pub async fn insert_plan(&mut self, plan: &Plan) -> Result<()> {
-        let account = self.account.clone();
-        run!(
-            self,
-            r#"INSERT INTO "Alchemi_CopilotBudgetPlanTable" (account_id, id, name, cycle, status, over_commit, created_by,
-               created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)"#,
-            &account,
-            &plan.id,
-            &plan.name,
-            plan.cycle,
-            plan.status,
-            plan.over_commit,
-            &plan.created_by,
-            plan.created_at
-        )?;
-        self.changed(ChangeKind::Budget);
-        Ok(())
-    }
-
-    /// Writes a plan's name, status and rule on over-commitment.
-    ///
-    /// # Errors
-    /// [`StoreError::Unique`](super::StoreError::Unique) when it becomes active and another one is.
-    pub async fn update_plan(&mut self, plan: &Plan) -> Result<Plan> {
-        let (account, now) = (self.account.clone(), self.now);
-        let row = on!(self, |c| {
-            sqlx::query_as(
-            r#"UPDATE "Alchemi_CopilotBudgetPlanTable" SET name = $3, status = $4, over_commit = $5, updated_at = $6,
-               version = version + 1 WHERE account_id = $1 AND id = $2 RETURNING *"#
-        )
-        .bind(&account)
-        .bind(&plan.id)
-        .bind(&plan.name)
-        .bind(plan.status)
-        .bind(plan.over_commit)
-        .bind(now)
-        .fetch_one(c)
-        .await
-        })?;
-        self.changed(ChangeKind::Budget);
-        Ok(row)
-    }
-
-    /// Puts the plan in force out of it, and gives it as it is then.
-    ///
-    /// # Errors
-    /// [`StoreError`](super::StoreError).
-    pub async fn deactivate_plan(&mut self) -> Result<Option<Plan>> {
-        let (account, now) = (self.account.clone(), self.now);
-        let row = on!(self, |c| {
-            sqlx::query_as(
-            r#"UPDATE "Alchemi_CopilotBudgetPlanTable" SET status = 'inactive', updated_at = $2, version = version + 1
-               WHERE account_id = $1 AND status = 'active' RETURNING *"#
-        )
-        .bind(&account)
-        .bind(now)
-        .fetch_optional(c)
-        .await
-        })?;
-        self.changed(ChangeKind::Budget);
-        Ok(row)
+        let stored = self.account_allocation().await?;
+        Ok(stored.unwrap_or_else(|| AccountAllocation { version, ..allocation.clone() }))
     }
 }
 
@@ -368,12 +262,30 @@ impl Tx<Tenant> {
 
 /// Renewals.
 impl Tx<Tenant> {
-    /// Renewals, newest first.
+    /// Renewals, and windows that were carried over, newest first.
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn renewals(&mut self, slice: &Slice) -> Result<Page<BudgetCycle>> {
-        list!(self, slice, BudgetCycle in "Alchemi_CopilotBudgetCycleTable")
+        let (account, (at, id)) = (self.account.clone(), slice.before());
+        let rows: Vec<BudgetCycle> = on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM (
+               SELECT id, account_id, source_plan_id, new_plan_id, cycle_start, cycle_end, rollover_credits,
+               overflow_charge_credits, summary_json, created_by, created_at FROM "Alchemi_CopilotBudgetCycleTable"
+               UNION ALL
+               SELECT id, account_id, plan_id, plan_id, cycle_start, cycle_end, rollover_credits,
+               overflow_charge_credits, summary_json, created_by, created_at FROM "Alchemi_CopilotBudgetWindowTable"
+               ) AS c WHERE account_id = $1 AND (created_at, id) < ($2, $3)
+               ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"#
+        )
+        .bind(&account)
+        .bind(at)
+        .bind(&id)
+        .bind(slice.fetch())
+        .bind(slice.skip())
+        .fetch_all(c)
+        .await)?;
+        Ok(slice.page(rows, |row| (row.created_at, row.id.as_str())))
     }
 
     /// The renewal that made `plan`.

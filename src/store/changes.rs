@@ -42,6 +42,8 @@ pub enum ChangeKind {
     Marketplace,
     /// Cut-off tokens.
     Revocations,
+    /// Where alerts are sent, or that one is to be.
+    Alerts,
     /// Nothing: somebody asks for the account's idle leases.
     Leases,
     /// Unknown: the feed was interrupted.
@@ -61,6 +63,7 @@ impl ChangeKind {
         Self::Guardrails,
         Self::Marketplace,
         Self::Revocations,
+        Self::Alerts,
         Self::Leases,
         Self::Everything,
     ];
@@ -77,6 +80,7 @@ impl ChangeKind {
             Self::Guardrails => "guardrails",
             Self::Marketplace => "marketplace",
             Self::Revocations => "revocations",
+            Self::Alerts => "alerts",
             Self::Leases => "leases",
             Self::Everything => "everything",
         }

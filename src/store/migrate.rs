@@ -78,6 +78,8 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 9, "0009", "indexes"),
                 step!($folder, 10, "0010", "visible_agents"),
                 step!($folder, 11, "0011", "ledger_check"),
+                step!($folder, 12, "0012", "cycles"),
+                step!($folder, 13, "0013", "alerts"),
             ]
         };
     }

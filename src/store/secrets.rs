@@ -6,6 +6,7 @@ use super::{Result, Store, StoreError, Tx, from_columns, on, run};
 use crate::context::{Granted, Platform};
 use crate::id::Id;
 use crate::model::accounts::Account;
+use crate::model::alerts::AlertWebhook;
 use crate::model::audit::{Action, Label};
 use crate::model::connections::Connection;
 use crate::model::sso::SsoConfig;
@@ -49,9 +50,10 @@ macro_rules! column {
     };
 }
 
-const COLUMNS: [Column; 2] = [
+const COLUMNS: [Column; 3] = [
     column!("Alchemi_CopilotConnectionTable", Connection::TABLE),
     column!("Alchemi_AccountSsoTable", SsoConfig::TABLE),
+    column!("Alchemi_AlertWebhookTable", AlertWebhook::TABLE),
 ];
 
 /// How many secrets of a table are sealed under a key.

@@ -11,6 +11,7 @@ use crate::credits::Usd;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountBundle, AccountStatus, AdminRole, JsonText};
 use crate::model::audit::{Action, Label};
+use crate::model::budgets::zone_of;
 use crate::model::directory::Org;
 use crate::model::field::Field;
 use crate::model::text::{Email, HostName, Name, blank_is_none};
@@ -259,10 +260,14 @@ pub async fn update_account(
     Body(change): Body<AccountChange>,
 ) -> Outcome {
     let change = change.checked()?;
+    call.app.store.roll_over(&id).await?;
     let mut tx = call.begin().await?.within(id);
     let before = held_account(&mut tx).await?;
     call.expects(before.version)?;
     let after = change.over(before.clone())?;
+    if zone_of(&before.metadata) != zone_of(&after.metadata) {
+        tx.restart_rollover().await?;
+    }
     store_change(&call, tx, &before, after).await
 }
 

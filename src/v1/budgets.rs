@@ -1,13 +1,14 @@
 //! `/v1/budgets/…`: the account's allocation, plans, allocations, overrides and cycles.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::answer::{Halt, or_404};
+use super::call::{Call, Guard};
 use super::directory::hold_scope;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::{Action, Label};
-use crate::model::budgets::{AccountAllocation, Commitment, OverCommit, Plan, newly_exceeded};
+use crate::model::budgets::{Commitment, OverCommit, Plan, newly_exceeded};
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
 use crate::problem::Problem;
@@ -15,6 +16,7 @@ use crate::store::Tx;
 use crate::store::audit::Entry;
 
 pub mod account;
+pub mod alerts;
 pub mod allocations;
 pub mod cycles;
 pub mod effective;
@@ -46,6 +48,28 @@ pub(super) fn require(holds: bool, pointer: &str, detail: &str) -> Result<(), Pr
     if holds { Ok(()) } else { Err(Problem::invalid(pointer, detail)) }
 }
 
+/// Carries over what windows have left that ended since somebody last looked.
+pub(super) async fn roll_over<G: Guard<Reach = Tenant>>(call: &Call<G>) -> Result<(), Halt> {
+    call.app.store.roll_over(call.granted().account()).await?;
+    Ok(())
+}
+
+/// A transaction that reads budgets as they are in their present windows.
+pub(super) async fn read_current<G: Guard<Reach = Tenant>>(call: &Call<G>) -> Result<Tx<Tenant>, Halt> {
+    roll_over(call).await?;
+    call.read().await
+}
+
+/// What was written, with how much more is promised than there is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Divided<T> {
+    #[serde(flatten)]
+    written: T,
+    /// Of the account, its orgs and teams, the most that is promised for each credit that
+    /// there is; above 1: over-committed. Null where nothing limits.
+    over_commit_ratio: Option<f64>,
+}
+
 /// A scope of the copilot tree, or the pool, that stays until the end of the transaction.
 async fn held_scope(tx: &mut Tx<Tenant>, kind: ScopeType, id: &str) -> Result<Scope, Halt> {
     require(kind != ScopeType::Pool || id == POOL, "/scope_id", "must be pool: there is one pool in a plan")?;
@@ -58,12 +82,7 @@ async fn held_scope(tx: &mut Tx<Tenant>, kind: ScopeType, id: &str) -> Result<Sc
 /// over-commitment, what was promised before is kept to compare with.
 struct Dividing {
     plan: Plan,
-    before: Option<Promised>,
-}
-
-struct Promised {
-    account: Option<AccountAllocation>,
-    commitments: Vec<Commitment>,
+    before: Option<Vec<Commitment>>,
 }
 
 impl Dividing {
@@ -73,19 +92,33 @@ impl Dividing {
             OverCommit::Allow => None,
             OverCommit::Forbid => {
                 let (_, account) = tx.account_terms().await?;
-                let commitments = tx.division(&plan.id).await?.commitments(account.as_ref());
-                Some(Promised { account, commitments })
+                Some(tx.division(&plan.id).await?.commitments(account.as_ref()))
             }
         };
         Ok(Self { plan, before })
     }
 
-    /// Refuses what was written since, if more is promised now than there is.
-    async fn check(&self, tx: &mut Tx<Tenant>) -> Result<(), Halt> {
-        let Some(Promised { account, commitments: before }) = &self.before else { return Ok(()) };
-        let after = tx.division(&self.plan.id).await?.commitments(account.as_ref());
-        newly_exceeded(before, &after).map_or(Ok(()), |c| Err(over_committed(&c).into()))
+    /// Refuses what was written since, if the plan forbids it and more is promised now than
+    /// there is; else says how much is, beside what was `written`.
+    async fn check<T>(&self, tx: &mut Tx<Tenant>, written: T) -> Result<Divided<T>, Halt> {
+        let (_, account) = tx.account_terms().await?;
+        let division = tx.division(&self.plan.id).await?;
+        if let Some(before) = &self.before {
+            let after = division.commitments(account.as_ref());
+            newly_exceeded(before, &after).map_or(Ok(()), |c| Err(over_committed(&c)))?;
+        }
+        Ok(Divided { written, over_commit_ratio: division.over_commit_ratio(account.as_ref()) })
     }
+}
+
+/// Refuses a plan that forbids over-commitment and is over-committed.
+async fn require_kept(tx: &mut Tx<Tenant>, plan: &Plan) -> Result<(), Halt> {
+    if plan.over_commit == OverCommit::Forbid {
+        let (_, account) = tx.account_terms().await?;
+        let promised = tx.division(&plan.id).await?.commitments(account.as_ref());
+        newly_exceeded(&[], &promised).map_or(Ok(()), |c| Err(over_committed(&c)))?;
+    }
+    Ok(())
 }
 
 /// 409: the allocations inside a scope would add up to more than its own.

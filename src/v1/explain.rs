@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Halt, Outcome, Refusals, or_404};
 use super::budgets::effective::placement;
-use super::budgets::require;
+use super::budgets::{require, roll_over};
 use super::call::{Call, EitherAdmin};
 use super::directory::not_found;
 use super::input::Body;
@@ -32,12 +32,12 @@ use crate::store::directory::PlacementError;
 #[derive(Clone)]
 pub struct Estimator(Arc<Estimate>);
 
-type Estimate = dyn Fn(&str, &AskSize) -> Result<Usd, Denial> + Send + Sync;
+type Estimate = dyn Fn(&Ask, &str) -> Result<Usd, Denial> + Send + Sync;
 
 impl Estimator {
-    /// An estimator that asks `expected` for a model and a size.
-    pub fn new(expected: impl Fn(&str, &AskSize) -> Result<Usd, Denial> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(expected))
+    /// An estimator that asks `held` for a request and its model.
+    pub fn new(held: impl Fn(&Ask, &str) -> Result<Usd, Denial> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(held))
     }
 }
 
@@ -241,6 +241,8 @@ impl Question {
             stream: false,
             size: AskSize {
                 input_tokens: self.estimate.input_tokens,
+                most_input: self.estimate.input_tokens,
+                media: 0,
                 max_output: self.estimate.max_output_tokens,
                 answers: self.estimate.answers.unwrap_or(1),
             },
@@ -291,6 +293,7 @@ pub async fn explain_policy(call: Call<EitherAdmin>, Body(question): Body<Questi
     let domain = question.domain.unwrap_or(call.app.default_domain);
     let call = call.domain_admin(domain)?;
     let ask = question.ask()?;
+    roll_over(&call).await?;
     let mut tx = call.ask().await?;
     let account = or_404(tx.this_account().await?, "Account not found")?;
     let place = match question.place(&mut tx, domain).await? {
@@ -343,7 +346,7 @@ impl Explained {
         let Some(model) = ask.model.as_deref().filter(|_| ask.kind.is_metered()) else { return Ok(self) };
         let expected = match question.estimate.raw_cost {
             Some(cost) => Ok(cost),
-            None => (call.app.estimator.0)(model, &ask.size),
+            None => (call.app.estimator.0)(ask, model),
         };
         let raw_cost = match expected {
             Ok(cost) => cost,
@@ -358,7 +361,7 @@ impl Explained {
         self.estimate = Some(Expected { raw_cost, credits });
         let counters = tx.counters(links).await?;
         let chain = drawn(links, &counters);
-        let enforcement = call.app.allocation.enforcement;
+        let enforcement = rules.enforcement;
         self.rules.extend(chain.iter().map(|drawn| Asked::credits(drawn, credits, enforcement)));
         let fits = enforcement != Enforcement::Hard || chain.iter().all(|drawn| drawn.fits(credits));
         Ok(match shortage(&chain, credits).filter(|_| !fits) {
@@ -390,9 +393,10 @@ impl Asked {
             (Some(left), false, Enforcement::Hard) => {
                 format!("{scope} has only {left} credits left, {wanted} are needed")
             }
-            (Some(left), false, Enforcement::Soft) => {
+            (Some(left), false, lax @ (Enforcement::Soft | Enforcement::Shadow)) => {
+                let lax = lax.as_str();
                 format!(
-                    "{scope} has only {left} credits left, {wanted} are needed; enforcement is soft and lets it through"
+                    "{scope} has only {left} credits left, {wanted} are needed; enforcement is {lax} and lets it through"
                 )
             }
             (Some(left), false, Enforcement::Off) => {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Halt, Item, Items, Outcome, Refusals, or_404};
-use super::budgets::effective::{Counted, placement};
-use super::budgets::{OfPlan, PLAN_NOT_FOUND, require};
+use super::budgets::effective::{Counted, ScopeBudget, placement};
+use super::budgets::{OfPlan, PLAN_NOT_FOUND, read_current, require, roll_over};
 use super::call::{Call, CopilotAdmin, Member};
 use super::directory::{Standpoint, StandpointHeaders, StandpointQuery};
 use super::input::{Body, PageParams, Paging, Query};
@@ -15,6 +15,7 @@ use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor, MAX_UNITS, Usd};
 use crate::id::Id;
 use crate::model::accounts::JsonText;
+use crate::model::alerts::AlertLevel;
 use crate::model::audit::{Action, Label};
 use crate::model::budgets::{EffectiveAllocation, Plan, Window, day_of};
 use crate::model::directory::{Org, Placement, Team, User};
@@ -38,6 +39,12 @@ pub struct ScopeUsage {
     allocated_credits: Credits,
     /// Credits of settled requests.
     used: Credits,
+    /// Credits that requests under way and gateways hold.
+    reserved: Credits,
+    /// The most that may be used and held together.
+    cap: Option<Credits>,
+    /// What is left of the cap.
+    remaining: Option<Credits>,
     /// Used of allocated; 0 when nothing is allocated.
     #[schema(example = 81.5)]
     usage_percentage: f64,
@@ -45,6 +52,8 @@ pub struct ScopeUsage {
     overflow_cap: Option<Credits>,
     /// Credits that were.
     overflow_used: Credits,
+    /// What the figures are counted in.
+    window: Window,
 }
 
 /// What a plan's scopes have used.
@@ -62,7 +71,7 @@ pub struct UsageByScope {
 #[utoipa::path(get, path = "/v1/budgets/copilot/usage-by-scope", tag = "budgets", params(OfPlan),
     responses((status = 200, description = "Usage of each allocated scope", body = UsageByScope), Refusals))]
 pub async fn get_usage_by_scope(call: Call<CopilotAdmin>, Query(of): Query<OfPlan>) -> Outcome {
-    let mut tx = call.read().await?;
+    let mut tx = read_current(&call).await?;
     let plan = match &of.plan_id {
         Some(id) => Some(or_404(tx.plan(id).await?, PLAN_NOT_FOUND)?),
         None => tx.active_plan().await?,
@@ -77,13 +86,19 @@ pub async fn get_usage_by_scope(call: Call<CopilotAdmin>, Query(of): Query<OfPla
 async fn scope_usage(tx: &mut Tx<Tenant>, plan: &Plan) -> Result<Vec<ScopeUsage>, Halt> {
     let (zone, _) = tx.account_terms().await?;
     let allocations = tx.effective_allocations(&plan.id, None).await?;
-    let counted = Counted::new(tx.counters_from(plan.window(tx.now(), &zone).start).await?);
-    Ok(allocations.into_iter().map(|a| ScopeUsage::of(counted.used(&a.scope), a)).collect())
+    let window = plan.window(tx.now(), &zone);
+    let counted = Counted::new(tx.counters_from(window.start).await?);
+    Ok(allocations.into_iter().map(|a| ScopeUsage::of(&counted.budget(&a, window), a)).collect())
 }
 
 impl ScopeUsage {
-    fn of(used: Credits, allocation: EffectiveAllocation) -> Self {
+    fn of(budget: &ScopeBudget, allocation: EffectiveAllocation) -> Self {
+        let used = budget.used;
         Self {
+            reserved: budget.reserved,
+            cap: budget.cap,
+            remaining: budget.remaining,
+            window: budget.window,
             scope_type: allocation.scope.scope_type,
             scope_id: allocation.scope.scope_id,
             allocated_credits: allocation.effective,
@@ -109,28 +124,6 @@ fn eighty() -> f64 {
     80.0
 }
 
-/// How near a budget is to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum AlertLevel {
-    /// Below 90 per cent.
-    Warning,
-    /// From 90 per cent on.
-    Critical,
-    /// From 100 per cent on.
-    Exceeded,
-}
-
-impl AlertLevel {
-    fn of(percentage: f64) -> Self {
-        match percentage {
-            p if p >= 100.0 => Self::Exceeded,
-            p if p >= 90.0 => Self::Critical,
-            _ => Self::Warning,
-        }
-    }
-}
-
 /// A budget that nears its end.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Alert {
@@ -141,6 +134,16 @@ pub struct Alert {
     usage_percentage: f64,
     /// How near.
     alert_level: AlertLevel,
+    /// What the scope has: the override that counts, else what was allocated.
+    allocated_credits: Credits,
+    /// Credits of settled requests.
+    used: Credits,
+    /// Credits that requests under way and gateways hold.
+    reserved: Credits,
+    /// What is left of the most that may be used and held together.
+    remaining: Option<Credits>,
+    /// What the figures are counted in.
+    window: Window,
     /// Which budget.
     budget: AlertBudget,
 }
@@ -169,7 +172,7 @@ pub struct Alerts {
     responses((status = 200, description = "Budgets at or above the threshold", body = Alerts), Refusals))]
 pub async fn list_budget_alerts(call: Call<CopilotAdmin>, Query(of): Query<Threshold>) -> Outcome {
     require((0.0..=1000.0).contains(&of.threshold), "threshold", "must be 0 to 1000")?;
-    let mut tx = call.read().await?;
+    let mut tx = read_current(&call).await?;
     let mut usages = Vec::from_iter(account_usage(&mut tx).await?);
     let mut names = HashMap::new();
     if let Some(plan) = tx.active_plan().await? {
@@ -187,6 +190,11 @@ pub async fn list_budget_alerts(call: Call<CopilotAdmin>, Query(of): Query<Thres
             .unwrap_or_else(|| usage.scope_id.clone()),
         usage_percentage: usage.usage_percentage,
         alert_level: AlertLevel::of(usage.usage_percentage),
+        allocated_credits: usage.allocated_credits,
+        used: usage.used,
+        reserved: usage.reserved,
+        remaining: usage.remaining,
+        window: usage.window,
         budget: AlertBudget { entity_type: usage.scope_type.as_str().to_ascii_uppercase(), entity_id: usage.scope_id },
     };
     Ok(Answer::of(&Alerts { items: usages.into_iter().map(alert).collect() }))
@@ -196,18 +204,11 @@ pub async fn list_budget_alerts(call: Call<CopilotAdmin>, Query(of): Query<Thres
 async fn account_usage(tx: &mut Tx<Tenant>) -> Result<Option<ScopeUsage>, Halt> {
     let (zone, account) = tx.account_terms().await?;
     let Some(account) = account else { return Ok(None) };
-    let scope = Scope::new(ScopeType::Account, account.account_id.as_str());
     let rules = BudgetRules { zone, account: None, plan: None, allocations: Vec::new() };
     let window = rules.account_window(tx.now());
-    let used = Counted::new(tx.counters_from(window.start).await?).used(&scope);
-    let allocation = EffectiveAllocation {
-        scope,
-        base: account.monthly_credits,
-        effective: account.monthly_credits,
-        overridden: false,
-        overflow_cap: Some(account.overflow_limit),
-    };
-    Ok(Some(ScopeUsage::of(used, allocation)))
+    let counted = Counted::new(tx.counters_from(window.start).await?);
+    let allocation = account.whole();
+    Ok(Some(ScopeUsage::of(&counted.budget(&allocation, window), allocation)))
 }
 
 /// Usage that did not pass through the gateway.
@@ -251,6 +252,7 @@ pub async fn record_usage(
     Body(usage): Body<ExternalUsage>,
 ) -> Outcome {
     require(!usage.raw_cost.is_negative(), "/raw_cost", "cannot be negative")?;
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let place =
         placement(&mut tx, Domain::Copilot, usage.org_id.as_ref(), usage.team_id.as_ref(), usage.user_id.as_ref())

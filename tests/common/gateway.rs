@@ -121,9 +121,14 @@ impl Gateway {
 
     /// Another gateway on the same database, issuer and upstream.
     pub(crate) async fn beside(&self, configure: impl FnOnce(&mut Config)) -> Self {
+        self.beside_in(Surroundings::default(), configure).await
+    }
+
+    /// The same with a clock, ids and guardrails of the test's own.
+    pub(crate) async fn beside_in(&self, surroundings: Surroundings, configure: impl FnOnce(&mut Config)) -> Self {
         let (issuer, upstream) = (Arc::clone(&self.issuer), Arc::clone(&self.upstream));
         let (folder, url) = (Arc::clone(&self.folder), self.database_url.clone());
-        Self::assemble(issuer, upstream, folder, url, Surroundings::default(), configure).await
+        Self::assemble(issuer, upstream, folder, url, surroundings, configure).await
     }
 
     async fn assemble(

@@ -147,7 +147,8 @@ fn estimates_are_bounded_by_request_and_model() {
                            {"model_name":"picture","model_info":{"output_cost_per_image":0.04}}]),
     );
     let estimate = |model: &str, max_output, answers| {
-        let estimate = book.estimate(model, &AskSize { input_tokens: 10, max_output, answers }, 1024).unwrap();
+        let size = AskSize { input_tokens: 10, max_output, answers, ..AskSize::default() };
+        let estimate = book.estimate(model, &size, 1024).unwrap();
         (estimate.tokens.input, estimate.tokens.output, estimate.cost.map(Usd::nanos))
     };
     assert_eq!(estimate("m", Some(20), 1), (10, 20, Some(50_000)));
@@ -168,7 +169,8 @@ fn an_estimate_that_does_not_fit_is_none() {
         {"model_name":"picture","model_info":{"output_cost_per_image":9e9}},
     ]));
     let estimate = |model: &str, input_tokens, max_output, answers| {
-        book.estimate(model, &AskSize { input_tokens, max_output: Some(max_output), answers }, 1024)
+        let size = AskSize { input_tokens, max_output: Some(max_output), answers, ..AskSize::default() };
+        book.estimate(model, &size, 1024)
     };
     for (input, output) in [(0, u64::MAX), (u64::MAX, 0), (u64::MAX, u64::MAX), (0, 5_000_000_000_000_000)] {
         assert_eq!(estimate("m", input, output, 1), Err(TooDear), "{input} {output}");
@@ -180,6 +182,35 @@ fn an_estimate_that_does_not_fit_is_none() {
 }
 
 proptest! {
+    /// However a request's tokens turn out, below its bounds they cost no more than its ceiling.
+    #[test]
+    fn nothing_costs_more_than_its_ceiling(
+        prices in prop::collection::vec(prop::option::of(0_u32..5_000), 7),
+        (bytes, output, answers) in (0_u64..100_000, 0_u64..5_000, 1_u64..5),
+        parts in prop::array::uniform6(0.0..1.0_f64),
+    ) {
+        let names = ["input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost",
+            "cache_creation_input_token_cost", "output_cost_per_reasoning_token", "input_cost_per_audio_token",
+            "output_cost_per_audio_token"];
+        let info = names.iter().zip(&prices).filter_map(|(name, price)| Some((*name, json!(format!("{}e-9", (*price)?)))));
+        let book = book(json!([{"model_name": "m", "model_info": serde_json::Map::from_iter(info.map(|(n, p)| (n.to_owned(), p)))}]));
+        let part = |whole: u64, n: usize| (whole as f64 * parts[n]) as u64;
+        let (input, made) = (part(bytes, 0), part(output * answers, 1));
+        let used = Tokens {
+            input,
+            output: made,
+            cached: part(input, 2),
+            cache_creation: part(input, 3),
+            audio_input: part(input, 4),
+            reasoning: part(made, 5),
+            audio_output: part(made, 2),
+        };
+        let size = AskSize { input_tokens: bytes / 4, most_input: bytes, media: 1, max_output: Some(output), answers };
+        let ceiling = book.ceiling("m", &size, output).unwrap();
+        let cost = book.price("m", &used.into());
+        prop_assert!(cost <= ceiling || ceiling.is_none(), "{:?} is above {:?}", cost, ceiling);
+    }
+
     #[test]
     fn a_price_is_exact_to_the_nano(input in 0_u64..10_000_000, output in 0_u64..10_000_000, a in 0_i64..100_000_000, b in 0_i64..100_000_000) {
         // Prices in units of 1e-12, so the sum is an integer of those.

@@ -1,5 +1,7 @@
 //! What an operator can choose.
 
+use std::num::NonZeroU32;
+
 use alchemi::allocation::Enforcement;
 use alchemi::dev::Behaviour;
 use alchemi::metering::charge::Unpriced;
@@ -8,7 +10,7 @@ use alchemi::model::models::AccessMode;
 use serde_json::json;
 
 use crate::common::{Backend, Gateway, backends};
-use crate::{Stage, chat, int, nanos, text, with};
+use crate::{Stage, chat, int, nanos, text};
 
 #[tokio::test]
 async fn soft_enforcement_admits_and_marks() {
@@ -18,6 +20,7 @@ async fn soft_enforcement_admits_and_marks() {
         let mut cost = 0;
         for _ in 0..3 {
             let reply = stage.ada.post("/v1/chat/completions", chat("gpt-4o")).await;
+            assert_eq!(reply.header("x-alchemi-decision"), "allow;code=over_cap");
             cost += nanos(reply.header("x-litellm-response-cost"));
         }
         let rows = stage.settled(3).await;
@@ -43,20 +46,137 @@ async fn enforcement_off_counts_and_holds_nothing() {
     }
 }
 
+/// Sets how strictly the account's caps hold.
+async fn enforce(stage: &Stage, credits: i64, enforcement: serde_json::Value) {
+    let body = json!({"account_id": stage.account, "monthly_credits": credits, "enforcement": enforcement});
+    stage.gateway.operator().post("/v1/budgets/account-allocation", body).await.ok();
+}
+
+#[tokio::test]
+async fn an_account_has_its_own_enforcement() {
+    for backend in backends().await {
+        let stage = Stage::on(backend).await;
+        let ask = async || stage.ada.post("/v1/chat/completions", chat("gpt-4o")).await;
+        enforce(&stage, 0, json!(null)).await;
+        assert_eq!(ask().await.code(), "allocation_exhausted", "hard is the configuration's default");
+
+        enforce(&stage, 0, json!("soft")).await;
+        let reply = ask().await;
+        assert_eq!((reply.status.as_u16(), reply.header("x-alchemi-decision")), (200, "allow;code=over_cap"));
+        enforce(&stage, 0, json!("shadow")).await;
+        let reply = ask().await;
+        assert_eq!((reply.status.as_u16(), reply.header("x-alchemi-decision")), (200, "allow"));
+        enforce(&stage, 1_000, json!("shadow")).await;
+        assert_eq!(ask().await.status, 200, "and what fits is not marked");
+        enforce(&stage, 0, json!("off")).await;
+        assert_eq!(ask().await.status, 200);
+        let marks: Vec<_> = stage.settled(4).await.iter().map(|row| text(row, "marks").to_owned()).collect();
+        assert_eq!(marks, ["over_cap", "would_refuse", "", ""]);
+        assert_eq!(stage.gateway.metric("reservations_over_cap_total").await, 1);
+        assert_eq!(stage.gateway.metric("reservations_shadowed_total").await, 1);
+        assert_eq!(stage.gateway.verify_books().await.differences, []);
+
+        // Absent keeps, null goes back to the default; both are shown, and every change is in the audit.
+        let operator = stage.gateway.operator();
+        let one = format!("/v1/budgets/account-allocation?account_id={}", stage.account);
+        let kept = json!({"account_id": stage.account, "monthly_credits": 0});
+        operator.post("/v1/budgets/account-allocation", kept).await.ok();
+        assert_eq!(operator.get(&one).await.ok()["item"]["enforcement"], "off");
+        let admin = stage.gateway.as_account_admin(&stage.account);
+        let terms = async || admin.get("/v1/budgets/copilot/account-allocation").await.ok()["enforcement"].clone();
+        assert_eq!(terms().await, "off");
+        enforce(&stage, 0, json!(null)).await;
+        assert_eq!(operator.get(&one).await.ok()["item"]["enforcement"], json!(null));
+        assert_eq!(terms().await, "hard");
+        assert_eq!(ask().await.code(), "allocation_exhausted");
+        let path = format!("/v1/accounts/{}/audit?resource=Alchemi_AccountAllocationTable", stage.account);
+        let audit = operator.get(&path).await.ok();
+        let (before, after) = (&audit["items"][0]["before_value"], &audit["items"][0]["updated_values"]);
+        assert_eq!((&before["enforcement"], &after["enforcement"]), (&json!("off"), &json!(null)));
+        let wrong = json!({"account_id": stage.account, "enforcement": "lax"});
+        assert_eq!(operator.post("/v1/budgets/account-allocation", wrong).await.status, 422);
+
+        enforce(&stage, 0, json!("shadow")).await;
+        let question = json!({"subject": "ada", "model": "gpt-4o"});
+        let explained = admin.post("/v1/policy/explain", question).await.ok();
+        assert_eq!(explained["decision"], "allow", "{explained}");
+        assert!(explained.to_string().contains("enforcement is shadow and lets it through"), "{explained}");
+    }
+}
+
+/// Every kind by the name that its API has for it, in the caller's own bytes.
 #[tokio::test]
 async fn strict_metering_bounds_every_answer() {
     let stage = Stage::with(Backend::Sqlite, |config| config.metering.strict = true).await;
-    let sent = async |body: serde_json::Value, path: &str| {
-        stage.ada.post(path, body).await.ok();
-        stage.gateway.last_forwarded().json().unwrap()
+    let sent = async |path: &str, body: &str| {
+        let request = stage.ada.request(http::Method::POST, path).header("content-type", "application/json");
+        stage.ada.send(request.body(body.to_owned())).await.ok();
+        String::from_utf8(stage.gateway.last_forwarded().body.to_vec()).unwrap()
     };
-    let unbounded = sent(chat("gpt-4o"), "/v1/chat/completions").await;
-    let bound = ["max_tokens", "max_completion_tokens"].iter().find_map(|name| unbounded.get(*name));
-    assert_eq!(bound, Some(&json!(1024)), "{unbounded}");
-    let small = sent(with(chat("gpt-4o"), "max_tokens", json!(5)), "/v1/chat/completions").await;
-    assert_eq!(small["max_tokens"], 5);
-    let answered = sent(json!({"model": "gpt-4o", "input": "x"}), "/v1/responses").await;
-    assert_eq!(answered["max_output_tokens"], 1024);
+    let chat = "/v1/chat/completions";
+    let hello = r#""model" : "gpt-4o", "messages":[{"role":"user","content":"hi"}]"#;
+    for (path, asked, bounded) in [
+        (chat, format!("{{ {hello} }}"), format!("{{\"max_tokens\":1024, {hello} }}")),
+        (chat, format!("{{{hello},\"max_tokens\": 5}}"), format!("{{{hello},\"max_tokens\": 5}}")),
+        (chat, format!("{{{hello},\"max_tokens\": null}}"), format!("{{{hello},\"max_tokens\": 1024}}")),
+        (
+            chat,
+            format!("{{{hello},\"max_completion_tokens\":99999999,\"n\":3}}"),
+            format!("{{{hello},\"max_completion_tokens\":16384,\"n\":3}}"),
+        ),
+        (
+            "/v1/responses",
+            r#"{"model":"gpt-4o","input":"x"}"#.to_owned(),
+            r#"{"max_output_tokens":1024,"model":"gpt-4o","input":"x"}"#.to_owned(),
+        ),
+        (
+            "/v1/completions",
+            r#"{"model":"gpt-4o","prompt":["a","b"]}"#.to_owned(),
+            r#"{"max_tokens":1024,"model":"gpt-4o","prompt":["a","b"]}"#.to_owned(),
+        ),
+        (
+            "/v1/messages",
+            r#"{"model":"gpt-4o","max_tokens":99999999,"messages":[{"role":"user","content":"hi"}]}"#.to_owned(),
+            r#"{"model":"gpt-4o","max_tokens":16384,"messages":[{"role":"user","content":"hi"}]}"#.to_owned(),
+        ),
+        (
+            "/v1/embeddings",
+            r#"{"model":"text-embedding-3-small","input":"x"}"#.to_owned(),
+            r#"{"model":"text-embedding-3-small","input":"x"}"#.to_owned(),
+        ),
+    ] {
+        assert_eq!(sent(path, &asked).await, bounded, "{path}");
+    }
+}
+
+/// Whatever is asked, and however badly it was estimated, a cap is never passed.
+#[tokio::test]
+async fn under_strict_metering_no_answer_costs_more_than_it_holds() {
+    for backend in backends().await {
+        let stage = Stage::with(backend, |config| {
+            config.metering.strict = true;
+            // The upstream counts far more tokens than the gateway expects.
+            config.ask.count.bytes_per_token = NonZeroU32::new(1_000).unwrap();
+        })
+        .await;
+        stage.gateway.allocate(&stage.account, "0.005").await;
+        let dense = |n: u64| {
+            let messages = json!([{"role": "user", "content": "7".repeat(200)}]);
+            json!({"model": "gpt-4o", "messages": messages, "n": n, "max_tokens": 2})
+        };
+        let (mut refused, mut count) = (0, 0);
+        for n in 1..60 {
+            let reply = stage.ada.post("/v1/chat/completions", dense(n % 3 + 1)).await;
+            match reply.status.as_u16() {
+                402 => refused += 1,
+                _ => count += 1,
+            }
+        }
+        stage.settled(count).await;
+        let (used, leased) = stage.rested().await;
+        assert!(refused > 0 && count > 0 && leased == 0, "{count} of 59");
+        assert!(used <= 5_000_000, "{used}");
+    }
 }
 
 #[tokio::test]

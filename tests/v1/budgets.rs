@@ -178,6 +178,50 @@ async fn a_plan_can_forbid_over_commitment() {
         assert_eq!((&whole["distributed"], &whole["unallocated"]), (&json!(150), &json!(-50)));
         assert_eq!(whole["over_commit_ratio"], json!(1.5));
         admin.patch(&path, json!({"over_commit": "forbid"})).await.refused(409);
+
+        // What is allowed says how much it is: of the account, the org or the team, the most.
+        let given = give(&admin, &plan, ("team", &team), json!(450)).await.ok();
+        assert_eq!(given["over_commit_ratio"], json!(3.0));
+        let given = give(&admin, &plan, ("team", &team), json!(30)).await.ok();
+        assert_eq!(given["over_commit_ratio"], json!(2.0), "60 of the user, of 30");
+        let sum = json!({"plan_id": plan, "scope_type": "team", "scope_ids": [team], "total_credits": 60});
+        let given = admin.post(&format!("{BUDGETS}/distribute/equal"), sum).await.ok();
+        assert_eq!((&given["over_commit_ratio"], &given["status"]), (&json!(1.5), &json!("ok")));
+        let raise = json!({"plan_id": plan, "scope_type": "team", "scope_id": team, "override_credits": 15});
+        let over = admin.post(&format!("{BUDGETS}/overrides"), raise).await.ok();
+        assert_eq!(over["over_commit_ratio"], json!(4.0));
+        let over = admin.delete(&format!("{BUDGETS}/overrides/{}", over["item"]["id"].as_str().unwrap())).await.ok();
+        assert_eq!(over, json!({"deleted": true, "over_commit_ratio": 1.5}));
+    }
+}
+
+#[tokio::test]
+async fn a_plan_that_is_over_committed_is_not_put_in_force_nor_renewed() {
+    for gateway in gateways(|app| app).await {
+        let (admin, operator) = funded(&gateway).await;
+        let [org, team, _] = tree(&admin).await;
+        let strict = plan(&admin, json!({"name": "2026", "over_commit": "forbid", "cycle": "none"})).await;
+        give(&admin, &strict, ("org", &org), json!(60)).await.ok();
+        give(&admin, &strict, ("team", &team), json!(90)).await.refused(409);
+        let lower = json!({"plan_id": strict, "scope_type": "team", "scope_id": team, "override_credits": 10});
+        give(&admin, &strict, ("team", &team), json!(60)).await.ok();
+        admin.post(&format!("{BUDGETS}/overrides"), lower).await.ok();
+        // Under the override, the org may be lowered; without it, the copy would be too much.
+        give(&admin, &strict, ("org", &org), json!(20)).await.ok();
+        let cycle = |copy: bool| json!({"cycle_start": "2026-01-01T00:00:00Z", "cycle_end": "2999-02-01T00:00:00Z", "copy_overrides": copy});
+        let renew = format!("{BUDGETS}/cycles/renew");
+        assert_eq!(admin.post(&renew, cycle(false)).await.json["code"], "over_committed");
+        assert_eq!(admin.get(&format!("{BUDGETS}/plans/active")).await.ok()["item"]["id"], json!(strict));
+
+        plan(&admin, json!({"name": "other"})).await;
+        let account = admin.get(&format!("{BUDGETS}/effective-allocation")).await.ok()["account_id"].clone();
+        let activate = format!("{BUDGETS}/plans/{strict}/activate");
+        for (credits, status) in [(19, 409), (20, 200)] {
+            let terms = json!({"account_id": account, "monthly_credits": credits});
+            operator.post("/budgets/account-allocation", terms).await.ok();
+            assert_eq!(admin.post(&activate, json!(null)).await.status, status);
+        }
+        admin.post(&renew, cycle(true)).await.ok();
     }
 }
 

@@ -21,6 +21,11 @@ const CANARY: &str = "canary-5c1e7a";
 /// A secret that is a number.
 const NUMBER: u64 = 5_170_774_910_338_107;
 
+/// A signing secret, in base64.
+const SIGNING: &str = "Y2FuYXJ5LTVjMWU3YS1jYW5hcnktNWMxZTdhLWNhbmFyeQ==";
+
+const WEBHOOK: &str = "/v1/budgets/copilot/alerts/webhook";
+
 /// What is no secret: where it is not found, the search would find nothing either.
 const SPARROW: &str = "sparrow-5c1e7a";
 
@@ -132,6 +137,8 @@ async fn send_secrets(operator: &Client, account: &str, found: &mut Found) -> St
     );
     let settings = |name: &str, secret: Value| json!({"sso_provider": SPARROW, "sso_settings": {name: secret}});
     let composio = json!({"name": "c", "config_json": {"auth_mode": "oauth"}, "secret_json": {"api_key": [canary()]}});
+    let signing = format!("whsec_{SIGNING}");
+    let hook = |secret: Value| json!({"url": format!("https://{SPARROW}.example.com"), "secret": secret});
     let cases: Vec<(Method, &str, Value, u16)> = vec![
         (
             Method::POST,
@@ -176,6 +183,14 @@ async fn send_secrets(operator: &Client, account: &str, found: &mut Found) -> St
         (Method::POST, &admins, json!({"user_email": "a@b.example", "password": {"is": canary()}}), 422),
         (Method::POST, &admins, json!({"user_email": "a@b.example", "password": NUMBER}), 422),
         (Method::POST, "/v1/copilot/connections/mcp", json!({"name": "a", "secret_json": NUMBER}), 422),
+        (Method::PUT, WEBHOOK, hook(json!(signing)), 200),
+        (Method::PUT, WEBHOOK, hook(json!(canary())), 422),
+        (Method::PUT, WEBHOOK, hook(json!([canary()])), 422),
+        (Method::PUT, WEBHOOK, hook(json!({"is": canary()})), 422),
+        (Method::PUT, WEBHOOK, hook(json!(NUMBER)), 422),
+        (Method::PUT, WEBHOOK, json!({"url": format!("https://u:{}@a.example.com", canary()), "secret": signing}), 422),
+        (Method::PUT, WEBHOOK, json!({"url": "https://a.example.com", "signing_secret": canary()}), 422),
+        (Method::POST, "/v1/budgets/copilot/alerts/webhook/test", json!({}), 200),
     ];
     for (method, path, body, status) in cases {
         let reply = operator.send(operator.request(method.clone(), path).json(&body)).await;
@@ -278,6 +293,8 @@ async fn read_all(operator: &Client, account: &str, one: &str, found: &mut Found
         &format!("/v1/accounts/{account}"),
         &format!("/v1/accounts/{account}/sso"),
         "/v1/accounts",
+        WEBHOOK,
+        "/v1/budgets/copilot/alerts/deliveries",
         "/v1/audit?limit=1000",
         "/v1/audit/export",
         "/openapi.json",
@@ -362,6 +379,6 @@ async fn no_secret_comes_out_anywhere() {
         let log = &found.0.iter().find(|(place, _)| place == "the log").unwrap().1;
         assert!(log.len() > 10_000 && log.contains("TRACE"), "everything was logged");
         let (_, key) = SECRET_KEY.split_once(':').unwrap();
-        found.hold(&[CANARY, &NUMBER.to_string(), MASTER_KEY, key]);
+        found.hold(&[CANARY, &NUMBER.to_string(), SIGNING, MASTER_KEY, key]);
     }
 }

@@ -70,6 +70,36 @@ async fn of_many_plans_at_once_one_is_in_force() {
     }
 }
 
+/// What is divided at the same moment adds up to no more than there is.
+#[tokio::test]
+async fn concurrent_shares_do_not_over_commit_a_plan_that_forbids_it() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let other = gateway.beside(|_| {}).await;
+        let account = gateway.account("Acme").await;
+        gateway.allocate(&account, "100").await;
+        let plan = json!({"name": "2026", "over_commit": "forbid"});
+        let plan = gateway.made(&account, &format!("{BASE}/plans"), plan).await;
+        let mut calls = Vec::new();
+        for n in 0..8 {
+            let org = gateway.org(&account, "copilot", &n.to_string()).await;
+            let body = json!({"plan_id": plan, "scope_type": "org", "scope_id": org, "allocated_credits": 30});
+            let admin = if n % 2 == 0 { &gateway } else { &other }.as_account_admin(&account);
+            calls.push(async move { admin.post(&format!("{BASE}/allocations/upsert"), body).await });
+        }
+        let calls: Vec<_> = calls.into_iter().map(tokio::spawn).collect();
+        let mut given = 0;
+        for call in calls {
+            let reply = call.await.unwrap();
+            match reply.status.as_u16() {
+                200 => given += 1,
+                _ => assert_eq!(reply.code(), "over_committed"),
+            }
+        }
+        assert_eq!(given, 3);
+    }
+}
+
 #[tokio::test]
 async fn of_many_renewals_at_once_one_is_done() {
     for backend in backends().await {

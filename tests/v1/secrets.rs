@@ -30,6 +30,12 @@ async fn without_a_key_only_what_has_secrets_is_refused() {
             admin.post("/copilot/connections/mcp", secret.clone()).await,
             admin.patch(&sealed, json!({"secret_json": {"api_key": "l"}})).await,
             operator.post(&sso, json!({"sso_settings": {"google_client_secret": "s"}})).await,
+            admin
+                .put(
+                    "/budgets/copilot/alerts/webhook",
+                    json!({"url": "https://a.example.com", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}),
+                )
+                .await,
         ] {
             assert_eq!((refused.status, &refused.json["code"]), (503, &json!("secrets_not_configured")));
             assert!(refused.headers.contains_key("retry-after"));
@@ -56,6 +62,8 @@ async fn every_secret_is_sealed_anew_and_what_does_not_open_is_named() {
                 admin.post("/copilot/connections/mcp", body).await.ok();
             }
             admin.post("/copilot/connections/mcp", json!({"name": "none"})).await.ok();
+            let webhook = json!({"url": "https://a.example.com", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"});
+            admin.put("/budgets/copilot/alerts/webhook", webhook).await.ok();
             let sso = json!({"sso_settings": {"google_client_secret": "s"}});
             gateway.as_operator(None).post(&format!("/accounts/{account}/sso"), sso).await.ok();
         }
@@ -70,13 +78,20 @@ async fn every_secret_is_sealed_anew_and_what_does_not_open_is_named() {
             let counts = gateway.store.begin(&system).await.unwrap().sealed_counts().await.unwrap();
             counts.iter().map(|c| format!("{} {} {}", c.table, c.key_id, c.secrets)).collect::<Vec<_>>()
         };
-        assert_eq!(counts().await, ["Alchemi_CopilotConnectionTable tests 10", "Alchemi_AccountSsoTable tests 2"]);
+        assert_eq!(
+            counts().await,
+            [
+                "Alchemi_CopilotConnectionTable tests 10",
+                "Alchemi_AccountSsoTable tests 2",
+                "Alchemi_AlertWebhookTable tests 2"
+            ]
+        );
 
         let both: KeyRing = format!("{NEW},{SECRET_KEY}").parse().unwrap();
         let seen = Mutex::new(Vec::new());
         let note = |so_far: &Rotation| seen.lock().unwrap().push(so_far.resealed);
         let done = rotate(&gateway.store, &both, 2, note).await.unwrap();
-        assert_eq!((done.resealed, done.skipped, done.failed.len()), (11, 0, 1));
+        assert_eq!((done.resealed, done.skipped, done.failed.len()), (13, 0, 1));
         assert_eq!((&done.failed[0].account, &done.failed[0].reason), (&other, &SealError::Broken));
         assert!(seen.lock().unwrap().len() >= 6, "in batches");
         assert_eq!(
@@ -84,7 +99,8 @@ async fn every_secret_is_sealed_anew_and_what_does_not_open_is_named() {
             [
                 "Alchemi_CopilotConnectionTable new 9",
                 "Alchemi_CopilotConnectionTable tests 1",
-                "Alchemi_AccountSsoTable new 2"
+                "Alchemi_AccountSsoTable new 2",
+                "Alchemi_AlertWebhookTable new 2"
             ]
         );
         // Again, there is nothing to do but what fails; and the new key alone opens the rest.

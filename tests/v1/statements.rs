@@ -11,7 +11,8 @@ use alchemi::v1::models::Catalogue;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::gateway::{Client, EIGHT, Gateway, ISSUER, gateways_at_rest, issued};
+use crate::common::gateway::SECRET_KEY;
+use crate::gateway::{Client, EIGHT, Gateway, ISSUER, gateways_at_rest, issued, keyed};
 use crate::operations::{Operation, operations};
 
 const FEW: usize = 2;
@@ -49,7 +50,7 @@ struct Tenant<'a> {
 }
 
 fn shape(app: App) -> App {
-    issued(app).with_catalogue(Catalogue::new(|| (0..MANY).map(|n| format!("model-{n}")).collect()))
+    keyed(issued(app), SECRET_KEY).with_catalogue(Catalogue::new(|| (0..MANY).map(|n| format!("model-{n}")).collect()))
 }
 
 impl<'a> Tenant<'a> {
@@ -69,6 +70,8 @@ impl<'a> Tenant<'a> {
         let preset = admin.made("/copilot/guardrails/presets", json!({"code": "shared", "name": "shared"})).await;
         let agent = json!({"name": "shared", "guardrail_preset_ids": [preset]});
         let agent = admin.made("/copilot/agents", agent).await;
+        let webhook = json!({"url": "https://hooks.example.com", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"});
+        admin.put("/budgets/copilot/alerts/webhook", webhook).await.ok();
         let listing = json!({"entity_type": "connection", "entity_id": shared, "title": "shared"});
         let listing = admin.made("/copilot/marketplace", listing).await;
         let shared = [
@@ -181,6 +184,7 @@ impl<'a> Tenant<'a> {
             "cycle_end": format!("{next_year}-{next_month:02}-01T00:00:00Z"),
         });
         self.post("/budgets/copilot/cycles/renew", cycle).await;
+        self.post("/budgets/copilot/alerts/webhook/test", json!({})).await;
         let plan = self.id("copilot", "plan_id");
         self.post(&format!("/budgets/copilot/plans/{plan}/activate"), json!({})).await;
         let share = self.scope("user", user, json!({"plan_id": plan, "allocated_credits": 1}));

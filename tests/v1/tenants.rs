@@ -62,6 +62,9 @@ impl Tenant {
         operator.post(&format!("/v1/accounts/{account}/admins"), admin).await.ok();
         let sso = json!({"sso_provider": "google", "sso_settings": {"google_client_secret": "the secret"}});
         operator.post(&format!("/v1/accounts/{account}/sso"), sso).await.ok();
+        let webhook = json!({"url": "https://hooks.example.com", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "enabled": false});
+        operator.put("/v1/budgets/copilot/alerts/webhook", webhook).await.ok();
         let feature = json!({"domain": "copilot", "feature_code": "agents", "scope_type": "team", "scope_id": team});
         let feature = gateway.operator_for(&account).post("/v1/features/entitlements", feature).await.ok();
         ids.insert(("copilot", "entitlement_id"), feature["item"]["id"].as_str().unwrap().to_owned());

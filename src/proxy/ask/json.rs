@@ -54,8 +54,11 @@ pub(super) fn read(
         let asked = raw.map_or(Ok(None), |raw| integer(field, raw))?;
         answers = asked.map_or(Ok(answers), |asked| answers_asked(field, asked)).map(|asked| asked.max(answers))?;
     }
+    let answers = answers.saturating_mul(prompts(kind, fields.prompt));
     let tools = rules.count.tokens(fields.raw_bytes);
     let size = AskSize {
+        most_input: rules.count.most(&fields.text).saturating_add(fields.raw_bytes),
+        media: fields.text.media,
         input_tokens: rules.count.input(&fields.text).saturating_add(tools),
         max_output: max_output(kind, limits.iter().filter_map(|limit| limit.tokens).max()),
         answers,
@@ -128,6 +131,15 @@ impl<'a> Fields<'a> {
         })
         .collect()
     }
+}
+
+/// How many prompts a completion has, each of which is answered: a list holds several,
+/// unless it is one of token ids.
+fn prompts(kind: RouteKind, prompt: Option<&RawValue>) -> u64 {
+    let list = prompt.filter(|_| kind == RouteKind::Completion);
+    let items = list.and_then(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()).unwrap_or_default();
+    let several = items.iter().filter(|item| item.get().starts_with(['"', '['])).count();
+    u64::try_from(several).unwrap_or(u64::MAX).max(1)
 }
 
 /// The members that limit output on this kind of route; the first is the one to add.

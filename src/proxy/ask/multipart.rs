@@ -70,7 +70,13 @@ pub(super) fn read(
             _ => check_metadata(value, rules)?,
         }
     }
-    let size = AskSize { input_tokens: rules.count.input(&text), max_output: max_output(kind, None), answers };
+    let size = AskSize {
+        input_tokens: rules.count.input(&text),
+        most_input: rules.count.most(&text),
+        media: text.media,
+        max_output: max_output(kind, None),
+        answers,
+    };
     Ok(ParsedAsk {
         ask: Ask { kind, model: Some(agreed_model(path_model, model)?), fallbacks: Vec::new(), stream, size },
         usage_asked: false,

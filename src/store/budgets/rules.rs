@@ -10,17 +10,22 @@ use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
 use crate::model::accounts::{Account, JsonText};
-use crate::model::budgets::{AccountAllocation, Division, EffectiveAllocation, Plan, Standing, zone_of};
+use crate::model::budgets::{AccountAllocation, Division, EffectiveAllocation, Enforcement, Plan, Standing, zone_of};
 use crate::model::directory::{Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::BudgetRules;
 use crate::store::{Result, Tx, from_columns, on};
 
-/// Allocations with the override that counts: the newest that has not expired.
-const EFFECTIVE: [&str; 3] = [
-    r#"SELECT a.scope_type, a.scope_id, a.overflow_cap,
+/// Allocations with the override that counts, the newest that has not expired, and when
+/// the next one of a scope's expires.
+const EFFECTIVE: [&str; 4] = [
+    r#"SELECT a.scope_type, a.scope_id, a.overflow_cap, a.rollover_until,
        a.allocated_credits - CASE WHEN a.rollover_until <= "#,
     r#" THEN a.rollover_credits ELSE 0 END AS base,
+       (SELECT MIN(o.expires_at) FROM "Alchemi_CopilotBudgetOverrideTable" o
+        WHERE o.account_id = a.account_id AND o.plan_id = a.plan_id AND o.scope_type = a.scope_type
+        AND o.scope_id = a.scope_id AND o.expires_at > "#,
+    r#") AS next_expiry,
        (SELECT o.override_credits FROM "Alchemi_CopilotBudgetOverrideTable" o
         WHERE o.account_id = a.account_id AND o.plan_id = a.plan_id AND o.scope_type = a.scope_type
         AND o.scope_id = a.scope_id AND (o.expires_at IS NULL OR o.expires_at > "#,
@@ -33,7 +38,9 @@ struct EffectiveRow {
     scope_id: String,
     base: Credits,
     overflow_cap: Option<Credits>,
+    rollover_until: Option<Timestamp>,
     override_credits: Option<Credits>,
+    next_expiry: Option<Timestamp>,
 }
 
 struct StandingRow {
@@ -50,6 +57,7 @@ struct TermsRow {
     monthly_credits: Option<Credits>,
     overflow_limit: Option<Credits>,
     credit_factor: Option<Factor>,
+    enforcement: Option<Enforcement>,
     effective_from: Option<Timestamp>,
     updated_by: Option<String>,
     created_at: Option<Timestamp>,
@@ -58,17 +66,21 @@ struct TermsRow {
 }
 
 from_columns! {
-    EffectiveRow { scope_type, scope_id, base, overflow_cap, override_credits }
+    EffectiveRow { scope_type, scope_id, base, overflow_cap, rollover_until, override_credits, next_expiry }
     StandingRow { scope_type, scope_id, team_id, org_id }
     TermsRow {
-        account_id, metadata, monthly_credits, overflow_limit, credit_factor, effective_from, updated_by,
-        created_at, updated_at, version,
+        account_id, metadata, monthly_credits, overflow_limit, credit_factor, enforcement, effective_from,
+        updated_by, created_at, updated_at, version,
     }
 }
 
-impl From<EffectiveRow> for EffectiveAllocation {
-    fn from(row: EffectiveRow) -> Self {
-        Self {
+impl EffectiveRow {
+    /// As it is in force `at` a moment.
+    fn at(self, at: Timestamp) -> EffectiveAllocation {
+        let row = self;
+        let lapses = row.rollover_until.filter(|until| *until > at);
+        EffectiveAllocation {
+            until: lapses.into_iter().chain(row.next_expiry).min(),
             scope: Scope::new(row.scope_type, row.scope_id),
             base: row.base,
             effective: row.override_credits.unwrap_or(row.base),
@@ -95,6 +107,7 @@ impl TermsRow {
             monthly_credits: self.monthly_credits?,
             overflow_limit: self.overflow_limit?,
             credit_factor: self.credit_factor?,
+            enforcement: self.enforcement,
             effective_from: self.effective_from?,
             updated_by: self.updated_by,
             created_at: self.created_at?,
@@ -128,13 +141,14 @@ impl Tx<Tenant> {
         let account = self.account.clone();
         let terms: Option<TermsRow> = on!(self, |c| {
             sqlx::query_as(
-            r#"SELECT a.account_id, a.metadata, l.monthly_credits, l.overflow_limit, l.credit_factor, l.effective_from,
-               l.updated_by, l.created_at, l.updated_at, l.version FROM "Alchemi_AccountTable" a
-               LEFT JOIN "Alchemi_AccountAllocationTable" l ON l.account_id = a.account_id WHERE a.account_id = $1"#
-        )
-        .bind(&account)
-        .fetch_optional(c)
-        .await
+                r#"SELECT a.account_id, a.metadata, l.monthly_credits, l.overflow_limit, l.credit_factor, e.enforcement,
+               l.effective_from, l.updated_by, l.created_at, l.updated_at, l.version FROM "Alchemi_AccountTable" a
+               LEFT JOIN "Alchemi_AccountAllocationTable" l ON l.account_id = a.account_id
+               LEFT JOIN "Alchemi_AccountEnforcementTable" e ON e.account_id = a.account_id WHERE a.account_id = $1"#,
+            )
+            .bind(&account)
+            .fetch_optional(c)
+            .await
         })?;
         Ok(match terms {
             Some(terms) => (zone_of(&terms.metadata), terms.allocation()),
@@ -151,12 +165,25 @@ impl Tx<Tenant> {
         plan: &Id<Plan>,
         place: Option<&Placement>,
     ) -> Result<Vec<EffectiveAllocation>> {
-        let (account, now) = (self.account.clone(), self.now);
+        self.allocations_at(plan, place, self.now).await
+    }
+
+    /// The same with what counted `at` another moment, as far as rows tell it.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn allocations_at(
+        &mut self,
+        plan: &Id<Plan>,
+        place: Option<&Placement>,
+        at: Timestamp,
+    ) -> Result<Vec<EffectiveAllocation>> {
+        let account = self.account.clone();
         let scopes = place.map(|place| place.scopes(&account));
-        let [until, unexpired, of] = EFFECTIVE;
+        let [until, next, unexpired, of] = EFFECTIVE;
         let rows: Vec<EffectiveRow> = on!(self, |c| {
             let mut q = sqlx::QueryBuilder::new(until);
-            q.push_bind(now).push(unexpired).push_bind(now).push(of).push_bind(&account);
+            q.push_bind(at).push(next).push_bind(at).push(unexpired).push_bind(at).push(of).push_bind(&account);
             q.push(" AND a.plan_id = ").push_bind(plan);
             if let Some(scopes) = &scopes {
                 q.push(" AND ((a.scope_type = 'pool' AND a.scope_id = 'pool')");
@@ -168,7 +195,7 @@ impl Tx<Tenant> {
             }
             q.push(" ORDER BY a.scope_type, a.scope_id").build_query_as().fetch_all(c).await
         })?;
-        Ok(rows.into_iter().map(EffectiveAllocation::from).collect())
+        Ok(rows.into_iter().map(|row| row.at(at)).collect())
     }
 
     /// What `plan` gives to everybody, and where those it gives to stand.
@@ -176,7 +203,12 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn division(&mut self, plan: &Id<Plan>) -> Result<Division> {
-        let allocations = self.effective_allocations(plan, None).await?;
+        self.division_at(plan, self.now).await
+    }
+
+    /// The same with what counted `at` another moment, as far as rows tell it.
+    pub(super) async fn division_at(&mut self, plan: &Id<Plan>, at: Timestamp) -> Result<Division> {
+        let allocations = self.allocations_at(plan, None, at).await?;
         let account = self.account.clone();
         let rows: Vec<StandingRow> = on!(self, |c| {
             sqlx::query_as(
@@ -229,7 +261,7 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::context::Granted;
     use crate::id::CountingIds;
-    use crate::model::budgets::{Allocation, Cycle, OverCommit, PlanStatus};
+    use crate::model::budgets::{Allocation, Cycle, OverCommit, PlanStatus, RolloverMode};
     use crate::store::{DatabaseConfig, Store, migrate};
 
     #[tokio::test]
@@ -252,6 +284,11 @@ mod tests {
             cycle: Cycle::Monthly,
             status: PlanStatus::Active,
             over_commit: OverCommit::Allow,
+            rollover: RolloverMode::None,
+            rollover_cap: None,
+            rollover_windows: 1,
+            rolled_to: None,
+            look_again_at: None,
             created_by: None,
             created_at: now,
             updated_at: now,
@@ -290,6 +327,7 @@ mod tests {
         assert!(store.statements() - before <= 3);
         let scopes: Vec<_> = rules.allocations.iter().map(|a| (&*a.scope.scope_id, a.effective)).collect();
         assert_eq!(scopes, [("pool", Credits::from_units(15)), ("ada", Credits::from_units(15))]);
+        assert_eq!(rules.until(now), Some(now.plus(Duration::from_secs(60))), "they are to be read anew then");
         drop(tx);
 
         clock.advance(Duration::from_secs(60));

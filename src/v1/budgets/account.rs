@@ -8,7 +8,8 @@ use crate::credits::{Credits, Factor};
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::audit::{Action, Label};
-use crate::model::budgets::AccountAllocation;
+use crate::model::budgets::{AccountAllocation, Enforcement};
+use crate::model::field::Field;
 use crate::store::audit::Entry;
 use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, StatusOk, or_404};
 use crate::v1::call::{Call, CopilotAdmin, SuperAdmin};
@@ -32,6 +33,12 @@ pub struct NewAccountAllocation {
     #[serde(default = "one")]
     #[schema(example = 1)]
     credit_factor: Factor,
+    /// What happens to a request that does not fit: `hard` refuses it, `soft` lets it through
+    /// and marks its answer and its ledger row, `shadow` lets it through and marks the row
+    /// alone, `off` holds nothing. Null: what the gateway's configuration says; absent: as it was.
+    #[serde(default)]
+    #[schema(value_type = Option<Enforcement>, example = "hard")]
+    enforcement: Field<Enforcement>,
 }
 
 fn one() -> Factor {
@@ -66,6 +73,8 @@ pub struct Terms {
     overflow_limit: Credits,
     /// Credits for each US dollar.
     credit_factor: Factor,
+    /// What happens to a request that does not fit.
+    enforcement: Enforcement,
     /// Since when; absent while nothing was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     effective_from: Option<Timestamp>,
@@ -74,9 +83,11 @@ pub struct Terms {
     updated_at: Option<Timestamp>,
 }
 
-impl From<Option<AccountAllocation>> for Terms {
-    fn from(allocation: Option<AccountAllocation>) -> Self {
+impl Terms {
+    /// With what holds where the account does not say it.
+    fn new(allocation: Option<AccountAllocation>, enforcement: Enforcement) -> Self {
         Self {
+            enforcement: allocation.as_ref().and_then(|a| a.enforcement).unwrap_or(enforcement),
             monthly_credits: allocation.as_ref().map(|a| a.monthly_credits).unwrap_or_default(),
             overflow_limit: allocation.as_ref().map(|a| a.overflow_limit).unwrap_or_default(),
             credit_factor: allocation.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
@@ -100,6 +111,7 @@ pub async fn set_account_allocation(
     require(!new.monthly_credits.is_negative(), "/monthly_credits", "cannot be negative")?;
     require(!new.overflow_limit.is_negative(), "/overflow_limit", "cannot be negative")?;
     require(new.credit_factor.nanos() > 0, "/credit_factor", "must be above 0")?;
+    call.app.store.roll_over(&new.account_id).await?;
     let mut tx = call.begin_or_try(&trial).await?.within(new.account_id.clone());
     or_404(tx.this_account().await?, "Account not found")?;
     let before = tx.account_allocation().await?;
@@ -108,6 +120,7 @@ pub async fn set_account_allocation(
         monthly_credits: new.monthly_credits,
         overflow_limit: new.overflow_limit,
         credit_factor: new.credit_factor,
+        enforcement: new.enforcement.over(before.as_ref().and_then(|a| a.enforcement)),
         effective_from: tx.now(),
         updated_by: super::acting(&tx),
         created_at: tx.now(),
@@ -149,5 +162,6 @@ pub async fn list_account_allocations(
 #[utoipa::path(get, path = "/v1/budgets/copilot/account-allocation", tag = "budgets",
     responses((status = 200, description = "Zeros and a factor of 1 while nothing was set", body = Terms), Refusals))]
 pub async fn get_account_allocation(call: Call<CopilotAdmin>) -> Outcome {
-    Ok(Answer::of(&Terms::from(call.read().await?.account_allocation().await?)))
+    let allocation = call.read().await?.account_allocation().await?;
+    Ok(Answer::of(&Terms::new(allocation, call.app.allocation.enforcement)))
 }

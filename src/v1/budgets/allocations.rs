@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dividing, OfPlan, acting, entry, held_scope, require};
+use super::{Divided, Dividing, OfPlan, acting, entry, held_scope, read_current, require, roll_over};
 use crate::context::Tenant;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -107,7 +107,7 @@ pub async fn list_budget_allocations(
     Query(of): Query<OfPlan>,
     Paging(slice): Paging<100>,
 ) -> Outcome {
-    let allocations = call.read().await?.allocations(of.plan_id.as_ref(), &slice).await?;
+    let allocations = read_current(&call).await?.allocations(of.plan_id.as_ref(), &slice).await?;
     Ok(Answer::of(&Items::from(allocations)))
 }
 
@@ -115,7 +115,7 @@ pub async fn list_budget_allocations(
 ///
 /// Replaces the share that it had, with what had been rolled over to it.
 #[utoipa::path(post, path = "/v1/budgets/copilot/allocations/upsert", tag = "budgets", params(Trial), request_body = NewAllocation,
-    responses((status = 200, description = "The allocation", body = Tried<Item<Allocation>>), Refusals))]
+    responses((status = 200, description = "The allocation", body = Tried<Divided<Item<Allocation>>>), Refusals))]
 pub async fn upsert_budget_allocation(
     call: Call<CopilotAdmin>,
     Query(trial): Query<Trial>,
@@ -124,14 +124,15 @@ pub async fn upsert_budget_allocation(
     let kind = ScopeType::parse_budgeted(&new.scope_type)?;
     require(!new.allocated_credits.is_negative(), "/allocated_credits", "cannot be negative")?;
     require_overflow(new.overflow_cap)?;
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
     let scope = held_scope(&mut tx, kind, new.scope_id.as_str()).await?;
     let source = new.source.as_ref().map_or("manual", Name::as_str);
     let share = Given { scope, credits: new.allocated_credits, overflow_cap: new.overflow_cap, source };
     let allocation = give(&mut tx, &dividing.plan, share).await?;
-    dividing.check(&mut tx).await?;
-    call.done_tagged(tx, &Item { item: &allocation }, allocation.version).await
+    let answer = dividing.check(&mut tx, Item { item: &allocation }).await?;
+    call.done_tagged(tx, &answer, allocation.version).await
 }
 
 /// Take a scope's share away
@@ -143,7 +144,10 @@ pub async fn delete_budget_allocation(
     Query(trial): Query<Trial>,
 ) -> Outcome {
     let kind = ScopeType::parse_budgeted(&of.scope_type)?;
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
+    // What it was divided into is checked by others under the same lock.
+    tx.locked_plan(&of.plan_id).await?;
     let Some(allocation) = tx.allocation(&of.plan_id, &Scope::new(kind, of.scope_id.as_str())).await? else {
         return call.done(tx, &Deleted { deleted: false }).await;
     };
@@ -159,7 +163,7 @@ pub async fn delete_budget_allocation(
 /// The shares add up to the total exactly: what does not divide goes to the first
 /// scopes, 0.000000001 each.
 #[utoipa::path(post, path = "/v1/budgets/copilot/distribute/equal", tag = "budgets", params(Trial), request_body = EqualDistribution,
-    responses((status = 200, description = "The shares", body = Tried<Distributed>), Refusals))]
+    responses((status = 200, description = "The shares", body = Tried<Divided<Distributed>>), Refusals))]
 pub async fn distribute_equally(
     call: Call<CopilotAdmin>,
     Query(trial): Query<Trial>,
@@ -173,6 +177,7 @@ pub async fn distribute_equally(
     require(!new.total_credits.is_negative(), "/total_credits", "cannot be negative")?;
     require_overflow(new.overflow_cap)?;
     require_distinct(&new.scope_ids)?;
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
     for id in new.scope_ids.iter().collect::<BTreeSet<_>>() {
@@ -186,9 +191,10 @@ pub async fn distribute_equally(
         allocation_ids.push(give(&mut tx, &dividing.plan, share).await?.id);
         shares.push(Share { scope_id: scope_id.clone(), allocated_credits: credits });
     }
-    dividing.check(&mut tx).await?;
     let per_scope = shares.first().map(|s| s.allocated_credits).unwrap_or_default();
-    call.done(tx, &Distributed { status: "ok", per_scope, shares, allocation_ids }).await
+    let distributed = Distributed { status: "ok", per_scope, shares, allocation_ids };
+    let answer = dividing.check(&mut tx, distributed).await?;
+    call.done(tx, &answer).await
 }
 
 fn require_overflow(cap: Option<Credits>) -> Result<(), Problem> {

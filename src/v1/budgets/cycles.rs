@@ -1,35 +1,31 @@
 //! Renewals: one plan is closed, its successor begins with what was left.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::plans::OVERTAKEN;
-use super::{acting, entry, require};
+use super::{acting, entry, require, require_kept, roll_over};
 use crate::clock::Timestamp;
-use crate::context::{Domain, Tenant};
+use crate::context::Tenant;
 use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::audit::Action;
-use crate::model::budgets::{Allocation, BudgetCycle, Division, Override, Plan, PlanStatus, RenewalSummary, day_of};
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::budgets::{
+    Allocation, BudgetCycle, Lot, Override, Plan, PlanStatus, RenewalSummary, RolloverMode, carry, day_of, total,
+};
+use crate::model::scope::ScopeType;
 use crate::model::text::Name;
 use crate::policy::budget::POOL;
 use crate::problem::Problem;
 use crate::store::Tx;
-use crate::store::ledger::Counter;
+use crate::store::budgets::rollover::{ROLLED_OVER, just_before};
 use crate::store::page::Slice;
-use crate::store::usage::CostFilter;
 use crate::v1::answer::{Answer, Halt, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin};
 use crate::v1::input::{Body, PageParams, Paging, Query};
 use crate::v1::trial::{Trial, Tried};
-
-const ROLLED_OVER: &str = "cycle_rollover";
 
 /// The cycle to be closed.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -49,7 +45,7 @@ pub struct Renewal {
     /// The new plan's name; else the old one with the end's date.
     #[serde(default)]
     new_plan_name: Option<Name>,
-    /// The most that is carried over; null: all that was not used.
+    /// The most that is carried over; null: what the plan says, else all.
     #[serde(default)]
     rollover_cap: Option<Credits>,
     /// Whether overrides that have not expired go on.
@@ -72,9 +68,10 @@ pub struct Renewed {
 /// Renew the plan in force
 ///
 /// Closes the plan and puts a copy of its allocations in its place. What the plan
-/// gave out and nobody used or holds in the cycle's last window, up to
-/// `rollover_cap`, is added to the new plan's pool until the end of its window.
-/// A renewal that was done is answered again, not done again.
+/// gave out and nobody used or holds in the cycle's last window (where its `rollover`
+/// is `unallocated`, what it did not give out), up to `rollover_cap`, is added to the
+/// new plan's pool for as many of its windows as `rollover_windows` says. A renewal
+/// that was done is answered again, not done again.
 #[utoipa::path(post, path = "/v1/budgets/copilot/cycles/renew", tag = "budgets", params(Trial), request_body = Renewal,
     responses((status = 200, description = "The new plan", body = Tried<Renewed>), Refusals))]
 pub async fn renew_budget_cycle(
@@ -86,6 +83,7 @@ pub async fn renew_budget_cycle(
         return Err(Problem::bad_request("invalid_cycle", "cycle_end must be after cycle_start").into());
     }
     require(!renewal.rollover_cap.unwrap_or_default().is_negative(), "/rollover_cap", "cannot be negative")?;
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let source = or_404(tx.active_plan().await?, "No active budget plan found")?;
     if let Some(done) = tx.renewal_into(&source.id).await? {
@@ -100,24 +98,33 @@ pub async fn renew_budget_cycle(
     }
     tx.deactivate_plan().await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
     let (zone, account) = tx.account_terms().await?;
-    let closed = Closed::find(&mut tx, &source, &renewal, &zone).await?;
+    let used = tx.used_in(&zone, renewal.cycle_start, renewal.cycle_end).await?;
+    let at = just_before(renewal.cycle_end).min(tx.now());
+    let last = source.window(at, &zone);
+    let ending = tx.ending(&source, account.as_ref(), (last.start, at), None).await?;
     let plan = successor(&tx, &source, &renewal, &zone);
     tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
-    let rollover = closed.unused.min(renewal.rollover_cap.unwrap_or(Credits::MAX));
-    let until = plan.window(tx.now().max(renewal.cycle_end), &zone).end;
-    copy_allocations(&mut tx, &source, &plan, (rollover, until)).await?;
+    let now = tx.now().max(renewal.cycle_end);
+    let fresh = Lot { credits: ending.fresh(source.rollover), until: lapse(&plan, now, &zone) };
+    let carried_over = carry(fresh, &ending.left.lots, now, renewal.rollover_cap.or(source.rollover_cap));
+    let rollover = total(&carried_over);
+    copy_allocations(&mut tx, &source, &plan, (rollover, plan.window(now, &zone).end)).await?;
     if renewal.copy_overrides {
         copy_overrides(&mut tx, &source, &plan).await?;
     }
+    require_kept(&mut tx, &plan).await?;
     let monthly = account.map(|a| a.monthly_credits);
-    let overflow = monthly.map_or(Credits::ZERO, |m| closed.used.saturating_sub(m).max(Credits::ZERO));
+    let overflow = monthly.map_or(Credits::ZERO, |m| used.saturating_sub(m).max(Credits::ZERO));
     let summary = RenewalSummary {
         source_plan_id: source.id.clone(),
         new_plan_id: plan.id.clone(),
-        used_credits: closed.used,
+        used_credits: used,
         monthly_credits: monthly.unwrap_or_default(),
         overflow_charge_credits: overflow,
-        unused_credits: closed.unused,
+        unused_credits: fresh.credits,
+        held_credits: ending.left.held,
+        carried_in: ending.carried_in,
+        carried_over,
         rollover_credits: rollover,
     };
     let cycle = BudgetCycle {
@@ -138,45 +145,22 @@ pub async fn renew_budget_cycle(
     call.done(tx, &Renewed { cycle_id: cycle.id.clone(), item: plan, summary: cycle.summary_json }).await
 }
 
-/// List renewals
+/// List closed cycles
+///
+/// Renewals, and windows that rolled over into the next one by themselves.
 #[utoipa::path(get, path = "/v1/budgets/copilot/cycles/history", tag = "budgets", params(PageParams),
-    responses((status = 200, description = "A page of renewals, newest first", body = Items<BudgetCycle>), Refusals))]
+    responses((status = 200, description = "A page of them, newest first", body = Items<BudgetCycle>), Refusals))]
 pub async fn list_budget_cycles(call: Call<CopilotAdmin>, Paging(slice): Paging<50>) -> Outcome {
     let cycles = call.read().await?.renewals(&slice).await?;
     Ok(Answer::of(&Items::from(cycles)))
 }
 
-/// What a closed cycle leaves behind.
-struct Closed {
-    /// Credits of the copilot domain on the days of the cycle.
-    used: Credits,
-    /// What the plan gave out, less what is used and held, in the last window.
-    unused: Credits,
-}
-
-impl Closed {
-    async fn find(tx: &mut Tx<Tenant>, plan: &Plan, renewal: &Renewal, zone: &TimeZone) -> Result<Self, Halt> {
-        let last_moment = renewal.cycle_end.minus(Duration::from_micros(1));
-        let days = CostFilter {
-            from: Some(day_of(renewal.cycle_start, zone)),
-            to: Some(day_of(last_moment, zone)),
-            ..CostFilter::of(Domain::Copilot)
-        };
-        let used = tx.cost_total(&days).await?.credits;
-        let window = plan.window(last_moment.min(tx.now()), zone);
-        let counters = tx.counters_from(window.start).await?;
-        let unused = unused(&tx.division(&plan.id).await?, counters);
-        Ok(Self { used, unused })
+/// When credits lapse that are carried into the first window of a renewed plan.
+fn lapse(plan: &Plan, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+    match plan.rollover {
+        RolloverMode::None => plan.window(now, zone).end,
+        RolloverMode::Unused | RolloverMode::Unallocated => plan.lapse(now, zone),
     }
-}
-
-fn unused(division: &Division, counters: Vec<Counter>) -> Credits {
-    let taken: HashMap<Scope, Credits> =
-        counters.into_iter().map(|c| (Scope::new(c.scope_type, c.scope_id), c.used.saturating_add(c.leased))).collect();
-    division.outermost().fold(Credits::ZERO, |sum, a| {
-        let left = a.effective.saturating_sub(taken.get(&a.scope).copied().unwrap_or_default());
-        sum.saturating_add(left.max(Credits::ZERO))
-    })
 }
 
 fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, zone: &TimeZone) -> Plan {
@@ -188,6 +172,8 @@ fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, zone: &TimeZone)
         id: tx.new_id(),
         name,
         status: PlanStatus::Active,
+        rolled_to: Some(tx.now()),
+        look_again_at: None,
         created_by: acting(tx),
         created_at: tx.now(),
         updated_at: tx.now(),

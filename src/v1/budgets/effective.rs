@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PLAN_NOT_FOUND, require};
+use super::{PLAN_NOT_FOUND, read_current, require};
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
 use crate::model::accounts::Account;
-use crate::model::budgets::{Division, EffectiveAllocation, Plan, Window};
+use crate::model::budgets::{AccountAllocation, Division, EffectiveAllocation, Plan, Window};
 use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::{BudgetRules, Link};
@@ -20,7 +20,7 @@ use crate::v1::call::{Call, CopilotAdmin, Member};
 use crate::v1::directory::{Standpoint, StandpointHeaders, StandpointQuery, check_scope, not_found};
 use crate::v1::input::Query;
 
-/// One scope's budget in its current window.
+/// One scope's budget in its current window, by the counters that requests are held to.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ScopeBudget {
     /// The kind of scope.
@@ -36,15 +36,15 @@ pub struct ScopeBudget {
     /// Credits that may be spent beyond.
     overflow_cap: Option<Credits>,
     /// The most that may be used and held together; null: no limit.
-    cap: Option<Credits>,
+    pub(in crate::v1) cap: Option<Credits>,
     /// Credits of settled requests.
-    used: Credits,
-    /// Credits that requests under way hold.
-    reserved: Credits,
+    pub(in crate::v1) used: Credits,
+    /// Credits that requests under way and gateways hold.
+    pub(in crate::v1) reserved: Credits,
     /// What is left of the cap; null: no limit.
-    remaining: Option<Credits>,
+    pub(in crate::v1) remaining: Option<Credits>,
     /// What the figures are counted in.
-    window: Window,
+    pub(in crate::v1) window: Window,
 }
 
 /// Budgets of a plan's scopes, or of one subject's chain.
@@ -78,8 +78,8 @@ pub struct Sums {
     /// The monthly credits without that; negative: over-committed.
     #[schema(required = false)]
     unallocated: Credits,
-    /// Distributed credits for each monthly one; above 1: over-committed. Null
-    /// without monthly credits.
+    /// Of the account, its orgs and teams, the most that is promised for each credit that
+    /// there is; above 1: over-committed. Null where nothing limits.
     #[schema(required = false)]
     over_commit_ratio: Option<f64>,
 }
@@ -109,7 +109,7 @@ pub struct OfSubject {
 #[utoipa::path(get, path = "/v1/budgets/copilot/effective-allocation", tag = "budgets", params(OfSubject),
     responses((status = 200, description = "Allocations with what is used and left", body = EffectiveBudget), Refusals))]
 pub async fn get_effective_allocation(call: Call<CopilotAdmin>, Query(of): Query<OfSubject>) -> Outcome {
-    let mut tx = call.read().await?;
+    let mut tx = read_current(&call).await?;
     let (zone, account) = tx.account_terms().await?;
     let plan = match &of.plan_id {
         Some(id) => Some(or_404(tx.plan(id).await?, PLAN_NOT_FOUND)?),
@@ -144,7 +144,7 @@ async fn whole_plan(tx: &mut Tx<Tenant>, rules: BudgetRules) -> Result<Effective
     let sums = Sums {
         distributed,
         unallocated: monthly.saturating_sub(distributed),
-        over_commit_ratio: (monthly > Credits::ZERO).then(|| distributed.percent_of(monthly) / 100.0),
+        over_commit_ratio: division.over_commit_ratio(rules.account.as_ref()),
     };
     Ok(effective(tx, &rules, Some(sums), budgets))
 }
@@ -184,11 +184,7 @@ impl Counted {
         Self(by_scope.collect())
     }
 
-    pub(in crate::v1) fn used(&self, scope: &Scope) -> Credits {
-        self.0.get(scope).map(|(used, _)| *used).unwrap_or_default()
-    }
-
-    fn budget(&self, allocation: &EffectiveAllocation, window: Window) -> ScopeBudget {
+    pub(in crate::v1) fn budget(&self, allocation: &EffectiveAllocation, window: Window) -> ScopeBudget {
         let link = Link { scope: allocation.scope.clone(), cap: Some(allocation.cap()), window };
         self.show(&link, Some(allocation))
     }
@@ -196,13 +192,7 @@ impl Counted {
     /// A link with what its cap comes from.
     fn link(&self, link: &Link, rules: &BudgetRules) -> ScopeBudget {
         let whole = rules.account.as_ref().filter(|_| link.scope.scope_type == ScopeType::Account);
-        let whole = whole.map(|account| EffectiveAllocation {
-            scope: link.scope.clone(),
-            base: account.monthly_credits,
-            effective: account.monthly_credits,
-            overridden: false,
-            overflow_cap: Some(account.overflow_limit),
-        });
+        let whole = whole.map(AccountAllocation::whole);
         let own = rules.allocations.iter().find(|a| a.scope == link.scope);
         self.show(link, whole.as_ref().or(own))
     }
@@ -264,7 +254,7 @@ pub(in crate::v1) async fn placement(
 #[utoipa::path(get, path = "/v1/me/allocation", tag = "self-service", params(StandpointQuery, StandpointHeaders),
     responses((status = 200, description = "The caller's chain", body = EffectiveBudget), Refusals))]
 pub async fn get_own_allocation(call: Call<Member>, standpoint: Standpoint) -> Outcome {
-    let mut tx = call.read().await?;
+    let mut tx = read_current(&call).await?;
     let place = standpoint.place(&mut tx, &call.context).await?;
     let rules = tx.budget_rules(Some(&place)).await?;
     Ok(Answer::of(&chain(&mut tx, &rules, standpoint.domain, &place).await?))

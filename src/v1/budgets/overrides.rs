@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Dividing, OfPlan, acting, entry, held_scope, require};
+use super::{Divided, Dividing, OfPlan, acting, entry, held_scope, require, roll_over};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -72,7 +72,7 @@ pub async fn list_budget_overrides(
 ///
 /// It stands over the scope's allocation: a scope without one has nothing to override yet.
 #[utoipa::path(post, path = "/v1/budgets/copilot/overrides", tag = "budgets", params(Trial), request_body = NewOverride,
-    responses((status = 200, description = "The override", body = Tried<Item<Override>>), Refusals))]
+    responses((status = 200, description = "The override", body = Tried<Divided<Item<Override>>>), Refusals))]
 pub async fn create_budget_override(
     call: Call<CopilotAdmin>,
     Query(trial): Query<Trial>,
@@ -80,6 +80,7 @@ pub async fn create_budget_override(
 ) -> Outcome {
     let kind = ScopeType::parse_budgeted(&new.scope_type)?;
     require(!new.override_credits.is_negative(), "/override_credits", "cannot be negative")?;
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     require(new.expires_at.is_none_or(|at| at > tx.now()), "/expires_at", "must lie ahead")?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
@@ -97,24 +98,25 @@ pub async fn create_budget_override(
         created_at: tx.now(),
     };
     tx.insert_overrides(std::slice::from_ref(&created)).await?;
-    dividing.check(&mut tx).await?;
+    let answer = dividing.check(&mut tx, Item { item: &created }).await?;
     tx.audit(entry(Action::Create, TABLE, created.id.as_str()), None::<&()>, &created).await?;
-    call.done(tx, &Item { item: &created }).await
+    call.done(tx, &answer).await
 }
 
 /// Take an override back
 #[utoipa::path(delete, path = "/v1/budgets/copilot/overrides/{override_id}", tag = "budgets", params(AtOverride, Trial),
-    responses((status = 200, description = "Taken back", body = Tried<Deleted>), Refusals))]
+    responses((status = 200, description = "Taken back", body = Tried<Divided<Deleted>>), Refusals))]
 pub async fn delete_budget_override(
     call: Call<CopilotAdmin>,
     Path(AtOverride { override_id }): Path<AtOverride>,
     Query(trial): Query<Trial>,
 ) -> Outcome {
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let gone = or_404(tx.budget_override(&override_id).await?, "Budget override not found")?;
     let dividing = Dividing::begin(&mut tx, &gone.plan_id).await?;
     let deleted = tx.delete_override(&override_id).await?;
-    dividing.check(&mut tx).await?;
+    let answer = dividing.check(&mut tx, Deleted { deleted }).await?;
     tx.audit(entry(Action::Delete, TABLE, override_id.as_str()), Some(&gone), &serde_json::json!({})).await?;
-    call.done(tx, &Deleted { deleted }).await
+    call.done(tx, &answer).await
 }

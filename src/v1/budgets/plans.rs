@@ -2,10 +2,11 @@
 
 use serde::Deserialize;
 
-use super::{Dividing, PLAN_NOT_FOUND, entry, over_committed};
+use super::{Dividing, PLAN_NOT_FOUND, entry, require, require_kept, roll_over};
+use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::audit::Action;
-use crate::model::budgets::{Cycle, OverCommit, Plan, PlanStatus, newly_exceeded};
+use crate::model::budgets::{Cycle, OverCommit, Plan, PlanStatus, RolloverMode};
 use crate::model::field::Field;
 use crate::model::text::Name;
 use crate::problem::Problem;
@@ -28,6 +29,20 @@ pub struct NewPlan {
     /// Whether allocations may add up to more than there is.
     #[serde(default)]
     over_commit: OverCommit,
+    /// What of a window that ends is carried into the pool of the next one.
+    #[serde(default)]
+    rollover: RolloverMode,
+    /// The most that is carried into a window; null: no limit.
+    #[serde(default)]
+    rollover_cap: Option<Credits>,
+    /// For how many windows carried credits last.
+    #[serde(default = "once")]
+    #[schema(minimum = 1, maximum = 12)]
+    rollover_windows: i64,
+}
+
+fn once() -> i64 {
+    1
 }
 
 fn monthly() -> Cycle {
@@ -44,6 +59,17 @@ pub struct PlanChange {
     #[serde(default)]
     #[schema(value_type = Option<OverCommit>)]
     over_commit: Field<OverCommit>,
+    /// From the end of the present window on.
+    #[serde(default)]
+    #[schema(value_type = Option<RolloverMode>)]
+    rollover: Field<RolloverMode>,
+    /// Null: no limit.
+    #[serde(default)]
+    #[schema(value_type = Option<Credits>)]
+    rollover_cap: Field<Credits>,
+    #[serde(default)]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 12)]
+    rollover_windows: Field<i64>,
 }
 
 /// The plan of the path.
@@ -73,6 +99,7 @@ pub async fn create_budget_plan(
     Query(trial): Query<Trial>,
     Body(new): Body<NewPlan>,
 ) -> Outcome {
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let former = tx.deactivate_plan().await?;
     let plan = Plan {
@@ -82,11 +109,17 @@ pub async fn create_budget_plan(
         cycle: new.cycle,
         status: PlanStatus::Active,
         over_commit: new.over_commit,
+        rollover: new.rollover,
+        rollover_cap: new.rollover_cap,
+        rollover_windows: new.rollover_windows,
+        rolled_to: Some(tx.now()),
+        look_again_at: None,
         created_by: super::acting(&tx),
         created_at: tx.now(),
         updated_at: tx.now(),
         version: 1,
     };
+    require_rollover(&plan)?;
     tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
     tx.audit(entry(Action::Create, TABLE, plan.id.as_str()), former.as_ref(), &plan).await?;
     call.done_tagged(tx, &Item { item: &plan }, plan.version).await
@@ -121,20 +154,30 @@ pub async fn update_budget_plan(
     Query(trial): Query<Trial>,
     Body(change): Body<PlanChange>,
 ) -> Outcome {
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let before = Dividing::begin(&mut tx, &plan_id).await?.plan;
     call.expects(before.version)?;
     let mut plan = before.clone();
     plan.name = renamed(change.name, plan.name)?;
     plan.over_commit = change.over_commit.over_required(plan.over_commit, "/over_commit")?;
-    if plan.over_commit == OverCommit::Forbid && before.over_commit == OverCommit::Allow {
-        let (_, account) = tx.account_terms().await?;
-        let promised = tx.division(&plan.id).await?.commitments(account.as_ref());
-        newly_exceeded(&[], &promised).map_or(Ok(()), |c| Err(over_committed(&c)))?;
+    if before.over_commit == OverCommit::Allow {
+        require_kept(&mut tx, &plan).await?;
     }
+    plan.rollover = change.rollover.over_required(plan.rollover, "/rollover")?;
+    plan.rollover_cap = change.rollover_cap.over(plan.rollover_cap);
+    plan.rollover_windows = change.rollover_windows.over_required(plan.rollover_windows, "/rollover_windows")?;
+    require_rollover(&plan)?;
     let plan = tx.update_plan(&plan).await?;
     tx.audit(entry(Action::Update, TABLE, plan.id.as_str()), Some(&before), &plan).await?;
     call.done_tagged(tx, &Item { item: &plan }, plan.version).await
+}
+
+fn require_rollover(plan: &Plan) -> Result<(), Problem> {
+    let ends = plan.cycle != Cycle::None || plan.rollover == RolloverMode::None;
+    require(ends, "/rollover", "must be none: a plan whose cycle is none has no window that ends")?;
+    require(!plan.rollover_cap.unwrap_or_default().is_negative(), "/rollover_cap", "cannot be negative")?;
+    require((1..=12).contains(&plan.rollover_windows), "/rollover_windows", "must be 1 to 12")
 }
 
 fn renamed(name: Field<String>, old: String) -> Result<String, Problem> {
@@ -147,7 +190,8 @@ fn renamed(name: Field<String>, old: String) -> Result<String, Problem> {
 
 /// Put a plan in force
 ///
-/// The plan that was in force is kept, without effect.
+/// The plan that was in force is kept, without effect. One that forbids over-commitment
+/// must keep to it.
 #[utoipa::path(post, path = "/v1/budgets/copilot/plans/{plan_id}/activate", tag = "budgets", params(AtPlan, Trial, IfMatch),
     responses((status = 200, description = "The plan, in force", body = Tried<Item<Plan>>), Refusals))]
 pub async fn activate_budget_plan(
@@ -155,14 +199,18 @@ pub async fn activate_budget_plan(
     Path(AtPlan { plan_id }): Path<AtPlan>,
     Query(trial): Query<Trial>,
 ) -> Outcome {
+    roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let before = or_404(tx.locked_plan(&plan_id).await?, PLAN_NOT_FOUND)?;
     call.expects(before.version)?;
     if before.status == PlanStatus::Active {
         return call.done_tagged(tx, &Item { item: &before }, before.version).await;
     }
+    require_kept(&mut tx, &before).await?;
     let former = tx.deactivate_plan().await?;
-    let plan = Plan { status: PlanStatus::Active, ..before.clone() };
+    // What its windows would have left while it was without effect is not carried over.
+    let (rolled_to, look_again_at) = (Some(tx.now()), None);
+    let plan = Plan { status: PlanStatus::Active, rolled_to, look_again_at, ..before.clone() };
     let plan = tx.update_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
     if let Some(former) = former {
         let was = serde_json::json!({"status": PlanStatus::Active});

@@ -1,0 +1,117 @@
+//! Windows against an oracle that knows no calendar: it walks from a moment, hour by hour, to where the period's number
+//! changes, and has of the zone its offsets alone.
+
+use jiff::tz::TimeZone;
+use proptest::prelude::*;
+
+use super::{Cycle, Window};
+use crate::clock::Timestamp;
+
+const HOUR: i64 = 3_600_000_000;
+const NEVER: Timestamp = Timestamp::from_micros(i64::MIN);
+
+/// Year and month of a day, counted from 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
+fn civil(day: i64) -> (i64, i64) {
+    let shifted = day + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let of_era = shifted.rem_euclid(146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year + era * 400 + i64::from(month <= 2), month)
+}
+
+/// The number of the period that a moment is in.
+fn period(cycle: Cycle, micros: i64, zone: &TimeZone) -> i64 {
+    let offset = zone.to_offset(jiff::Timestamp::from_microsecond(micros).unwrap()).seconds();
+    let day = (micros.div_euclid(1_000_000) + i64::from(offset)).div_euclid(86_400);
+    let (year, month) = civil(day);
+    match cycle {
+        Cycle::Daily => day,
+        // 1970-01-01 was a Thursday.
+        Cycle::Weekly => (day + 3).div_euclid(7),
+        Cycle::Monthly => year * 12 + month - 1,
+        Cycle::Quarterly => year * 4 + (month - 1) / 3,
+        Cycle::Yearly => year,
+        Cycle::None => 0,
+    }
+}
+
+/// The first moment of another period, going from `from` in steps of `step`.
+fn edge(cycle: Cycle, from: i64, step: i64, zone: &TimeZone) -> i64 {
+    let number = period(cycle, from, zone);
+    let mut inside = from;
+    while period(cycle, inside + step, zone) == number {
+        inside += step;
+    }
+    let mut outside = inside + step;
+    while (outside - inside).abs() > 1 {
+        let middle = i64::midpoint(inside, outside);
+        if period(cycle, middle, zone) == number { inside = middle } else { outside = middle }
+    }
+    inside.max(outside)
+}
+
+fn window(cycle: Cycle, at: i64, zone: &TimeZone, from: Timestamp) -> (i64, i64) {
+    let Window { start, end } = cycle.window(Timestamp::from_micros(at), zone, from);
+    (start.as_micros(), end.unwrap().as_micros())
+}
+
+fn zones() -> Vec<String> {
+    jiff::tz::db().available().map(|name| name.to_string()).collect()
+}
+
+/// Moments within days of every change of a zone's clocks, and anywhere.
+fn moment(zone: &TimeZone, seconds: i64, near: i64) -> i64 {
+    let at = jiff::Timestamp::from_second(seconds).unwrap();
+    let change = zone.following(at).next().map(|change| change.timestamp().as_microsecond());
+    match change {
+        Some(change) if near.abs() < 3 * 24 * HOUR => change + near,
+        _ => at.as_microsecond(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn windows_are_what_walking_through_time_finds(
+        zone in prop::sample::select(zones()),
+        // 2012 to 2090
+        seconds in 1_325_376_000_i64..3_786_912_000,
+        near in -6 * 24 * HOUR..6 * 24 * HOUR,
+    ) {
+        let zone = TimeZone::get(&zone).unwrap();
+        let at = moment(&zone, seconds, near);
+        for cycle in Cycle::ALL.into_iter().filter(|cycle| *cycle != Cycle::None) {
+            let (start, end) = window(cycle, at, &zone, NEVER);
+            let expected = (edge(cycle, at, -HOUR, &zone), edge(cycle, at, HOUR, &zone));
+            prop_assert_eq!((start, end), expected, "{:?} at {}", cycle, Timestamp::from_micros(at));
+            prop_assert!(start <= at && at < end);
+            // The next one begins where it ends, and so did this one.
+            prop_assert_eq!(window(cycle, end, &zone, NEVER).0, end);
+            prop_assert_eq!(window(cycle, start - 1, &zone, NEVER).1, start);
+            // A plan's first window begins with the plan.
+            let made = Timestamp::from_micros(at - (at - start) / 2);
+            prop_assert_eq!(window(cycle, at, &zone, made), (made.as_micros(), end));
+        }
+    }
+}
+
+#[test]
+fn a_cycle_without_windows_has_one_that_never_ends() {
+    let from = Timestamp::from_secs(7);
+    let only = Cycle::None.window(Timestamp::from_secs(1_800_000_000), &TimeZone::UTC, from);
+    assert_eq!(only, Window { start: from, end: None });
+}
+
+#[test]
+fn days_that_a_zone_left_out_are_no_windows() {
+    // Samoa went from 29 to 31 December 2011.
+    let zone = TimeZone::get("Pacific/Apia").unwrap();
+    let last: Timestamp = "2011-12-30T09:59:59Z".parse().unwrap();
+    let first: Timestamp = "2011-12-30T10:00:00Z".parse().unwrap();
+    assert_eq!(Cycle::Daily.window(last, &zone, NEVER).end, Some(first));
+    assert_eq!(Cycle::Daily.window(first, &zone, NEVER).start, first);
+}

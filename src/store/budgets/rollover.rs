@@ -1,0 +1,340 @@
+//! Windows that have ended: what they leave is carried into the pool of the next one.
+//!
+//! No job does it. Whoever reads or changes the budgets of an account after the end of
+//! a window carries it over first, under the lock of the plan's row: of many gateways
+//! one does, the others find it done.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::ChangeKind;
+use crate::clock::Timestamp;
+use crate::context::{Domain, Granted, Tenant};
+use crate::credits::Credits;
+use crate::id::Id;
+use crate::model::accounts::{Account, JsonText};
+use crate::model::audit::{Action, Label};
+use crate::model::budgets::{
+    AccountAllocation, Allocation, BudgetCycle, Division, Leftover, Lot, Plan, RenewalSummary, RolloverMode, Taken,
+    Window, carry, day_of, total,
+};
+use crate::model::scope::{Scope, ScopeType};
+use crate::policy::budget::POOL;
+use crate::store::audit::Entry;
+use crate::store::usage::CostFilter;
+use crate::store::{Result, Store, StoreError, Tx, on, run};
+
+const TABLE: &str = "Alchemi_CopilotBudgetWindowTable";
+
+/// The `source` of a pool that has credits which were carried over.
+pub const ROLLED_OVER: &str = "cycle_rollover";
+
+/// How soon a window is looked at again of which requests still held some.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What a plan leaves at the end of a window, or of a part of it.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// What is left.
+    pub left: Leftover,
+    /// What the plan did not give out of the account's monthly credits.
+    pub unallocated: Credits,
+    /// What had been carried into the window.
+    pub carried_in: Vec<Lot>,
+    /// The pool, if there is one.
+    pub pool: Option<Allocation>,
+}
+
+impl Ending {
+    /// What is there to be carried over.
+    pub fn fresh(&self, mode: RolloverMode) -> Credits {
+        match mode {
+            RolloverMode::Unallocated => self.unallocated,
+            RolloverMode::Unused | RolloverMode::None => self.left.unused,
+        }
+    }
+
+    /// What the pool has beside what was carried into it.
+    pub fn own(&self) -> Credits {
+        self.pool.as_ref().map(own).unwrap_or_default()
+    }
+}
+
+fn own(pool: &Allocation) -> Credits {
+    pool.allocated_credits.saturating_sub(pool.rollover_credits)
+}
+
+/// Of an account, what windows depend on.
+struct Terms {
+    zone: TimeZone,
+    account: Option<AccountAllocation>,
+}
+
+impl Store {
+    /// Carries over what windows of the account's plan have left that ended since it
+    /// was last done; gives whether there was something to do.
+    ///
+    /// # Errors
+    /// [`StoreError`]; it is done by whoever comes next, then.
+    pub async fn roll_over(&self, account: &Id<Account>) -> Result<bool> {
+        let granted = Granted::system().over(account.clone());
+        let mut tx = self.read(&granted).await?;
+        let Some(plan) = tx.active_plan().await?.filter(Plan::rolls_over) else { return Ok(false) };
+        let (zone, _) = tx.account_terms().await?;
+        if !plan.rollover_is_due(tx.now(), &zone) {
+            return Ok(false);
+        }
+        drop(tx);
+        let mut tx = self.begin(&granted).await?;
+        let done = tx.roll_over(&plan.id).await?;
+        tx.commit().await?;
+        Ok(done)
+    }
+}
+
+impl Tx<Tenant> {
+    async fn roll_over(&mut self, plan: &Id<Plan>) -> Result<bool> {
+        let (zone, account) = self.account_terms().await?;
+        let now = self.now;
+        // Another one may have been faster.
+        let due = |plan: &Plan| plan.rollover_is_due(now, &zone);
+        let Some(plan) = self.locked_plan(plan).await?.filter(due) else { return Ok(false) };
+        let ended = plan.ended_windows(now, &zone);
+        let terms = Terms { zone, account };
+        match ended.last().and_then(|last| last.end) {
+            Some(rolled_to) => {
+                let mut look_again = None;
+                for window in ended {
+                    look_again = self.close(&plan, &terms, window, None).await?;
+                }
+                self.rolled(&plan.id, rolled_to, look_again).await?;
+            }
+            None => self.look_again(&plan, &terms).await?,
+        }
+        self.changed(ChangeKind::Budget);
+        Ok(true)
+    }
+
+    /// Looks again at the window that was last carried over.
+    async fn look_again(&mut self, plan: &Plan, terms: &Terms) -> Result<()> {
+        let Some(rolled_to) = plan.rolled_to else { return Ok(()) };
+        let look_again = match self.closed_until(plan, rolled_to).await? {
+            Some(row) => {
+                let window = Window { start: row.cycle_start, end: Some(row.cycle_end) };
+                self.close(plan, terms, window, Some(&row)).await?
+            }
+            None => None,
+        };
+        self.rolled(&plan.id, rolled_to, look_again).await
+    }
+
+    /// Carries a window that has ended into the next one; gives when to look again.
+    async fn close(
+        &mut self,
+        plan: &Plan,
+        terms: &Terms,
+        window: Window,
+        before: Option<&BudgetCycle>,
+    ) -> Result<Option<Timestamp>> {
+        let Some(end) = window.end else { return Ok(None) };
+        let before = before.map(|row| Ok::<_, StoreError>((row, summary(row)?))).transpose()?;
+        let carried_in = before.as_ref().map(|(_, summary)| summary.carried_in.clone());
+        let account = terms.account.as_ref();
+        let ending = self.ending(plan, account, (window.start, just_before(end)), carried_in).await?;
+        let mut fresh = ending.fresh(plan.rollover);
+        if let Some((_, then)) = &before {
+            // What was allocated meanwhile is for the next window: only what was held can have come back.
+            fresh = fresh.max(then.unused_credits).min(then.unused_credits.saturating_add(then.held_credits));
+        }
+        let fresh = Lot { credits: fresh, until: plan.lapse(end, &terms.zone) };
+        let carried = carry(fresh, &ending.left.lots, end, plan.rollover_cap);
+        self.carry_into_pool(plan, &ending, total(&carried), plan.window(end, &terms.zone).end).await?;
+        let look_again = (ending.left.held > Credits::ZERO
+            && (plan.rollover == RolloverMode::Unused || !ending.carried_in.is_empty()))
+        .then(|| self.now.plus(LOOK_AGAIN));
+        let used = self.used_in(&terms.zone, window.start, end).await?;
+        let monthly = account.map(|a| a.monthly_credits);
+        let overflow = monthly.map_or(Credits::ZERO, |m| used.saturating_sub(m).max(Credits::ZERO));
+        let summary = RenewalSummary {
+            source_plan_id: plan.id.clone(),
+            new_plan_id: plan.id.clone(),
+            used_credits: used,
+            monthly_credits: monthly.unwrap_or_default(),
+            overflow_charge_credits: overflow,
+            unused_credits: fresh.credits,
+            held_credits: ending.left.held,
+            carried_in: ending.carried_in,
+            rollover_credits: total(&carried),
+            carried_over: carried,
+        };
+        let cycle = BudgetCycle {
+            id: before.as_ref().map_or_else(|| self.new_id(), |(row, _)| row.id.clone()),
+            account_id: self.account.clone(),
+            source_plan_id: plan.id.clone(),
+            new_plan_id: plan.id.clone(),
+            cycle_start: window.start,
+            cycle_end: end,
+            rollover_credits: summary.rollover_credits,
+            overflow_charge_credits: overflow,
+            summary_json: JsonText::of(&summary),
+            created_by: Some("system".to_owned()),
+            created_at: before.as_ref().map_or(self.now, |(row, _)| row.created_at),
+        };
+        self.put_window(&cycle).await?;
+        if before.as_ref().is_none_or(|(_, then)| then.carried_over != summary.carried_over) {
+            let entry = Entry { action: Action::Upsert, table: TABLE, id: cycle.id.as_str(), label: Label::Copilot };
+            self.audit(entry, before.as_ref().map(|(row, _)| *row), &cycle).await?;
+        }
+        Ok(look_again)
+    }
+
+    /// What a plan has left `at` a moment of the window that began at `start`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ending(
+        &mut self,
+        plan: &Plan,
+        account: Option<&AccountAllocation>,
+        (start, at): (Timestamp, Timestamp),
+        carried_in: Option<Vec<Lot>>,
+    ) -> Result<Ending> {
+        let pool = self.allocation(&plan.id, &Scope::new(ScopeType::Pool, POOL)).await?;
+        let carried_in = match carried_in {
+            Some(lots) => lots,
+            None => self.carried_into(plan, start, pool.as_ref()).await?,
+        };
+        let mut taken = HashMap::new();
+        for counter in self.counters_from(start).await? {
+            let scope = Scope::new(counter.scope_type, counter.scope_id);
+            taken.insert(scope, Taken { used: counter.used, held: counter.leased });
+        }
+        let division = self.division_at(&plan.id, at).await?;
+        let own = pool.as_ref().map(own).unwrap_or_default();
+        let monthly = account.map(|a| a.monthly_credits).unwrap_or_default();
+        let unallocated = monthly.saturating_sub(given_out(&division, own)).max(Credits::ZERO);
+        Ok(Ending { left: Leftover::of(&division, &taken, own, &carried_in), unallocated, carried_in, pool })
+    }
+
+    /// What was carried into the window of a plan that began at `start`.
+    async fn carried_into(&mut self, plan: &Plan, start: Timestamp, pool: Option<&Allocation>) -> Result<Vec<Lot>> {
+        let Some(pool) = pool.filter(|pool| pool.rollover_credits > Credits::ZERO) else { return Ok(Vec::new()) };
+        let row = match self.closed_until(plan, start).await? {
+            Some(row) => Some(row),
+            None => self.renewal_into(&plan.id).await?,
+        };
+        let mut lots = row.as_ref().map(summary).transpose()?.map(|s| s.carried_over).unwrap_or_default();
+        // Somebody may have given the pool other credits since.
+        if total(&lots) != pool.rollover_credits {
+            lots = vec![Lot { credits: pool.rollover_credits, until: pool.rollover_until }];
+        }
+        lots.retain(|lot| lot.until.is_none_or(|until| until > start));
+        Ok(lots)
+    }
+
+    /// Gives the pool what was carried over, beside its own credits.
+    async fn carry_into_pool(
+        &mut self,
+        plan: &Plan,
+        ending: &Ending,
+        carried: Credits,
+        until: Option<Timestamp>,
+    ) -> Result<()> {
+        let own = ending.own();
+        let pool = ending.pool.as_ref();
+        if own == Credits::ZERO && carried == Credits::ZERO {
+            return match pool.filter(|pool| pool.source == ROLLED_OVER) {
+                Some(pool) => self.delete_allocation(&pool.id).await.map(drop),
+                None => Ok(()),
+            };
+        }
+        let kept = pool.filter(|_| carried == Credits::ZERO).map(|pool| pool.source.clone());
+        let allocation = Allocation {
+            id: self.new_id(),
+            account_id: self.account.clone(),
+            plan_id: plan.id.clone(),
+            scope_type: ScopeType::Pool,
+            scope_id: POOL.to_owned(),
+            allocated_credits: own.saturating_add(carried),
+            overflow_cap: pool.and_then(|pool| pool.overflow_cap),
+            rollover_credits: carried,
+            rollover_until: until.filter(|_| carried > Credits::ZERO),
+            source: kept.unwrap_or_else(|| ROLLED_OVER.to_owned()),
+            created_by: Some("system".to_owned()),
+            created_at: self.now,
+            updated_at: self.now,
+            version: 1,
+        };
+        self.upsert_allocation(&allocation).await.map(drop)
+    }
+
+    /// Credits of the copilot domain on the days of a cycle.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn used_in(&mut self, zone: &TimeZone, start: Timestamp, end: Timestamp) -> Result<Credits> {
+        let days = CostFilter {
+            from: Some(day_of(start, zone)),
+            to: Some(day_of(just_before(end), zone)),
+            ..CostFilter::of(Domain::Copilot)
+        };
+        Ok(self.cost_total(&days).await?.credits)
+    }
+
+    /// The window of a plan that ended at `end`, if it was carried over.
+    async fn closed_until(&mut self, plan: &Plan, end: Timestamp) -> Result<Option<BudgetCycle>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT id, account_id, plan_id AS source_plan_id, plan_id AS new_plan_id, cycle_start, cycle_end,
+               rollover_credits, overflow_charge_credits, summary_json, created_by, created_at
+               FROM "Alchemi_CopilotBudgetWindowTable" WHERE account_id = $1 AND plan_id = $2 AND cycle_end = $3"#
+        )
+        .bind(&account)
+        .bind(&plan.id)
+        .bind(end)
+        .fetch_optional(c)
+        .await)
+    }
+
+    async fn put_window(&mut self, cycle: &BudgetCycle) -> Result<()> {
+        let account = self.account.clone();
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_CopilotBudgetWindowTable" (account_id, id, plan_id, cycle_start, cycle_end,
+               rollover_credits, overflow_charge_credits, summary_json, created_by, created_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+               ON CONFLICT (account_id, plan_id, cycle_end) DO UPDATE SET rollover_credits = excluded.rollover_credits,
+               overflow_charge_credits = excluded.overflow_charge_credits, summary_json = excluded.summary_json"#,
+            &account,
+            &cycle.id,
+            &cycle.source_plan_id,
+            cycle.cycle_start,
+            cycle.cycle_end,
+            cycle.rollover_credits,
+            cycle.overflow_charge_credits,
+            &cycle.summary_json,
+            &cycle.created_by,
+            cycle.created_at
+        )?;
+        Ok(())
+    }
+}
+
+/// What the plan gives out, without what was carried into the pool.
+fn given_out(division: &Division, own: Credits) -> Credits {
+    division.outermost().fold(Credits::ZERO, |sum, a| {
+        let carries = a.scope.scope_type == ScopeType::Pool && !a.overridden;
+        sum.saturating_add(if carries { own } else { a.effective })
+    })
+}
+
+/// The last moment before `end`.
+pub fn just_before(end: Timestamp) -> Timestamp {
+    end.minus(Duration::from_micros(1))
+}
+
+fn summary(row: &BudgetCycle) -> Result<RenewalSummary> {
+    row.summary_json.read().map_err(|e| StoreError::Unreadable { table: TABLE, reason: e.to_string() })
+}
