@@ -60,6 +60,7 @@ async fn account(store: &Store, credits: Credits) -> Result<Id<Account>, Failure
         monthly_credits: credits,
         overflow_limit: Credits::ZERO,
         credit_factor: Factor::ONE,
+        enforcement: None,
         effective_from: now,
         updated_by: None,
         created_at: now,

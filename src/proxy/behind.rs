@@ -6,15 +6,15 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::{Request, Response};
 use http_body_util::Either;
-use hyper::body::Incoming;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
 use super::balance::Balancer;
 use super::forward::{BoxError, ForwardError, Outgoing};
+use super::upstream::UpstreamBody;
 
 /// The body of an answer from behind.
-pub type Answer = Either<Incoming, Body>;
+pub type Answer = Either<UpstreamBody, Body>;
 
 /// Where permitted requests go.
 #[derive(Debug, Clone, Default)]

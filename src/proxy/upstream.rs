@@ -194,11 +194,10 @@ impl Connection {
         home: &Arc<Idle>,
     ) -> Result<Response<UpstreamBody>, Failed> {
         let mut answered = pin!(self.sender.try_send_request(request));
-        // Only the driver, polled before it, makes the answer ready: no other wake-up is needed.
-        let mut unwoken = Context::from_waker(Waker::noop());
         let answer = poll_fn(|cx| {
             self.poll_over(cx);
-            answered.as_mut().poll(&mut unwoken)
+            // Only the driver makes the answer ready: no wake-up but its own is needed.
+            answered.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         })
         .await;
         match answer {
@@ -241,8 +240,8 @@ impl Idle {
 
     fn expire(&self, keep_alive: Duration) {
         let mut idle = self.lock();
-        let fresh = idle.iter().position(|(since, _)| since.elapsed() <= keep_alive);
-        let old: Vec<_> = idle.drain(..fresh.unwrap_or(idle.len())).collect();
+        let fresh = idle.iter().position(|(since, _)| since.elapsed() <= keep_alive).unwrap_or(idle.len());
+        let old: Vec<_> = idle.drain(..fresh).collect();
         // Closing sockets needs no lock.
         drop(idle);
         drop(old);
