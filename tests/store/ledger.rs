@@ -228,7 +228,7 @@ impl<'a> Books<'a> {
             }
             let Detail { counters, held } = serde_json::from_str(&row.detail).unwrap();
             let written = self::row(&row.request_id, row.account_id.as_str(), row.amount.nanos(), tx.now());
-            Settlement { row: written, counters, held, hold: row.amount, lease: None }
+            Settlement { row: written, counters, held, hold: row.amount, lease: None, reserved: true }
         });
         let settlements: Vec<_> = settlements.collect();
         assert_eq!(tx.settle(&settlements).await.unwrap(), settlements.len());
@@ -307,6 +307,7 @@ fn settlement(request: &model::Request, cost: i64, now: Timestamp) -> Settlement
         held: request.held.clone(),
         hold: Credits::from_nanos(request.hold),
         lease: request.lease.as_deref().map(Arc::from),
+        reserved: request.lease.is_none(),
     }
 }
 
