@@ -184,10 +184,7 @@ impl Epochs {
                 self.accounts.fetch_add(1, Ordering::AcqRel);
             }
             // Deny-lists and leases are kept elsewhere; the others are no rules of the data plane.
-            ChangeKind::Revocations
-            | ChangeKind::Leases
-            | ChangeKind::Marketplace
-            | ChangeKind::Alerts => {}
+            ChangeKind::Revocations | ChangeKind::Leases | ChangeKind::Marketplace | ChangeKind::Alerts => {}
             ChangeKind::Account
             | ChangeKind::Directory
             | ChangeKind::Budget

@@ -62,7 +62,11 @@ impl Upstream {
             tcp.enforce_http(false);
             tcp.set_connect_timeout(Some(config.connect_timeout));
             let tls = tls_builder(targets.iter().any(Target::is_https)).map_err(UpstreamError::Tls)?.https_or_http();
-            Ok(if http2 { tls.enable_all_versions().wrap_connector(tcp) } else { tls.enable_http1().wrap_connector(tcp) })
+            Ok(if http2 {
+                tls.enable_all_versions().wrap_connector(tcp)
+            } else {
+                tls.enable_http1().wrap_connector(tcp)
+            })
         };
         let pooled = |connector| {
             Client::builder(TokioExecutor::new())

@@ -78,11 +78,11 @@ async fn a_collector_gets_the_span_of_a_request_and_the_metrics() {
         [bytes(trace), bytes(parts[2]), bytes(parent), request_id.into_bytes(), target.account.clone().into_bytes()];
     let of_request: Vec<&[u8]> = of_request.iter().map(Vec::as_slice).chain([&b"allow"[..], b"alchemi"]).collect();
     let headers = arrives(&sent, "/v1/traces", &of_request).await;
-    assert_eq!((&headers["x-tenant"], &headers["content-type"]), ("number seven", "application/x-protobuf"));
+    assert_eq!([&headers["x-tenant"], &headers["content-type"]], ["number seven", "application/x-protobuf"]);
 
     assert_eq!(ask("nobody-granted-it+status=400").await.status(), 400);
     let headers = arrives(&sent, "/v1/metrics", &[b"alchemi_requests", b"alchemi_gateway_seconds", b"chat"]).await;
-    assert_eq!((&headers["x-tenant"], &headers["content-type"]), ("number seven", "application/x-protobuf"));
+    assert_eq!([&headers["x-tenant"], &headers["content-type"]], ["number seven", "application/x-protobuf"]);
     target.end();
     for (path, _, body) in sent.lock().unwrap().iter() {
         assert!(!holds(body, b"not for the collector") && !holds(body, b"sk-upstream-key"), "{path}");
