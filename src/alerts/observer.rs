@@ -206,8 +206,12 @@ mod tests {
             windows(at(now), at(since), month).iter().map(|looked| looked.window.start.to_string()).collect()
         };
         let (january, february) = ("2026-01-01T00:00:00Z".to_owned(), "2026-02-01T00:00:00Z".to_owned());
-        assert_eq!(starts("2026-02-01T23:59:59Z", "2026-01-15T00:00:00Z"), [february.clone(), january]);
-        assert_eq!(starts("2026-02-02T00:00:00Z", "2026-01-15T00:00:00Z"), [february.clone()]);
-        assert_eq!(starts("2026-02-01T12:00:00Z", "2026-02-01T00:00:00Z"), [february], "nobody was to be told then");
+        assert_eq!(starts("2026-02-01T23:59:59Z", "2026-01-15T00:00:00Z"), [february.as_str(), january.as_str()]);
+        assert_eq!(starts("2026-02-02T00:00:00Z", "2026-01-15T00:00:00Z"), [february.as_str()]);
+        assert_eq!(
+            starts("2026-02-01T12:00:00Z", "2026-02-01T00:00:00Z"),
+            [february.as_str()],
+            "nobody was to be told then"
+        );
     }
 }

@@ -56,7 +56,8 @@ async fn the_operator_sets_what_an_account_may_spend() {
         }
         let other = gateway.as_admin_of(&gateway.account("Beta").await).await;
         let none = other.get(&format!("{BUDGETS}/account-allocation")).await.ok();
-        assert_eq!(none, json!({"monthly_credits": 0, "overflow_limit": 0, "credit_factor": 1}));
+        let expected = json!({"monthly_credits": 0, "overflow_limit": 0, "credit_factor": 1, "enforcement": "hard"});
+        assert_eq!(none, expected);
     }
 }
 
@@ -190,8 +191,6 @@ async fn a_plan_can_forbid_over_commitment() {
         let raise = json!({"plan_id": plan, "scope_type": "team", "scope_id": team, "override_credits": 15});
         let over = admin.post(&format!("{BUDGETS}/overrides"), raise).await.ok();
         assert_eq!(over["over_commit_ratio"], json!(4.0));
-        let over = admin.delete(&format!("{BUDGETS}/overrides/{}", over["item"]["id"].as_str().unwrap())).await.ok();
-        assert_eq!(over, json!({"deleted": true, "over_commit_ratio": 1.5}));
     }
 }
 

@@ -126,8 +126,10 @@ impl Tenant {
         let mut all = Vec::new();
         for table in gateway.database.rows(tables, &[]).await {
             let table = table["name"].as_str().unwrap().to_owned();
-            let sql = format!(r#"SELECT * FROM "{table}" WHERE account_id = $1 ORDER BY 1, 2, 3"#);
-            all.push((table, gateway.database.rows(&sql, &[&self.account]).await));
+            let sql = format!(r#"SELECT * FROM "{table}" WHERE account_id = $1"#);
+            let mut rows = gateway.database.rows(&sql, &[&self.account]).await;
+            rows.sort_by_cached_key(|row| serde_json::to_string(row).unwrap());
+            all.push((table, rows));
         }
         assert!(all.len() > 5);
         all

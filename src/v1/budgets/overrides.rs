@@ -105,7 +105,7 @@ pub async fn create_budget_override(
 
 /// Take an override back
 #[utoipa::path(delete, path = "/v1/budgets/copilot/overrides/{override_id}", tag = "budgets", params(AtOverride, Trial),
-    responses((status = 200, description = "Taken back", body = Tried<Divided<Deleted>>), Refusals))]
+    responses((status = 200, description = "Taken back", body = Tried<Deleted>), Refusals))]
 pub async fn delete_budget_override(
     call: Call<CopilotAdmin>,
     Path(AtOverride { override_id }): Path<AtOverride>,
@@ -116,7 +116,7 @@ pub async fn delete_budget_override(
     let gone = or_404(tx.budget_override(&override_id).await?, "Budget override not found")?;
     let dividing = Dividing::begin(&mut tx, &gone.plan_id).await?;
     let deleted = tx.delete_override(&override_id).await?;
-    let answer = dividing.check(&mut tx, Deleted { deleted }).await?;
+    dividing.check(&mut tx, ()).await?;
     tx.audit(entry(Action::Delete, TABLE, override_id.as_str()), Some(&gone), &serde_json::json!({})).await?;
-    call.done(tx, &answer).await
+    call.done(tx, &Deleted { deleted }).await
 }

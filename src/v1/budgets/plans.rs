@@ -68,7 +68,7 @@ pub struct PlanChange {
     #[schema(value_type = Option<Credits>)]
     rollover_cap: Field<Credits>,
     #[serde(default)]
-    #[schema(value_type = Option<i64>, minimum = 1, maximum = 12)]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 12, example = 1)]
     rollover_windows: Field<i64>,
 }
 
