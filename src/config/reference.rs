@@ -97,7 +97,7 @@ fn reference() -> String {
         for variable in key.variables() {
             meaning = meaning.strip_prefix(variable).unwrap_or(meaning);
         }
-        let meaning = meaning.trim_start_matches(|c| matches!(c, ':' | ',' | ' '));
+        let meaning = meaning.trim_start_matches([':', ',', ' ']);
         let default = key.default.as_deref().map(|text| {
             // Long lists are in the example.
             if text.len() > 100 { "(see the example)".to_owned() } else { format!("`{text}`") }

@@ -117,6 +117,10 @@ impl Change {
     }
 }
 
+/// How long the change feed waits between two attempts to be heard of again.
+#[cfg(feature = "postgres")]
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(250);
+
 type Watcher = Box<dyn Fn(&Change) + Send + Sync>;
 
 /// Whoever wants to know.
@@ -165,9 +169,8 @@ impl ChangeFeed {
             },
             #[cfg(feature = "postgres")]
             Pools::Postgres(pool) => {
-                let mut listener = sqlx::postgres::PgListener::connect_with(pool).await?;
-                listener.listen(CHANNEL).await?;
-                let listening = tokio::spawn(listen(listener, Arc::clone(&audience)));
+                let listener = listener(pool).await?;
+                let listening = tokio::spawn(listen(listener, pool.clone(), Arc::clone(&audience)));
                 Self { audience, _listener: Some(AbortOnDrop(listening)) }
             }
         })
@@ -190,20 +193,38 @@ impl ChangeFeed {
     }
 }
 
+/// A connection of its own that hears of changes.
 #[cfg(feature = "postgres")]
-async fn listen(mut listener: sqlx::postgres::PgListener, audience: Arc<Audience>) {
+async fn listener(pool: &sqlx::PgPool) -> sqlx::Result<sqlx::postgres::PgListener> {
+    let mut listener = sqlx::postgres::PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
+}
+
+/// While the database is away nobody is told anything: what is known stays in use, for as
+/// long as its own time says. When it is back, what passed meanwhile is unknown.
+#[cfg(feature = "postgres")]
+async fn listen(mut heard: sqlx::postgres::PgListener, pool: sqlx::PgPool, audience: Arc<Audience>) {
     loop {
-        let change = match listener.try_recv().await {
-            Ok(Some(notification)) => Change::decode(notification.payload()),
-            // The connection was lost and is made again: what passed meanwhile is unknown.
-            Ok(None) => Change::everything(),
+        match heard.try_recv().await {
+            Ok(Some(notification)) => {
+                audience.tell(Change::decode(notification.payload()));
+                continue;
+            }
+            // The connection was lost, and is there again.
+            Ok(None) => {}
             Err(sqlx::Error::PoolClosed) => return,
             Err(error) => {
                 tracing::warn!(%error, "the change feed is interrupted");
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                Change::everything()
+                heard = loop {
+                    match listener(&pool).await {
+                        Ok(listener) => break listener,
+                        Err(sqlx::Error::PoolClosed) => return,
+                        Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+                    }
+                };
             }
-        };
-        audience.tell(change);
+        }
+        audience.tell(Change::everything());
     }
 }

@@ -16,6 +16,7 @@ use balance::{Balance, is_unused};
 
 /// The same text as in the gateway, over the model's atomics.
 #[path = "balance.rs"]
+#[expect(clippy::duplicate_mod, reason = "compiled against other atomics")]
 mod balance;
 
 mod atomic {

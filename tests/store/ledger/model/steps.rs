@@ -311,11 +311,12 @@ impl Model {
             let request = &mut self.requests[*n];
             let first = !std::mem::replace(&mut request.settled, true);
             let of = |lease: &&mut Lease| first && request.lease.as_ref() == Some(&lease.id);
-            if let Some(lease) = self.leases.iter_mut().find(of) {
-                if *cost < request.hold && !lease.ended {
-                    lease.free += request.hold - cost;
-                    request.hold = *cost;
-                }
+            if let Some(lease) = self.leases.iter_mut().find(of)
+                && *cost < request.hold
+                && !lease.ended
+            {
+                lease.free += request.hold - cost;
+                request.hold = *cost;
             }
             settled.push((request.clone(), *cost));
         }
