@@ -39,7 +39,7 @@ async fn parrot(request: Request<Outgoing>) -> Result<Response<Body>, Failure> {
     let asked: Value = serde_json::from_slice(&to_bytes(Body::new(request.into_body()), 1 << 20).await?)?;
     let answer = json!({
         "object": "chat.completion",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": asked["messages"][0]["content"]}}],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": asked.pointer("/messages/0/content")}}],
         "usage": {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8},
     });
     Ok(Response::builder().header(header::CONTENT_TYPE, "application/json").body(Body::from(answer.to_string()))?)

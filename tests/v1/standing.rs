@@ -78,7 +78,7 @@ async fn a_hard_delete_keeps_the_audit_and_the_ledgers_totals() {
         assert_eq!(left, kept);
         let sums =
             tenant.rows(&gateway).await.into_iter().find(|(table, _)| table == "Alchemi_UsageRollupTable").unwrap().1;
-        assert_eq!(sums[0]["raw_cost"], 1_250_000_000_i64, "{sums:?}");
+        assert!(sums.iter().any(|sum| sum["raw_cost"] == 1_250_000_000_i64), "{sums:?}");
         assert!(gateway.verify_books().await.differences.is_empty());
 
         let audit = format!("/v1/accounts/{account}/audit");
