@@ -10,8 +10,11 @@ use tokio::net::TcpListener;
 use crate::common::{Client, backends};
 use crate::{Stage, chat, with};
 
+/// Files of tests, and functions in them.
+type Tests = &'static [(&'static str, &'static str)];
+
 /// Of the threat model: its number, what is practised, and the file and tests that show it.
-const SHOWN: &[(u8, &str, &[(&str, &str)])] = &[
+const SHOWN: &[(u8, &str, Tests)] = &[
     (
         1,
         "algorithms are pinned by the key",
@@ -463,7 +466,7 @@ async fn tenants_share_nothing_that_is_cached() {
         let ask = async |n: usize| {
             let (client, account) = if n.is_multiple_of(2) { (&stage.ada, &stage.account) } else { (&theirs, &other) };
             // The one may use what the other may not.
-            let model = if n % 3 == 0 { "gpt-4o" } else { "gpt-4o-mini" };
+            let model = if n.is_multiple_of(3) { "gpt-4o" } else { "gpt-4o-mini" };
             let body = with(chat(model), "messages", json!([{"role": "user", "content": format!("of {account}")}]));
             let reply = client.post("/v1/chat/completions", body).await;
             let may = n.is_multiple_of(2) || model == "gpt-4o-mini";

@@ -153,7 +153,7 @@ async fn requests_are_refused_while_postgres_is_away_and_served_when_it_is_back(
 
 /// How long the database is away under load: two seconds, or as many as `ALCHEMI_OUTAGE_SECONDS` says.
 fn outage() -> Duration {
-    let seconds = std::env::var("ALCHEMI_OUTAGE_SECONDS").ok();
+    let seconds = std::env::var_os("ALCHEMI_OUTAGE_SECONDS").and_then(|text| text.into_string().ok());
     Duration::from_secs(seconds.map_or(2, |seconds| seconds.parse().expect("a number of seconds")))
 }
 
