@@ -6,7 +6,7 @@
 //! Accounts are added up one after the other, each in a transaction of its own that
 //! reads one moment, so that requests go on being settled and no snapshot is held for
 //! longer than one account takes. The database does the grouping; here are, at any
-//! time, [`AT_ONCE`] counters.
+//! time, at most 100,000 counters.
 
 use std::collections::BTreeMap;
 use std::fmt;
