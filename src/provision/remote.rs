@@ -22,21 +22,25 @@ impl<'a> Remote<'a> {
         Self(management)
     }
 
-    /// Whose an address is: a user of the organisation, else of anybody's who has shown
-    /// that it is theirs. Anyone may sign up elsewhere with an address that is not theirs.
+    /// Whose an address is: of those who have shown that it is theirs, a user of the
+    /// organisation, else anybody's. Anyone may sign up with an address that is not theirs.
     ///
     /// # Errors
     /// [`Error`].
     pub async fn user(&self, email: &str, organization: Option<&str>) -> Result<UserLookup, Error> {
         if organization.is_some() {
-            let own = self.0.users_with_email(email, organization).await?;
+            let own = self.verified_users(email, organization).await?;
             if !own.is_empty() {
                 return Ok(one_of(own));
             }
         }
-        let mut all = self.0.users_with_email(email, None).await?;
-        all.retain(|user| user.email_verified);
-        Ok(one_of(all))
+        Ok(one_of(self.verified_users(email, None).await?))
+    }
+
+    async fn verified_users(&self, email: &str, organization: Option<&str>) -> Result<Vec<FoundUser>, Error> {
+        let mut found = self.0.users_with_email(email, organization).await?;
+        found.retain(|user| user.email_verified);
+        Ok(found)
     }
 
     /// The keys of a project's roles.

@@ -253,6 +253,11 @@ async fn an_ambiguous_address_is_granted_nothing() {
         // A user of the account's own organisation comes before one who says so elsewhere.
         let bob = setting.zitadel.user(&setting.org, "bob@acme.com");
         let impostor = setting.zitadel.user(&elsewhere, "bob@acme.com");
+        // Who has not shown that an address is theirs does not have it, wherever they signed up.
+        let squatter = setting.zitadel.user(&setting.org, "carol@acme.com");
+        setting.zitadel.world().users.get_mut(&squatter).unwrap().verified = false;
+        let carol = setting.zitadel.user(&elsewhere, "carol@acme.com");
+        setting.admin("carol@acme.com", "account_admin").await;
         setting.admin("ada@acme.com", "account_admin").await;
         setting.admin("bob@acme.com", "account_admin").await;
         let made = setting.post("bootstrap", setting.bootstrap()).await;
@@ -262,6 +267,8 @@ async fn an_ambiguous_address_is_granted_nothing() {
         assert_eq!(unresolved["candidates"][1]["user_id"], other);
         assert_eq!(setting.roles_of(&bob), ["account_admin"]);
         assert!(setting.roles_of(&impostor).is_empty() && setting.roles_of(&ada).is_empty());
+        assert_eq!(setting.roles_of(&carol), ["account_admin"]);
+        assert!(setting.roles_of(&squatter).is_empty());
         let item =
             setting.drift().await["items"].as_array().unwrap().iter().find(|i| i["target"] == "ada@acme.com").cloned();
         assert_eq!(item.unwrap()["state"], "conflict");

@@ -277,7 +277,7 @@ fn users(world: &World, body: &Value, organization: Option<&str>) -> Result<Valu
         .map(|(id, user)| {
             let state = if user.active { "USER_STATE_ACTIVE" } else { "USER_STATE_INACTIVE" };
             let verified = if organization.is_some() { "isEmailVerified" } else { "isVerified" };
-            let human = json!({"email": {"email": user.email, verified: true}});
+            let human = json!({"email": {"email": user.email, verified: user.verified}});
             let details = json!({"resourceOwner": user.org});
             let key = if organization.is_some() { "id" } else { "userId" };
             let mut shown = json!({

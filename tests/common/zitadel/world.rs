@@ -32,6 +32,7 @@ pub(crate) struct Project {
 pub(crate) struct User {
     pub(crate) org: String,
     pub(crate) email: String,
+    pub(crate) verified: bool,
     pub(crate) active: bool,
 }
 
@@ -82,7 +83,8 @@ impl World {
 
     pub(crate) fn add_user(&mut self, org: &str, email: &str) -> String {
         let id = self.id();
-        self.users.insert(id.clone(), User { org: org.to_owned(), email: email.to_owned(), active: true });
+        self.users
+            .insert(id.clone(), User { org: org.to_owned(), email: email.to_owned(), verified: true, active: true });
         id
     }
 
