@@ -54,6 +54,8 @@ pub struct AllocationConfig {
     pub abandon_after_seconds: u64,
     /// How long effective rules are believed without a word from the change feed, in seconds.
     pub rules_ttl_seconds: u64,
+    /// How long they are believed beyond that while the database is away, in seconds; 0: not at all.
+    pub rules_stale_seconds: u64,
     /// How many subjects' rules are kept.
     pub rules_capacity: u64,
     /// How many finished requests may wait for the ledger; beyond, none is admitted.
@@ -69,6 +71,7 @@ impl Default for AllocationConfig {
             require: false,
             abandon_after_seconds: 2 * 3600,
             rules_ttl_seconds: 60,
+            rules_stale_seconds: 600,
             rules_capacity: 100_000,
             max_waiting: 100_000,
             leases: LeaseConfig::default(),
@@ -328,11 +331,12 @@ impl Allocations {
             reservation.unmake();
             return Err(error.into());
         }
-        self.0.counts.reserved.fetch_add(1, Ordering::Relaxed);
         Ok(reservation)
     }
 
+    /// Counted where it comes into being: whoever leaves before it is handed over settles it all the same.
     fn reserved(&self, ticket: Ticket) -> Reservation {
+        self.0.counts.reserved.fetch_add(1, Ordering::Relaxed);
         Reservation { ticket: Some(Box::new(ticket)), shared: Arc::clone(&self.0) }
     }
 

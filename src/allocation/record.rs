@@ -38,7 +38,8 @@ struct Admit<'a, C> {
     domain: Domain,
     admitted_at: i64,
     hold: i64,
-    over_cap: bool,
+    /// Which enforcement let it over its cap.
+    over_cap: Option<Enforcement>,
     factor: i64,
     estimate: i64,
     estimated_tokens: Tokens,
@@ -151,7 +152,7 @@ pub(super) fn admit(ticket: &Ticket, out: &mut Vec<u8>) {
         domain: rules.domain,
         admitted_at: ticket.admitted_at.as_micros(),
         hold: ticket.hold.nanos(),
-        over_cap: ticket.over_cap,
+        over_cap: ticket.over_cap.then_some(rules.enforcement),
         factor: rules.factor.nanos(),
         estimate: ticket.estimate.nanos(),
         estimated_tokens: ticket.estimated_tokens,
@@ -256,9 +257,8 @@ fn begun(admit: Admit<'_, Vec<Counted<'_>>>) -> (Request, Detail) {
         },
         counters: admit.chain.iter().map(counter).collect(),
         held: admit.chain.iter().filter(|counted| counted.held).map(counter).collect(),
-        over_cap: admit.over_cap,
-        // Which of the two let it over its cap is not written down.
-        enforcement: Enforcement::Soft,
+        over_cap: admit.over_cap.is_some(),
+        enforcement: admit.over_cap.unwrap_or_default(),
         factor: Factor::from_nanos(admit.factor),
         estimate: Usd::from_nanos(admit.estimate),
         estimated_tokens: admit.estimated_tokens,
@@ -292,6 +292,17 @@ pub(crate) mod testing {
 
     /// What begins the entry of a request on an account's own counter from 0 on, in nano-credits.
     pub(crate) fn begun(id: &str, account: &Id<Account>, lease: Option<&str>, hold: i64) -> Vec<u8> {
+        begun_over(None, id, account, lease, hold)
+    }
+
+    /// The same of one that was let over a cap.
+    pub(crate) fn begun_over(
+        over_cap: Option<Enforcement>,
+        id: &str,
+        account: &Id<Account>,
+        lease: Option<&str>,
+        hold: i64,
+    ) -> Vec<u8> {
         let chain =
             vec![Counted { scope_type: ScopeType::Account, scope_id: account.as_str(), window_start: 0, held: true }];
         let admit = Admit {
@@ -301,7 +312,7 @@ pub(crate) mod testing {
             domain: Domain::Copilot,
             admitted_at: 1_700_000_000_000_000,
             hold,
-            over_cap: false,
+            over_cap,
             factor: Factor::ONE.nanos(),
             estimate: hold,
             estimated_tokens: Tokens { input: 7, output: 300, ..Tokens::default() },
@@ -379,6 +390,18 @@ mod tests {
         assert!(replay.take(&record(Kind::Begin, &[0xff; 3])).is_none());
         assert!(replay.take(&record(Kind::Finish, &[0xff; 3])).is_none());
         assert_eq!(replay.unreadable, 2);
+    }
+
+    #[test]
+    fn what_was_let_over_its_cap_says_why() {
+        let account = "acme".parse().unwrap();
+        for (enforcement, mark) in [(Enforcement::Soft, "unsettled,over_cap"), (Enforcement::Shadow, "unsettled,would_refuse")] {
+            let mut replay = Replay::default();
+            let begun = testing::begun_over(Some(enforcement), "one", &account, None, 9);
+            assert!(replay.take(&record(Kind::Begin, &begun)).is_none());
+            let rows: Vec<_> = replay.unsettled(Timestamp::from_secs(1_700_000_002)).map(|s| s.row.marks).collect();
+            assert_eq!(rows, [mark]);
+        }
     }
 
     #[test]

@@ -6,13 +6,15 @@
 //! load that was under way during the change carries the older epoch as well, so
 //! it cannot hide it. A change of this process has bumped the epoch when its commit
 //! returns, so that what was answered holds for the next request. A time limit
-//! stands behind the feed.
+//! stands behind the feed. While the database is away, what it said last is believed for
+//! longer: nobody could have changed it here, and requests within leases go on.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use kept::{Kept, Outage};
 use moka::future::Cache;
 
 use super::{AllocationConfig, Enforcement};
@@ -37,6 +39,8 @@ use crate::store::audit::Entry;
 use crate::store::changes::{Change, ChangeKind};
 use crate::store::directory::PlacementError;
 use crate::store::{Store, StoreError, Tx};
+
+mod kept;
 
 /// An account and how tokens are bound to it.
 #[derive(Debug, Clone)]
@@ -66,6 +70,13 @@ pub enum RulesError {
     /// The store failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
+}
+
+impl RulesError {
+    /// Whether the database could not be asked.
+    fn is_outage(&self) -> bool {
+        matches!(self, Self::Store(error) if matches!(**error, StoreError::Unavailable(_)))
+    }
 }
 
 impl From<StoreError> for RulesError {
@@ -133,8 +144,8 @@ pub struct RuleBook(Arc<Inner>);
 struct Inner {
     store: Store,
     terms: RuleTerms,
-    accounts: Cache<(Box<str>, u64), Option<Arc<AccountFacts>>>,
-    subjects: Cache<(Subject, Epoch), Arc<Rules>>,
+    accounts: Kept<(Box<str>, u64), Option<Arc<AccountFacts>>>,
+    subjects: Kept<(Subject, Epoch), Arc<Rules>>,
     /// Presets that say the same are compiled once, whosever they are.
     presets: Cache<Arc<PresetSource>, Arc<CompiledPreset>>,
     epochs: Arc<Epochs>,
@@ -208,14 +219,16 @@ impl RuleBook {
     /// An empty cache over `store`, whose changes it follows.
     pub fn new(store: Store, config: &AllocationConfig, terms: RuleTerms) -> Self {
         let ttl = Duration::from_secs(config.rules_ttl_seconds.max(1));
+        let grace = Duration::from_secs(config.rules_stale_seconds);
+        let outage = Outage::of(store.clone());
         let epochs = Arc::new(Epochs::new());
         let watched = Arc::clone(&epochs);
         store.on_change(move |change| watched.bump(change));
         Self(Arc::new(Inner {
             store,
             terms,
-            accounts: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
-            subjects: Cache::builder().max_capacity(config.rules_capacity).time_to_live(ttl).build(),
+            accounts: Kept::new(config.rules_capacity, ttl, grace, Arc::clone(&outage)),
+            subjects: Kept::new(config.rules_capacity, ttl, grace, outage),
             presets: Cache::builder().max_capacity(PRESETS).time_to_idle(Duration::from_secs(3600)).build(),
             epochs,
             loads: AtomicU64::new(0),
@@ -249,7 +262,7 @@ impl RuleBook {
     pub async fn account(&self, key: &str) -> Result<Option<Arc<AccountFacts>>, RulesError> {
         let inner = &self.0;
         let entry = (Box::from(key), inner.epochs.accounts.load(Ordering::Acquire));
-        inner.accounts.try_get_with(entry, inner.load_account(key)).await.map_err(|e| RulesError::Store(Arc::clone(&e)))
+        inner.accounts.get(entry, inner.load_account(key)).await
     }
 
     /// The effective rules of a subject.
@@ -259,14 +272,14 @@ impl RuleBook {
     pub async fn rules(&self, subject: &Subject) -> Result<Arc<Rules>, RulesError> {
         let inner = &self.0;
         let entry = (subject.clone(), inner.epochs.of(&subject.account));
-        let load = || inner.subjects.try_get_with(entry.clone(), inner.load_rules(subject));
-        let known = load().await.map_err(|e| (*e).clone())?;
+        let load = || inner.subjects.get(entry.clone(), inner.load_rules(subject));
+        let known = load().await?;
         if known.chain.holds_at(inner.store.now()) {
             return Ok(known);
         }
         // A window has ended, or an override has.
-        inner.subjects.invalidate(&entry).await;
-        load().await.map_err(|e| (*e).clone())
+        inner.subjects.forget(&entry).await;
+        load().await
     }
 
     /// Gives a caller whom the directory does not know a row in it, and says whether it
@@ -293,7 +306,7 @@ impl Inner {
         Ok(true)
     }
 
-    async fn load_account(&self, key: &str) -> Result<Option<Arc<AccountFacts>>, StoreError> {
+    async fn load_account(&self, key: &str) -> Result<Option<Arc<AccountFacts>>, RulesError> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         let mut tx = self.store.read(&Granted::system()).await?;
         let Some(account) = tx.account_by_id_or_organization(key).await? else { return Ok(None) };

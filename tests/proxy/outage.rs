@@ -166,9 +166,10 @@ async fn requests_within_leases_go_on_while_postgres_is_away() {
             config.database.acquire_timeout_ms = 2_000;
             config.metering.unpriced = "flat:0.01".parse().unwrap();
             config.allocation.leases.enabled = true;
-            // What was taken stays, however long the outage, and what is known of callers too.
+            // What was taken stays, however long the outage.
             config.allocation.leases.heartbeat_ms = 3_600_000;
-            config.allocation.rules_ttl_seconds = 3_600;
+            // What is known of callers has to be asked for again during it.
+            config.allocation.rules_ttl_seconds = 1;
         })
         .await;
         let ask = async || stage.ada.post("/v1/chat/completions", chat("free-for-all")).await;
@@ -211,6 +212,41 @@ async fn requests_within_leases_go_on_while_postgres_is_away() {
         let rows = stage.settled(asked + within + 1).await;
         assert!(rows.iter().all(|row| row["raw_cost"] == 10_000_000), "{rows:?}");
         assert_eq!(stage.gateway.verify_books().await.differences, []);
+    }
+}
+
+#[tokio::test]
+async fn rules_are_believed_for_so_long_without_the_database_and_no_longer() {
+    for backend in backends().await {
+        let Backend::Postgres(url) = backend else { continue };
+        let (mut cable, url) = Cable::to(&url);
+        let stage = Stage::with(Backend::Postgres(url), |config| {
+            config.database.acquire_timeout_ms = 300;
+            config.allocation.leases.heartbeat_ms = 3_600_000;
+            config.allocation.rules_ttl_seconds = 1;
+            config.allocation.rules_stale_seconds = 2;
+        })
+        .await;
+        let (ada, bob) = (&stage.ada, stage.gateway.as_end_user(&stage.account, "bob"));
+        ask(ada).await.ok();
+        cable.cut().await;
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        ask(ada).await.ok();
+        // Of whom nothing is known, nothing is believed.
+        unavailable(&ask(&bob).await);
+        let refused = async {
+            while ask(ada).await.status == 200 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, refused).await.expect("not for ever");
+        unavailable(&ask(ada).await);
+        cable.mend();
+        recovered(ada).await;
+        recovered(&bob).await;
+        // What changed meanwhile, and what changes now, holds.
+        stage.gateway.allocate(&stage.account, "0").await;
+        assert_eq!(ask(ada).await.status, 402);
     }
 }
 
