@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::clock::{SharedClock, Timestamp};
-use crate::context::Granted;
+use crate::context::{Granted, Tenant};
 use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::journal::{Entry, Journal, JournalError};
@@ -358,7 +358,10 @@ impl Allocations {
         };
         if let Some(count) = over {
             ticket.over_cap = true;
-            self.try_hold(&mut ticket).await?;
+            if !self.try_hold(&mut ticket).await? {
+                // More than a counter can hold: its use is counted all the same.
+                ticket = ticket.holding_nothing();
+            }
             count.fetch_add(1, Ordering::Relaxed);
             return Ok(self.reserved(ticket));
         }
@@ -398,10 +401,31 @@ impl Allocations {
             })
             .await?;
         if held {
-            tx.commit().await?;
+            if let Err(error) = tx.commit().await {
+                // It may have been made all the same.
+                tokio::spawn(self.clone().undo(granted, Arc::clone(&ticket.request_id), ticket.links().to_vec()));
+                return Err(error);
+            }
             ticket.row = Some(self.0.rows.insert(&ticket.request_id));
         }
         Ok(held)
+    }
+
+    /// Gives back a reservation of which nobody knows whether it was made.
+    async fn undo(self, granted: Granted<Tenant>, request_id: Arc<str>, links: Vec<Link>) {
+        let attempt = async || {
+            let mut tx = self.0.store.begin(&granted).await?;
+            tx.unreserve(&request_id, &links).await?;
+            tx.commit().await
+        };
+        for pause in UNDO_AFTER_SECONDS {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            match attempt().await {
+                Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => {}
+                // Else it is charged as abandoned.
+                _ => return,
+            }
+        }
     }
 
     /// Which scope lacks how much; asked only after a refusal, so that the allow
@@ -476,6 +500,9 @@ pub fn drawn<'a>(links: &'a [Link], counters: &[Counter]) -> Vec<Drawn<'a>> {
 /// When it is looked whether other processes have given back what they were asked for.
 const PATIENCE_WITH_OTHERS: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(200)];
+
+/// Pauses before attempts to undo a reservation whose commit was interrupted: it may still come to its end.
+const UNDO_AFTER_SECONDS: [u64; 6] = [1, 5, 15, 60, 300, 900];
 
 /// How many abandoned reservations are handed over at once.
 const MOST_ABANDONED: u32 = 10_000;

@@ -142,7 +142,7 @@ impl Metrics {
         text
     }
 
-    fn counters(&self) -> [(&'static str, &'static str, u64); 25] {
+    fn counters(&self) -> [(&'static str, &'static str, u64); 26] {
         let identity = self.identity.counts();
         let (reserved, exhausted) = self.allocations.counts();
         let (over_cap, would_refuse) = self.allocations.over_cap_counts();
@@ -168,6 +168,7 @@ impl Metrics {
             ("alert_failures", "Attempts to deliver one that failed", self.alerts.failures()),
             ("alerts_given_up", "Messages to alert webhooks given up", self.alerts.given_up()),
             ("settlements", "Requests settled", self.settler.settled()),
+            ("settlements_unpriced", "Requests settled whose model has no price", self.settler.unpriced()),
             ("settlement_failures", "Attempts to settle that failed", self.settler.failures()),
             ("journal_entries_begun", "Requests written down before they were sent", journal.begun),
             ("journal_errors", "Writes and syncs of the journal that failed", journal.errors),

@@ -395,7 +395,9 @@ mod tests {
     #[test]
     fn what_was_let_over_its_cap_says_why() {
         let account = "acme".parse().unwrap();
-        for (enforcement, mark) in [(Enforcement::Soft, "unsettled,over_cap"), (Enforcement::Shadow, "unsettled,would_refuse")] {
+        for (enforcement, mark) in
+            [(Enforcement::Soft, "unsettled,over_cap"), (Enforcement::Shadow, "unsettled,would_refuse")]
+        {
             let mut replay = Replay::default();
             let begun = testing::begun_over(Some(enforcement), "one", &account, None, 9);
             assert!(replay.take(&record(Kind::Begin, &begun)).is_none());

@@ -1,6 +1,7 @@
 //! The thread that writes what waits, syncs, and keeps old segments from being kept.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
@@ -56,11 +57,13 @@ struct Round<'a> {
     synced: u64,
     synced_at: Instant,
     worked_at: Instant,
+    /// Segments whose entries stand in a later one; they go when that is on the disk.
+    carried: Vec<PathBuf>,
 }
 
 impl<'a> Round<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, seen: 0, synced: 0, synced_at: Instant::now(), worked_at: Instant::now() }
+        Self { shared, seen: 0, synced: 0, synced_at: Instant::now(), worked_at: Instant::now(), carried: Vec::new() }
     }
 
     fn run(mut self) {
@@ -94,7 +97,11 @@ impl<'a> Round<'a> {
             self.worked_at = Instant::now();
         }
         drop(writer);
-        self.shared.remove(&unneeded);
+        if self.shared.fsync == Fsync::Off {
+            self.shared.remove(&unneeded);
+        } else {
+            self.carried.extend(unneeded);
+        }
         if let Err(error) = written.and(carried) {
             self.shared.failed(&error);
         }
@@ -114,6 +121,8 @@ impl<'a> Round<'a> {
         let unsynced = {
             let mut writer = self.shared.writer();
             if writer.written == self.synced {
+                drop(writer);
+                self.shared.remove(&std::mem::take(&mut self.carried));
                 return;
             }
             writer.take_unsynced()
@@ -132,6 +141,7 @@ impl<'a> Round<'a> {
         match done {
             Ok(()) => {
                 shared.synced.send_modify(|synced| *synced = Synced { up_to: unsynced.written, ..*synced });
+                shared.remove(&std::mem::take(&mut self.carried));
             }
             Err(error) => {
                 shared.writer().distrust();

@@ -130,8 +130,8 @@ fn an_entry_that_lasts_keeps_no_old_segment() {
         journal.release(entries);
     }
     eventually(|| journal.counts().segments <= 3);
-    let streams = || after_kill(folder.path()).iter().filter(|(_, text)| text == "stream").count();
-    assert_eq!(streams(), 1);
+    // A segment that was carried over goes when its copy is on the disk.
+    eventually(|| after_kill(folder.path()).iter().filter(|(_, text)| text == "stream").count() == 1);
     finish(&journal, &stream, "done");
     eventually(|| after_kill(folder.path()).iter().any(|(kind, _)| *kind == Kind::Finish));
     journal.release([stream]);

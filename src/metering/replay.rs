@@ -31,8 +31,9 @@ pub struct Replayed {
 }
 
 /// Writes what `recovery` holds and removes it, then ends the leases of the processes that wrote
-/// it: what they had not used is free, if nothing is missing, and else what `lost` says. Waits
-/// for the database as long as it takes.
+/// it: what they had not used is free, if nothing is missing, and else what `lost` says; `whole`
+/// is whether everything that was admitted was written down. Waits for the database as long as
+/// it takes.
 ///
 /// # Errors
 /// [`StoreError`]; nothing is removed then, and doing it again counts nothing twice.
@@ -41,8 +42,9 @@ pub async fn replay(
     recovery: Recovery,
     clock: &SharedClock,
     lost: LostLease,
+    whole: bool,
 ) -> Result<Replayed, StoreError> {
-    let mut reading = Reading::into(store, recovery.is_complete());
+    let mut reading = Reading::into(store, whole && recovery.is_complete());
     if recovery.segments().is_empty() {
         return Ok(reading.done);
     }
@@ -214,7 +216,7 @@ mod tests {
     async fn again(fresh: &Fresh, folder: &Path) -> Replayed {
         let (_journal, recovery) = open(folder);
         let clock: SharedClock = Arc::<crate::clock::ManualClock>::clone(&fresh.clock);
-        replay(&fresh.store, recovery, &clock, LostLease::Charge).await.unwrap()
+        replay(&fresh.store, recovery, &clock, LostLease::Charge, true).await.unwrap()
     }
 
     #[tokio::test]

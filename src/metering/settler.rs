@@ -17,6 +17,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use crate::allocation::{Finished, Outbox, Receipt};
 use crate::context::{Granted, Platform};
 use crate::journal::Journal;
+use crate::model::usage::CostSource;
 use crate::store::ledger::Settlement;
 use crate::store::{Store, StoreError, Tx};
 
@@ -29,6 +30,9 @@ const GATHERING: Duration = Duration::from_millis(40);
 /// After so many gatherings that brought nothing, the thread rests until it is woken.
 const REST_AFTER: u32 = 25;
 
+/// After so long, what could not be written is tried again.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
 /// Longest pause between attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -39,14 +43,15 @@ pub struct SettlerCounts {
     settled: AtomicU64,
     waiting: Arc<AtomicUsize>,
     failures: AtomicU64,
+    unpriced: AtomicU64,
     /// When the oldest that waits was taken from the queue, in microseconds from the beginning; 0: none.
     oldest: AtomicU64,
 }
 
 impl SettlerCounts {
     fn new(waiting: Arc<AtomicUsize>) -> Self {
-        let (settled, failures, oldest) = Default::default();
-        Self { begun: Instant::now(), settled, waiting, failures, oldest }
+        let (settled, failures, unpriced, oldest) = Default::default();
+        Self { begun: Instant::now(), settled, waiting, failures, unpriced, oldest }
     }
 
     /// Requests settled since the start.
@@ -57,6 +62,11 @@ impl SettlerCounts {
     /// Finished requests that are not in the ledger yet.
     pub fn waiting(&self) -> u64 {
         u64::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(u64::MAX)
+    }
+
+    /// Of those settled, requests for models without a price.
+    pub fn unpriced(&self) -> u64 {
+        self.unpriced.load(Ordering::Relaxed)
     }
 
     /// Attempts that failed.
@@ -89,6 +99,9 @@ pub struct Settler {
     books: Books,
     inbox: mpsc::UnboundedReceiver<Finished>,
     journal: Option<Journal>,
+    /// What could not be written, and when it was tried last.
+    parked: Vec<(Settlement, Receipt)>,
+    tried_at: Instant,
 }
 
 impl Settler {
@@ -96,7 +109,7 @@ impl Settler {
     pub fn new(store: Store) -> (Self, Outbox) {
         let (outbox, inbox, waiting) = Outbox::new();
         let books = Books { store, counts: Arc::new(SettlerCounts::new(waiting)) };
-        (Self { books, inbox, journal: None }, outbox)
+        (Self { books, inbox, journal: None, parked: Vec::new(), tried_at: Instant::now() }, outbox)
     }
 
     /// The same, which releases what it has written from the journal that it is in.
@@ -118,12 +131,16 @@ impl Settler {
         let mut nothing = 0;
         loop {
             let more = self.gather(&mut batch);
+            if !self.parked.is_empty() && (!more || self.tried_at.elapsed() >= TRY_AGAIN_AFTER) {
+                let parked = std::mem::take(&mut self.parked);
+                self.write(parked.into_iter()).await;
+            }
             if batch.is_empty() {
                 if !more {
                     break;
                 }
                 // A sender wakes whoever waits, which costs the request: only after a while without any.
-                if nothing < REST_AFTER {
+                if nothing < REST_AFTER || !self.parked.is_empty() {
                     nothing += 1;
                     std::thread::sleep(GATHERING);
                 } else if let Some(first) = self.inbox.recv().await {
@@ -135,7 +152,7 @@ impl Settler {
             }
             nothing = 0;
             let full = batch.len() == BATCH;
-            self.settle(batch.drain(..)).await;
+            self.write(batch.drain(..).map(Finished::settlement)).await;
             if !full && more {
                 // Not a timer: the runtime may be gone while the last requests gather.
                 std::thread::sleep(GATHERING);
@@ -156,13 +173,14 @@ impl Settler {
         true
     }
 
-    async fn settle(&self, batch: impl Iterator<Item = Finished>) {
-        let (settlements, mut receipts): (Vec<Settlement>, Vec<Receipt>) = batch.map(Finished::settlement).unzip();
+    /// Writes a batch; what cannot be written stays in the journal, and is tried again by and by.
+    async fn write(&mut self, batch: impl Iterator<Item = (Settlement, Receipt)>) {
+        let (mut settlements, mut receipts): (Vec<Settlement>, Vec<Receipt>) = batch.unzip();
         self.books.counts.taken();
         let mut failed = self.books.settle(&settlements).await;
-        // What cannot be written stays in the journal.
+        self.tried_at = Instant::now();
         while let Some(index) = failed.pop() {
-            receipts.swap_remove(index);
+            self.parked.push((settlements.swap_remove(index), receipts.swap_remove(index)));
         }
         if let Some(journal) = &self.journal {
             journal.release(receipts.into_iter().map(|receipt| receipt.entry));
@@ -206,7 +224,7 @@ impl Books {
                 tracing::error!(
                     request_id = one.first().map(|s| &*s.row.request_id),
                     error = &error as &dyn std::error::Error,
-                    "a request cannot be settled; it stays in the journal, and what it holds stays held"
+                    "a request cannot be settled; it is tried again, and stays in the journal until it is"
                 );
             }
         }
@@ -229,6 +247,8 @@ impl Books {
             match attempt().await {
                 Ok(()) => {
                     self.counts.settled.fetch_add(u64::try_from(batch.len()).unwrap_or(0), Ordering::Relaxed);
+                    let unpriced = batch.iter().filter(|one| one.row.cost_source == CostSource::Unpriced).count();
+                    self.counts.unpriced.fetch_add(u64::try_from(unpriced).unwrap_or(0), Ordering::Relaxed);
                     batch.iter().for_each(log);
                     return Ok(());
                 }
@@ -257,6 +277,7 @@ fn log(settlement: &Settlement) {
         input_tokens = row.tokens.input,
         output_tokens = row.tokens.output,
         nano_credits = row.credits.nanos(),
+        decision = "allow",
         marks = row.marks,
         duration_us = row.duration_us,
         "settled"
@@ -267,8 +288,8 @@ fn log(settlement: &Settlement) {
 mod tests {
     use super::*;
     use crate::allocation::{AllocationConfig, Allocations};
-    use crate::credits::Credits;
-    use crate::model::usage::CostSource;
+    use crate::credits::{Credits, Usd};
+    use crate::model::usage::{EntryKind, LedgerRow};
     use crate::store::conservation;
     use crate::store::testing::{databases, settlement, sqlite};
 
@@ -298,6 +319,45 @@ mod tests {
             assert_eq!(ledger(&fresh.store).await, [("lost".to_owned(), CostSource::Unsettled, 3_000_000_000)]);
             let report = conservation::verify(&fresh.store).await.unwrap();
             assert_eq!((report.counters, report.reservations, report.differences), (1, 0, Vec::new()));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_tried_again() {
+        for fresh in databases().await {
+            let account = fresh.account("Acme").await;
+            fresh.reserve(&account, "bad", 1).await;
+            // More than its counter has leased.
+            let mut bad = settlement(&account, "bad", 1);
+            (bad.held, bad.hold) = (bad.counters.clone(), Credits::from_nanos(2_000_000_000));
+            let (mut settler, outbox) = Settler::new(fresh.store.clone());
+            settler.write(std::iter::once((bad, Receipt::default()))).await;
+            assert_eq!(ledger(&fresh.store).await, []);
+            fresh.reserve(&account, "other", 1).await;
+            drop(outbox);
+            assert_eq!(settler.run().await, 1);
+            assert_eq!(ledger(&fresh.store).await, [("bad".to_owned(), CostSource::Header, 1_000_000_000)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_charged_at_its_estimate_and_reversed_is_charged_when_it_settles() {
+        for fresh in databases().await {
+            let account = fresh.account("Acme").await;
+            let books = Books::of(fresh.store.clone());
+            let mut charged = settlement(&account, "late", 9);
+            charged.row.cost_source = CostSource::Unsettled;
+            assert!(books.settle(&[charged.clone()]).await.is_empty());
+            let mut reversal = LedgerRow { request_id: "late:reversed".to_owned(), ..charged.row };
+            (reversal.entry, reversal.credits) = (EntryKind::Reversal, Credits::from_nanos(-9_000_000_000));
+            reversal.raw_cost = Usd::ZERO.saturating_sub(reversal.raw_cost);
+            let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
+            assert!(tx.book(&reversal, charged.counters).await.unwrap());
+            tx.commit().await.unwrap();
+            assert!(books.settle(&[settlement(&account, "late", 4)]).await.is_empty());
+            let credits: i64 = ledger(&fresh.store).await.iter().map(|(_, _, credits)| credits).sum();
+            assert_eq!(credits, 4_000_000_000);
+            assert_eq!(conservation::verify(&fresh.store).await.unwrap().differences, []);
         }
     }
 

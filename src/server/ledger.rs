@@ -91,7 +91,9 @@ pub(super) async fn open_journal(
     let folder = config.data_dir.join("journal");
     match Journal::open(&folder, &config.journal, record::VERSION) {
         Ok((journal, recovery)) => {
-            replay(store, recovery, clock, config.allocation.leases.lost).await?;
+            // What was admitted in memory alone is in no journal.
+            let whole = config.journal.on_error == OnError::Refuse;
+            replay(store, recovery, clock, config.allocation.leases.lost, whole).await?;
             Ok(Some(journal))
         }
         Err(error @ OpenError::Folder { .. }) if config.journal.on_error == OnError::Memory => {

@@ -377,13 +377,14 @@ fn private_folder(folder: &std::path::Path) -> std::io::Result<()> {
 /// Whether the same statement may succeed when tried again, by the error's code.
 ///
 /// PostgreSQL's codes have five characters: it is starting, stopping, out of
-/// connections, in a transaction that somebody left, or broke a deadlock. SQLite's are
+/// connections, in a transaction that somebody left or that took too long, cannot use its
+/// disk, or broke a deadlock. SQLite's are
 /// numbers, the kind in the low byte: busy, locked, an I/O error, a file that cannot be
 /// opened.
 pub(super) fn is_transient(code: &str) -> bool {
     if code.len() == 5 {
-        return ["08", "53", "57P"].iter().any(|class| code.starts_with(class))
-            || matches!(code, "25P02" | "40001" | "40P01" | "55P03");
+        return ["08", "53", "57P", "58"].iter().any(|class| code.starts_with(class))
+            || matches!(code, "25P02" | "25P03" | "40001" | "40P01" | "55P03" | "57014");
     }
     code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 14))
 }
@@ -609,12 +610,13 @@ mod tests {
         // SQLITE_BUSY, _BUSY_SNAPSHOT, _LOCKED, _LOCKED_SHAREDCACHE, _IOERR, _IOERR_WRITE, _IOERR_IN_PAGE,
         // _CANTOPEN, _CANTOPEN_FULLPATH; then PostgreSQL's.
         let transient = ["5", "517", "6", "262", "10", "778", "8714", "14", "782"];
-        let of_postgres = ["08006", "53300", "57P01", "57P03", "25P02", "40001", "40P01", "55P03"];
+        let of_postgres =
+            ["08006", "53300", "57P01", "57P03", "57014", "58030", "25P02", "25P03", "40001", "40P01", "55P03"];
         for code in transient.into_iter().chain(of_postgres) {
             assert!(is_transient(code), "{code}");
         }
         // SQLITE_ERROR, _CORRUPT, _CONSTRAINT_UNIQUE, _READONLY, _AUTH; then PostgreSQL's, some of which are numbers.
-        for code in ["1", "11", "2067", "8", "23", "", "22003", "23505", "42601", "57014", "00005", "00010"] {
+        for code in ["1", "11", "2067", "8", "23", "", "22003", "23505", "42601", "00005", "00010"] {
             assert!(!is_transient(code), "{code}");
         }
         // SQLITE_READONLY, _READONLY_DBMOVED, _FULL; then PostgreSQL's.

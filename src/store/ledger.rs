@@ -197,6 +197,28 @@ impl Tx<Tenant> {
         Ok(found.is_some())
     }
 
+    /// Ends a reservation, if there is one, as if it had never been made; `links` are those
+    /// that it was made with.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn unreserve(&mut self, request_id: &str, links: &[Link]) -> Result<()> {
+        let account = self.account.clone();
+        let held: Option<Credits> = on!(self, |c| sqlx::query_scalar(
+            r#"DELETE FROM "Alchemi_AllocationReservationTable" WHERE request_id = $1 AND account_id = $2
+               RETURNING amount"#
+        )
+        .bind(request_id)
+        .bind(&account)
+        .fetch_optional(c)
+        .await)?;
+        let Some(leased) = held else { return Ok(()) };
+        for link in links.iter().filter(|link| link.cap.is_some()) {
+            self.add_to_counter(&account, &link.counter(), Delta { leased, ..Delta::default() }).await?;
+        }
+        Ok(())
+    }
+
     /// The counters behind `links`; those that were never touched are left out.
     ///
     /// # Errors
@@ -293,9 +315,12 @@ impl Tx<Platform> {
         let is_fresh = |settlement: &Settlement| fresh.iter().any(|one| std::ptr::eq(*one, settlement));
         let late = batch.iter().filter(|s| s.row.cost_source != CostSource::Unsettled && !is_fresh(s));
         for settlement in late {
+            // What was reversed since is charged nothing any more.
             let charged: Option<(Usd, Credits)> = on!(self, |c| sqlx::query_as(
-                r#"SELECT raw_cost, credits_incurred FROM "Alchemi_UsageLedgerTable"
-                   WHERE request_id = $1 AND cost_source = 'unsettled'"#
+                r#"SELECT l.raw_cost + COALESCE(r.raw_cost, 0), l.credits_incurred + COALESCE(r.credits_incurred, 0)
+                   FROM "Alchemi_UsageLedgerTable" l
+                   LEFT JOIN "Alchemi_UsageLedgerTable" r ON r.request_id = l.request_id || ':reversed'
+                   WHERE l.request_id = $1 AND l.cost_source = 'unsettled'"#
             )
             .bind(&settlement.row.request_id)
             .fetch_optional(c)
@@ -467,5 +492,37 @@ impl fmt::Display for RollupSums {
             f,
             "{requests} requests, {input_tokens} + {output_tokens} tokens, {raw_cost} USD, {credits_incurred} credits"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::context::Granted;
+    use crate::model::budgets::Window;
+    use crate::policy::budget::Link;
+    use crate::store::{conservation, testing};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reservation_that_is_undone_holds_nothing() {
+        for fresh in testing::databases().await {
+            let account = fresh.account("Acme").await;
+            fresh.reserve(&account, "kept", 2).await;
+            fresh.reserve(&account, "undone", 3).await;
+            let counter = testing::settlement(&account, "any", 0).counters.remove(0);
+            let window = Window { start: Timestamp::from_micros(counter.window_start), end: None };
+            let links = [Link { scope: counter.scope, cap: Some(Credits::MAX), window }];
+            // Doing it twice does it once; so does what was never made.
+            for id in ["undone", "undone", "never made"] {
+                let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
+                tx.unreserve(id, &links).await.unwrap();
+                let leased = tx.counters(&links).await.unwrap().remove(0).leased;
+                assert_eq!(leased, Credits::from_nanos(2_000_000_000));
+                tx.commit().await.unwrap();
+            }
+            let report = conservation::verify(&fresh.store).await.unwrap();
+            assert_eq!((report.reservations, report.differences), (1, Vec::new()));
+        }
     }
 }

@@ -99,9 +99,16 @@ async fn reversal(tx: &mut Tx<Tenant>, id: &str, new: &NewAdjustment) -> Result<
     if booked.entry == EntryKind::Reversal {
         return Err(Problem::conflict("not_reversible", "The row is a reversal itself").into());
     }
-    let Booked {
-        request_id, kind, dimensions, raw_cost, credit_factor, credits, plan_id, cycle_start, counters, ..
-    } = booked;
+    let lost = booked.request_id.strip_suffix(":lost").filter(|_| booked.entry == EntryKind::Adjustment);
+    let credits = match lost {
+        // Requests of a lost lease that settle late take their part of the charge back themselves.
+        Some(lease) => tx.end_lost_charge(lease).await?.ok_or_else(|| {
+            let detail = "The lease is too old for its late requests to be known: give credits back with credits";
+            Problem::conflict("not_reversible", detail)
+        })?,
+        None => booked.credits,
+    };
+    let Booked { request_id, kind, dimensions, raw_cost, credit_factor, plan_id, cycle_start, counters, .. } = booked;
     let row = LedgerRow {
         kind,
         entry: EntryKind::Reversal,

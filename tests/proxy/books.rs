@@ -113,7 +113,8 @@ async fn every_request_is_in_the_ledger_once_and_all_sums_agree() {
 /// Whoever leaves while their credits are being held does not leave the hold behind.
 #[tokio::test]
 async fn nobody_leaves_a_reservation_behind() {
-    for (backend, leased) in backends().await.into_iter().flat_map(|b| [(b.clone(), true), (b, false)]) {
+    let (with, without) = (backends().await, backends().await);
+    for (backend, leased) in with.into_iter().map(|b| (b, true)).chain(without.into_iter().map(|b| (b, false))) {
         let stage = Stage::with(backend, |config| config.allocation.leases.enabled = leased).await;
         stage.ada.post("/v1/chat/completions", chat("gpt-4o")).await.ok();
         let (ada, body) = (&stage.ada, chat("gpt-4o+delay=50"));

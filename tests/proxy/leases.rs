@@ -5,6 +5,7 @@ use std::time::Duration;
 use alchemi::config::Config;
 use alchemi::metering::charge::Unpriced;
 use futures_util::future::join_all;
+use serde_json::json;
 
 use crate::common::database::Database;
 use crate::common::gateway::PATIENCE;
@@ -219,6 +220,29 @@ async fn a_gateway_that_was_given_up_adjusts_what_it_was_charged() {
     }
 }
 
+#[tokio::test]
+async fn what_an_admin_gave_back_of_a_lost_lease_is_not_given_back_again() {
+    for backend in backends().await {
+        let mut stage = Stage::with(backend, hoarding).await;
+        assert_eq!(burst(&stage.ada, 40).await, 40);
+        stage.settled(40).await;
+        let sql = r#"UPDATE "Alchemi_LeaseHolderTable" SET expires_at = 0 RETURNING holder"#;
+        assert_eq!(stage.gateway.database.rows(sql, &[]).await.len(), 1);
+        let second = stage.gateway.beside(flat).await;
+        let charged = stage.settled(41).await;
+        let lost = charged.iter().find(|row| text(row, "marks") == "lost_lease").expect("an adjustment");
+        let reversal = json!({"reverses": text(lost, "request_id"), "reason": "it was never used"});
+        let operator = second.operator_for(&stage.account);
+        operator.post("/v1/budgets/copilot/adjustments", reversal.clone()).await.ok();
+        assert_eq!(stage.counter().await, (400_000_000, 0));
+        let again = operator.post("/v1/budgets/copilot/adjustments", reversal).await;
+        assert_eq!((again.status.as_u16(), again.code().as_str()), (409, "already_reversed"));
+        stage.gateway.stop().await;
+        assert_eq!(stage.counter().await, (400_000_000, 0));
+        assert_eq!(second.verify_books().await.differences, []);
+    }
+}
+
 /// Of a thousand requests at once as many are admitted as there are credits, wherever those lie.
 #[tokio::test]
 async fn a_thousand_requests_at_once_on_the_last_credits_of_three_gateways() {
@@ -231,6 +255,8 @@ async fn a_thousand_requests_at_once_on_the_last_credits_of_three_gateways() {
         let beating = |config: &mut Config| {
             flat(config);
             config.allocation.leases.heartbeat_ms = BEAT.as_millis() as u64;
+            // However busy the machine is: all of them wait for one row.
+            config.database.acquire_timeout_ms = 120_000;
         };
         let stage = Stage::with(backend, beating).await;
         let gateway = &stage.gateway;

@@ -43,11 +43,7 @@ where
     ///
     /// Once it has shown that the database is away, nobody waits for it who can be answered
     /// with what it said last.
-    pub(super) async fn get(
-        &self,
-        key: K,
-        load: impl Future<Output = Result<V, RulesError>>,
-    ) -> Result<V, RulesError> {
+    pub(super) async fn get(&self, key: K, load: impl Future<Output = Result<V, RulesError>>) -> Result<V, RulesError> {
         if let Some(known) = self.fresh.get(&key).await {
             return Ok(known);
         }

@@ -3,7 +3,7 @@
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor, Usd};
 use crate::model::usage::{CounterKey, Dimensions, EntryKind, RouteKind};
-use crate::store::{Result, StoreError, Tx, find, from_columns};
+use crate::store::{Result, StoreError, Tx, find, from_columns, on, run};
 
 /// A row of the ledger, as far as it can be undone.
 #[derive(Debug, Clone)]
@@ -102,5 +102,33 @@ impl Tx<Tenant> {
     pub async fn booked_row(&mut self, domain: Domain, id: &str) -> Result<Option<Booked>> {
         let row: Option<BookedRow> = find!(self, "Alchemi_UsageLedgerTable", domain = domain, request_id = id)?;
         row.map(Booked::try_from).transpose()
+    }
+
+    /// Of what a lost lease was charged, what its late requests have not taken back; from now on
+    /// they take nothing back. `None`: the lease is forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn end_lost_charge(&mut self, lease_id: &str) -> Result<Option<Credits>> {
+        let account = self.account.clone();
+        let left: Option<Credits> = on!(self, |c| sqlx::query_scalar(
+            r#"SELECT amount FROM "Alchemi_AllocationLeaseTable"
+               WHERE lease_id = $1 AND account_id = $2 AND state = 'charged'"#
+        )
+        .bind(lease_id)
+        .bind(&account)
+        .fetch_optional(c)
+        .await)?;
+        let Some(left) = left else { return Ok(None) };
+        let taken = run!(
+            self,
+            r#"UPDATE "Alchemi_AllocationLeaseTable" SET amount = 0, updated_at = $3
+               WHERE lease_id = $1 AND state = 'charged' AND amount = $2"#,
+            lease_id,
+            left,
+            self.now
+        )?;
+        // A late request came in between.
+        if taken == 0 { Err(StoreError::Unavailable("the lease is being settled".to_owned())) } else { Ok(Some(left)) }
     }
 }
