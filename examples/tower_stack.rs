@@ -16,6 +16,7 @@ use alchemi::credits::{Credits, Factor};
 use alchemi::dev::{DevIssuer, DevUser, Org};
 use alchemi::id::{Id, RandomIds};
 use alchemi::identity::{IdentityConfig, IssuerConfig, master_key_context};
+use alchemi::layer::CallerContext;
 use alchemi::metering::settler::Settler;
 use alchemi::model::accounts::Account;
 use alchemi::model::budgets::AccountAllocation;
@@ -37,8 +38,11 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// get here, and `usage` is what they are charged for.
 async fn parrot(request: Request<Outgoing>) -> Result<Response<Body>, Failure> {
     let asked: Value = serde_json::from_slice(&to_bytes(Body::new(request.into_body()), 1 << 20).await?)?;
+    // Whoever is let through is known down here.
+    let caller = CallerContext::current().map(|caller| caller.actor().subject.to_string());
     let answer = json!({
         "object": "chat.completion",
+        "user": caller,
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": asked.pointer("/messages/0/content")}}],
         "usage": {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8},
     });

@@ -56,8 +56,12 @@ pub struct AskSize {
     pub input_tokens: u64,
     /// Input tokens that its text cannot be more than, because a token is a byte at least.
     pub most_input: u64,
+    /// Bytes of its text, which is at least as many as characters.
+    pub characters: u64,
     /// Images, audio clips and files in it.
     pub media: u64,
+    /// Seconds of audio in its files, by their length in bytes.
+    pub seconds: u64,
     /// `max_tokens`, `max_completion_tokens` or `max_output_tokens`, if sent.
     pub max_output: Option<u64>,
     /// How many answers are asked for, `n` for each prompt; at least 1.

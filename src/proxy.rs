@@ -214,9 +214,9 @@ impl Gateway {
         }
         // Context and rules: who that is here, and what holds for them.
         let caller = self.caller(credential, &asked).await?;
-        exchange.belongs_to(&caller.rules.account);
+        exchange.belongs_to(&caller.rules, &caller.context.actor().subject);
         // Ask: what the body wants, read once and strictly.
-        let body = self.read_body(&head, body).await?;
+        let body = self.read_body(&head, body, exchange).await?;
         let ask = self.read_ask(&head, route, &body)?;
         // Policy: the verdict, a pure function.
         let permit = decide(&caller.context, &ask.ask, companions(&asked), &caller.rules, own.clock.now())
@@ -297,7 +297,7 @@ impl Gateway {
         Ok(Caller { _verified: verified, context, rules, headers, epoch, bindings })
     }
 
-    async fn read_body<B>(&self, head: &Parts, body: B) -> Result<Bytes, Problem>
+    async fn read_body<B>(&self, head: &Parts, body: B, exchange: &Exchange) -> Result<Bytes, Problem>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: Into<forward::BoxError>,
@@ -318,8 +318,10 @@ impl Gateway {
             return Ok(Bytes::new());
         }
         let limit = usize::try_from(config.max_body).unwrap_or(usize::MAX);
-        let read = Limited::new(body, limit).collect();
-        match tokio::time::timeout(config.body_timeout, read).await {
+        let asked = Instant::now();
+        let read = tokio::time::timeout(config.body_timeout, Limited::new(body, limit).collect()).await;
+        exchange.waited(asked.elapsed());
+        match read {
             Ok(Ok(collected)) => Ok(collected.to_bytes()),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(config.body_too_large()),
             Ok(Err(_)) => Err(Problem::bad_request("incomplete_body", "The body ended early or is malformed")),
@@ -418,7 +420,7 @@ impl Gateway {
             Metered {
                 kind,
                 model,
-                estimated_input: ask.ask.size.input_tokens,
+                size: ask.ask.size,
                 withhold_usage: ask.withholds_usage(),
                 prices,
                 unpriced: metering.unpriced,
@@ -439,13 +441,13 @@ impl Gateway {
     ) -> Result<Response<Body>, Problem> {
         let own = &self.0.parts;
         self.set_context(&mut head, exchange, caller, asked, admitted.meter().is_some());
-        own.metrics.forwarded(exchange.received.elapsed());
+        own.metrics.forwarded(exchange.own_time());
         if let Some(meter) = admitted.meter() {
             meter.sent();
         }
         let asked_at = Instant::now();
         let until = exchange.received + own.config.total_timeout;
-        let sending = own.behind.send(Request::from_parts(head, Outgoing::from(body)));
+        let sending = own.behind.send(Request::from_parts(head, Outgoing::from(body)), Some(&caller.context));
         let answered = tokio::time::timeout_at(until.into(), sending).await;
         let answered = answered.unwrap_or(Err(ForwardError::Timeout(own.config.total_timeout)));
         let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();

@@ -109,6 +109,12 @@ fn reference() -> String {
 }
 
 #[test]
+fn every_key_is_explained() {
+    let unexplained: Vec<_> = keys().into_iter().filter(|key| key.meaning.is_empty()).map(|key| key.path()).collect();
+    assert_eq!(unexplained, [] as [String; 0]);
+}
+
+#[test]
 fn the_page_is_what_the_example_says() {
     let reference = reference();
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {

@@ -107,8 +107,8 @@ pub struct ChargeInputs<'a> {
     pub header_cost: Option<&'a str>,
     /// What body or stream reported.
     pub reported: &'a Reported,
-    /// The input as estimated and the output as counted, for want of a report.
-    pub counted: Tokens,
+    /// What the request asked for and the output as counted, for want of a report.
+    pub counted: Reported,
     /// The prices in force.
     pub prices: &'a PriceBook,
     /// What holds for a model without a price.
@@ -149,7 +149,8 @@ impl Charge {
 /// 2. the cost header, though never of a stream (its head is written before the cost is known);
 /// 3. `usage.cost`;
 /// 4. what was reported, at the price book's prices;
-/// 5. input as estimated and output as counted, at the price book's prices.
+/// 5. what was asked for (input as estimated, images, characters, seconds of audio) and output
+///    as counted, at the price book's prices.
 ///
 /// A header that is no amount counts as absent. An answer failed if its status is
 /// 400 or more, or if a stream said so before any output. Everything else that was
@@ -170,11 +171,8 @@ pub fn charge(inputs: &ChargeInputs<'_>) -> Charge {
     if let Some(cost) = reported.cost {
         return Charge { cost, tokens, source: CostSource::Body };
     }
-    let (used, source) = if reported.is_empty() {
-        (Reported::from(inputs.counted), CostSource::Estimated)
-    } else {
-        (*reported, CostSource::Priced)
-    };
+    let (used, source) =
+        if reported.is_empty() { (inputs.counted, CostSource::Estimated) } else { (*reported, CostSource::Priced) };
     let tokens = used.tokens.unwrap_or_default();
     match inputs.prices.price(inputs.model, &used) {
         Some(cost) => Charge { cost, tokens, source },
@@ -187,6 +185,8 @@ fn failed(inputs: &ChargeInputs<'_>) -> bool {
         Outcome::NotSent => true,
         Outcome::NoAnswer => false,
         Outcome::Body(status) => status >= 400,
-        Outcome::Stream { status, failed } => status >= 400 || (failed && inputs.counted.output == 0),
+        Outcome::Stream { status, failed } => {
+            status >= 400 || (failed && inputs.counted.tokens.unwrap_or_default().output == 0)
+        }
     }
 }

@@ -20,11 +20,19 @@ pub struct CountRules {
     pub tokens_per_message: u32,
     /// Tokens of one image, audio clip or file, whatever its size.
     pub tokens_per_image: u32,
+    /// Bytes of an audio file that are one second, where seconds are what costs: of speech at
+    /// 16 kbit/s unless said, so that few files are longer than they are estimated.
+    pub audio_bytes_per_second: NonZeroU32,
 }
 
 impl Default for CountRules {
     fn default() -> Self {
-        Self { bytes_per_token: NonZeroU32::MIN.saturating_add(3), tokens_per_message: 4, tokens_per_image: 1000 }
+        Self {
+            bytes_per_token: NonZeroU32::MIN.saturating_add(3),
+            tokens_per_message: 4,
+            tokens_per_image: 1000,
+            audio_bytes_per_second: NonZeroU32::MIN.saturating_add(1_999),
+        }
     }
 }
 
@@ -38,6 +46,11 @@ impl CountRules {
     /// ```
     pub fn tokens(&self, bytes: u64) -> u64 {
         bytes.div_ceil(u64::from(self.bytes_per_token.get()))
+    }
+
+    /// Seconds of so many bytes of audio.
+    pub fn seconds(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(u64::from(self.audio_bytes_per_second.get()))
     }
 
     /// Tokens that so much text cannot be more than: no tokenizer makes less than a byte

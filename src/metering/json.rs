@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::credits::Usd;
 use crate::model::usage::{RouteKind, Tokens};
+use crate::policy::AskSize;
 
 /// What an upstream says a request used. A reported zero is `Some`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,9 +23,24 @@ pub struct Reported {
     pub images: Option<u64>,
     /// Searches billed (rerank).
     pub queries: Option<u64>,
+    /// Characters spoken; of a request, the bytes of its text.
+    pub characters: Option<u64>,
 }
 
 impl Reported {
+    /// What a request is expected to use: so many tokens, and of what is billed otherwise what
+    /// it asks for.
+    pub fn expected(size: &AskSize, tokens: Tokens) -> Self {
+        Self {
+            tokens: Some(tokens),
+            cost: None,
+            duration: (size.seconds > 0).then(|| Duration::from_secs(size.seconds)),
+            images: Some(size.answers.max(1)),
+            queries: Some(1),
+            characters: Some(size.characters),
+        }
+    }
+
     /// Whether nothing was said.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -13,6 +13,7 @@ use super::price::PriceBook;
 use super::sse::{SseMeter, StreamReport};
 use crate::allocation::{Bill, Reservation};
 use crate::model::usage::{RouteKind, Tokens};
+use crate::policy::AskSize;
 
 /// Most bytes of a JSON answer that are kept to read its usage; a longer one is
 /// charged from its cost header, or as counted.
@@ -25,8 +26,8 @@ pub struct Metered {
     pub kind: RouteKind,
     /// The model that was asked for.
     pub model: Arc<str>,
-    /// What the input was estimated at, in tokens.
-    pub estimated_input: u64,
+    /// What it asks for.
+    pub size: AskSize,
     /// Whether the usage chunk of a stream was asked for by us alone.
     pub withhold_usage: bool,
     /// The prices in force at admission.
@@ -155,7 +156,9 @@ impl Meter {
         self.rest();
         let stage = std::mem::replace(&mut self.stage, Stage::Over);
         let Some(reservation) = self.reservation.take() else { return };
-        let estimated = Tokens { input: self.metered.estimated_input, ..Tokens::default() };
+        let (size, input) = (&self.metered.size, self.metered.size.input_tokens);
+        let asked = |tokens| Reported::expected(size, tokens);
+        let estimated = asked(Tokens { input, ..Tokens::default() });
         let (outcome, status, reported, counted, complete) = match stage {
             // Dropping it gives the reservation back.
             Stage::NotSent | Stage::Over | Stage::Stream { .. } => return,
@@ -170,7 +173,7 @@ impl Meter {
             }
             Stage::Streamed { status, mut report } => {
                 self.call_id = report.response_id.take().or(self.call_id.take());
-                let counted = report.counted(self.metered.estimated_input, &self.metered.count);
+                let counted = asked(report.counted(input, &self.metered.count));
                 let outcome = Outcome::Stream { status, failed: report.failed };
                 (outcome, status, report.reported, counted, whole && report.complete)
             }

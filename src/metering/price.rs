@@ -52,12 +52,16 @@ pub struct ModelPrice {
     /// One output token of audio.
     #[serde(rename = "output_cost_per_audio_token", deserialize_with = "configured")]
     pub audio_output: Option<UnitPrice>,
-    /// One second of audio input.
-    #[serde(rename = "input_cost_per_second", deserialize_with = "configured")]
+    /// One second of audio: `input_cost_per_second`, or `output_cost_per_second`.
+    #[serde(rename = "input_cost_per_second", alias = "output_cost_per_second", deserialize_with = "configured")]
     pub second: Option<UnitPrice>,
-    /// One image made.
-    #[serde(rename = "output_cost_per_image", deserialize_with = "configured")]
+    /// One image: `output_cost_per_image`, or `input_cost_per_image`, as LiteLLM calls the
+    /// price of one made with some models.
+    #[serde(rename = "output_cost_per_image", alias = "input_cost_per_image", deserialize_with = "configured")]
     pub image: Option<UnitPrice>,
+    /// One character to be spoken.
+    #[serde(rename = "input_cost_per_character", deserialize_with = "configured")]
+    pub character: Option<UnitPrice>,
     /// One search (rerank).
     #[serde(rename = "input_cost_per_query", deserialize_with = "configured")]
     pub query: Option<UnitPrice>,
@@ -84,6 +88,8 @@ pub struct TooDear;
 #[derive(Debug, Clone, Default)]
 pub struct PriceBook {
     models: HashMap<Box<str>, ModelPrice, foldhash::fast::RandomState>,
+    /// Those of its names that end in `*`, the longest first.
+    wildcards: Vec<Box<str>>,
 }
 
 impl PriceBook {
@@ -102,7 +108,7 @@ impl PriceBook {
                 .and_modify(|known| *known = known.dearer(&price))
                 .or_insert(price);
         }
-        Ok(book)
+        Ok(book.indexed())
     }
 
     /// The book with configured prices, which win field by field.
@@ -112,6 +118,12 @@ impl PriceBook {
             let entry = self.models.entry(model.as_str().into()).or_default();
             *entry = price.or(entry);
         }
+        self.indexed()
+    }
+
+    fn indexed(mut self) -> Self {
+        self.wildcards = self.models.keys().filter(|name| name.ends_with('*')).cloned().collect();
+        self.wildcards.sort_by_key(|name| std::cmp::Reverse(name.len()));
         self
     }
 
@@ -125,13 +137,15 @@ impl PriceBook {
         self.models.keys().map(AsRef::as_ref)
     }
 
-    /// The prices of a model, if any is known.
+    /// The prices of a model, if any is known: its own, or those of the longest `name*`
+    /// that it begins with.
     pub fn get(&self, model: &str) -> Option<&ModelPrice> {
-        self.models.get(model)
+        let of = |name: &&Box<str>| name.strip_suffix('*').is_some_and(|start| model.starts_with(start));
+        self.models.get(model).or_else(|| self.models.get(self.wildcards.iter().find(of)?))
     }
 
     /// What was used, at this book's prices; `None` if a price is missing. Tokens
-    /// count first; seconds, images and searches where tokens cost nothing.
+    /// count first; seconds, images, characters and searches where tokens cost nothing.
     ///
     /// ```
     /// use alchemi::{metering::price::PriceBook, model::usage::Tokens};
@@ -167,8 +181,7 @@ impl PriceBook {
         let Some(price) = self.get(model) else { return Ok(None) };
         let answers = size.answers.max(1);
         let (input, output) = (size.most_input.max(size.input_tokens), output.saturating_mul(answers));
-        let tokens = Tokens { input, output, ..Tokens::default() };
-        let used = Reported { images: Some(answers), queries: Some(1), ..tokens.into() };
+        let used = Reported::expected(size, Tokens { input, output, ..Tokens::default() });
         let atto = price.dearest(size.media > 0).atto(&used)?;
         atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()
     }
@@ -181,8 +194,7 @@ impl PriceBook {
     pub fn estimate(&self, model: &str, size: &AskSize, default_max_output: u64) -> Result<Estimate, TooDear> {
         let output = output_bound(size, default_max_output, self.max_output(model));
         let tokens = Tokens { input: size.input_tokens, output, ..Tokens::default() };
-        let used = Reported { images: Some(size.answers.max(1)), queries: Some(1), ..tokens.into() };
-        Ok(Estimate { tokens, cost: self.checked_price(model, &used)? })
+        Ok(Estimate { tokens, cost: self.checked_price(model, &Reported::expected(size, tokens))? })
     }
 }
 
@@ -198,7 +210,8 @@ impl ModelPrice {
         };
         let nanos = used.duration.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
         let second = per(self.second, nanos)?.map(|atto| atto / 1_000_000_000);
-        let parts = [second, per(self.image, used.images)?, per(self.query, used.queries)?];
+        let character = per(self.character, used.characters)?;
+        let parts = [second, per(self.image, used.images)?, character, per(self.query, used.queries)?];
         let by_unit = parts
             .into_iter()
             .flatten()
@@ -258,6 +271,7 @@ impl ModelPrice {
             audio_output: special(self.audio_output, self.output, other.audio_output, other.output),
             second: plain(self.second, other.second),
             image: plain(self.image, other.image),
+            character: plain(self.character, other.character),
             query: plain(self.query, other.query),
             max_output: self.max_output.max(other.max_output),
         }
@@ -274,6 +288,7 @@ impl ModelPrice {
             audio_output: self.audio_output.or(base.audio_output),
             second: self.second.or(base.second),
             image: self.image.or(base.image),
+            character: self.character.or(base.character),
             query: self.query.or(base.query),
             max_output: self.max_output.or(base.max_output),
         }
@@ -319,7 +334,10 @@ struct Info<'a> {
     input_cost_per_audio_token: Option<&'a RawValue>,
     output_cost_per_audio_token: Option<&'a RawValue>,
     input_cost_per_second: Option<&'a RawValue>,
+    output_cost_per_second: Option<&'a RawValue>,
+    input_cost_per_image: Option<&'a RawValue>,
     output_cost_per_image: Option<&'a RawValue>,
+    input_cost_per_character: Option<&'a RawValue>,
     input_cost_per_query: Option<&'a RawValue>,
     max_output_tokens: Option<&'a RawValue>,
     max_tokens: Option<&'a RawValue>,
@@ -337,8 +355,10 @@ impl Info<'_> {
             reasoning: price(self.output_cost_per_reasoning_token),
             audio_input: price(self.input_cost_per_audio_token),
             audio_output: price(self.output_cost_per_audio_token),
-            second: price(self.input_cost_per_second),
-            image: price(self.output_cost_per_image),
+            // Which of the two counts depends on the kind of model: the dearer one, because an estimate must not be low.
+            second: max(price(self.input_cost_per_second), price(self.output_cost_per_second)),
+            image: max(price(self.output_cost_per_image), price(self.input_cost_per_image)),
+            character: price(self.input_cost_per_character),
             query: price(self.input_cost_per_query),
             max_output: limit(self.max_output_tokens).or_else(|| limit(self.max_tokens)),
         }

@@ -12,6 +12,8 @@ use tower::{Service, ServiceExt};
 use super::balance::Balancer;
 use super::forward::{BoxError, ForwardError, Outgoing};
 use super::upstream::UpstreamBody;
+use crate::context::Context;
+use crate::layer::CallerContext;
 
 /// The body of an answer from behind.
 pub type Answer = Either<UpstreamBody, Body>;
@@ -29,7 +31,9 @@ pub enum Behind {
 }
 
 impl Behind {
-    /// A service in this process, which gets each permitted request with its context headers.
+    /// A service in this process, which gets each permitted request with its context headers,
+    /// and its caller as [`AuthenticateLayer`](crate::layer::AuthenticateLayer) gives it: the
+    /// [`Context`] in the extensions, and [`CallerContext::current`].
     pub fn service<S>(service: S) -> Self
     where
         S: Service<Request<Outgoing>, Response = Response<Body>> + Clone + Send + Sync + 'static,
@@ -39,16 +43,26 @@ impl Behind {
         Self::Service(InnerService(BoxCloneSyncService::new(service.map_err(Into::into))))
     }
 
-    /// Sends a request, whose URI is a path.
+    /// Sends a request, whose URI is a path, on behalf of `caller`, if it is ours to tell.
     ///
     /// # Errors
     /// [`ForwardError`].
-    pub async fn send(&self, request: Request<Outgoing>) -> Result<Response<Answer>, ForwardError> {
+    pub async fn send(
+        &self,
+        mut request: Request<Outgoing>,
+        caller: Option<&Context>,
+    ) -> Result<Response<Answer>, ForwardError> {
         match self {
             Self::Nothing => Err(ForwardError::Nothing),
             Self::Upstreams(balancer) => Ok(balancer.send(request).await?.map(Either::Left)),
             Self::Service(InnerService(service)) => {
-                let answered = Box::pin(service.clone().oneshot(request)).await;
+                let answered = match caller.cloned() {
+                    Some(caller) => {
+                        request.extensions_mut().insert(caller.clone());
+                        Box::pin(CallerContext::scope(caller, service.clone().oneshot(request))).await
+                    }
+                    None => Box::pin(service.clone().oneshot(request)).await,
+                };
                 Ok(answered.map_err(ForwardError::Service)?.map(Either::Right))
             }
         }

@@ -18,6 +18,9 @@ const MAX_LISTING: usize = 64 << 20;
 /// Pause before the next attempt while there is no book at all.
 const FIRST_ATTEMPTS: Duration = Duration::from_secs(2);
 
+/// Longest wait for a listing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// The price book in force; the last good one is kept while the upstream is away.
 #[derive(Debug)]
 pub struct Catalogue {
@@ -56,8 +59,16 @@ impl Catalogue {
         self.book.load().models().map(str::to_owned).collect()
     }
 
-    /// Asks the upstream anew; whether it answered with a listing.
+    /// Asks the upstream anew; whether it answered with a listing, in time.
     pub async fn refresh(&self, balancer: &Balancer, credential: Option<&HeaderValue>) -> bool {
+        let asked = tokio::time::timeout(PATIENCE.min(self.interval), self.ask(balancer, credential)).await;
+        asked.unwrap_or_else(|_| {
+            tracing::warn!(path = self.path, "the upstream does not tell its prices in time");
+            false
+        })
+    }
+
+    async fn ask(&self, balancer: &Balancer, credential: Option<&HeaderValue>) -> bool {
         let mut request = Request::get(self.path.as_str()).header(header::ACCEPT, "application/json");
         if let Some(credential) = credential {
             request = request.header(header::AUTHORIZATION, credential.clone());

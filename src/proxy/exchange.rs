@@ -1,7 +1,7 @@
 //! One request on its way through the gateway.
 
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tracing::Span;
@@ -10,6 +10,7 @@ use tracing::field::Empty;
 use super::ingress::{Arrival, RequestId};
 use crate::id::Id;
 use crate::model::accounts::Account;
+use crate::policy::Rules;
 
 /// A request that was let in, with what is known before its headers are read.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub struct Exchange {
     pub received: Instant,
     /// Whose request it is, once that is known.
     account: OnceLock<Id<Account>>,
+    wait: OnceLock<Duration>,
     span: Span,
 }
 
@@ -37,10 +39,13 @@ impl Exchange {
             correlation_id = id.correlation(),
             kind = Empty,
             account = Empty,
+            subject = Empty,
+            domain = Empty,
+            team = Empty,
             decision = Empty,
             status = Empty,
         );
-        Self { id, arrival, received, account: OnceLock::new(), span }
+        Self { id, arrival, received, account: OnceLock::new(), wait: OnceLock::new(), span }
     }
 
     /// Whose request it is, once that is known.
@@ -64,9 +69,26 @@ impl Exchange {
         }
     }
 
-    pub(super) fn belongs_to(&self, account: &Id<Account>) {
-        if self.account.set(account.clone()).is_ok() {
-            self.span.record("account", account.as_str());
+    /// Notes whose it is, and for which place there.
+    pub(super) fn belongs_to(&self, rules: &Rules, subject: &str) {
+        if self.account.set(rules.account.clone()).is_err() || self.span.is_disabled() {
+            return;
         }
+        self.span.record("account", rules.account.as_str()).record("subject", subject);
+        self.span.record("domain", rules.domain.as_str());
+        if let Some(team) = &rules.placement.team {
+            self.span.record("team", team.as_str());
+        }
+    }
+
+    /// Notes for how long it has waited for its client's body.
+    pub(super) fn waited(&self, wait: Duration) {
+        // Set once: a request has one body.
+        let _ = self.wait.set(wait);
+    }
+
+    /// The time since its head was complete that was the gateway's own.
+    pub(super) fn own_time(&self) -> Duration {
+        self.received.elapsed().saturating_sub(self.wait.get().copied().unwrap_or_default())
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Map, Value};
 
-use super::forward::Outgoing;
+use super::forward::{Deadlined, Outgoing};
 use super::headers::{self, Decision};
 use super::routes::Governed;
 use super::{Caller, Exchange, Gateway};
@@ -27,9 +27,11 @@ impl Gateway {
     ) -> Result<Response<Body>, Problem> {
         let own = &self.0.parts;
         self.set_context(&mut head, exchange, caller, asked, false);
-        let answered = own.behind.send(Request::from_parts(head, Outgoing::empty())).await?;
+        let answered = own.behind.send(Request::from_parts(head, Outgoing::empty()), Some(&caller.context)).await?;
         own.metrics.decided(Some(route.kind), "allow");
         let (mut answer, body) = answered.into_parts();
+        let until = exchange.received + own.config.total_timeout;
+        let body = Deadlined::new(body, own.config.idle_timeout, until.into());
         let body = Limited::new(body, MAX_LISTING).collect().await.map_err(|_| unreadable())?.to_bytes();
         headers::answer(&mut answer.headers, &own.config.leaks, &exchange.id, Decision::Allow);
         if !answer.status.is_success() || route.item.is_some() {

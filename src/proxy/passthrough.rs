@@ -61,9 +61,15 @@ impl Gateway {
         }
         exchange.id.set(&mut head.headers);
         exchange.arrival.forward(&mut head.headers);
-        let (mut answer, body) = own.behind.send(Request::from_parts(head, body)).await?.into_parts();
+        let (mut answer, body) = own.behind.send(Request::from_parts(head, body), None).await?.into_parts();
         headers::answer(&mut answer.headers, &Leaks::none(), &exchange.id, Decision::Allow);
         own.metrics.decided(None, "passthrough");
+        tracing::debug!(
+            request_id = exchange.id.as_str(),
+            status = answer.status.as_u16(),
+            decision = "passthrough",
+            "forwarded under the upstream's own key"
+        );
         let until = (exchange.received + own.config.total_timeout).into();
         Ok(Response::from_parts(answer, Body::new(Deadlined::new(body, own.config.idle_timeout, until))))
     }

@@ -242,9 +242,9 @@ impl Question {
             size: AskSize {
                 input_tokens: self.estimate.input_tokens,
                 most_input: self.estimate.input_tokens,
-                media: 0,
                 max_output: self.estimate.max_output_tokens,
                 answers: self.estimate.answers.unwrap_or(1),
+                ..AskSize::default()
             },
         })
     }

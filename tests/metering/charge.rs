@@ -27,6 +27,7 @@ fn bill(
     model: &str,
     unpriced: Unpriced,
 ) -> (i64, CostSource) {
+    let counted = counted.into();
     let inputs = ChargeInputs { model, outcome, header_cost: header, reported, counted, prices: &book(), unpriced };
     let Charge { cost, source, .. } = charge(&inputs);
     (cost.nanos(), source)

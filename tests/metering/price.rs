@@ -124,6 +124,38 @@ fn seconds_images_and_searches() {
 }
 
 #[test]
+fn what_is_not_billed_by_tokens_is_estimated_by_what_is_asked_for() {
+    let book = book(json!([
+        {"model_name": "pictures", "model_info": {"input_cost_per_image": 0.04, "output_cost_per_image": 0.02}},
+        {"model_name": "voice", "model_info": {"input_cost_per_character": 1.5e-5}},
+        {"model_name": "ears", "model_info": {"input_cost_per_second": 0.0001, "output_cost_per_second": 0.0002}},
+    ]));
+    let size = AskSize { input_tokens: 3, characters: 10, seconds: 30, answers: 2, ..AskSize::default() };
+    let estimate = |model| book.estimate(model, &size, 1024).unwrap().cost.map(Usd::nanos);
+    assert_eq!(estimate("pictures"), Some(80_000_000), "the dearer of the two prices");
+    assert_eq!(estimate("voice"), Some(150_000));
+    assert_eq!(estimate("ears"), Some(6_000_000));
+}
+
+#[test]
+fn a_name_with_a_star_prices_what_begins_like_it() {
+    let price = |cost: f64| json!({"input_cost_per_token": cost, "output_cost_per_token": 0});
+    let book = book(json!([
+        {"model_name": "*", "model_info": price(1e-6)},
+        {"model_name": "openai/*", "model_info": price(2e-6)},
+        {"model_name": "openai/gpt-4*", "model_info": price(3e-6)},
+        {"model_name": "openai/gpt-4o", "model_info": price(4e-6)},
+    ]));
+    let used = Tokens { input: 1, ..Tokens::default() }.into();
+    let price = |model| book.price(model, &used).map(Usd::nanos);
+    for (model, nanos) in
+        [("openai/gpt-4o", 4000), ("openai/gpt-4o-mini", 3000), ("openai/o3", 2000), ("claude", 1000), ("openai", 1000)]
+    {
+        assert_eq!(price(model), Some(nanos), "{model}");
+    }
+}
+
+#[test]
 fn configuration_wins_field_by_field() {
     let base =
         book(json!([{"model_name":"m","model_info":{"input_cost_per_token":1e-6,"output_cost_per_token":2e-6}}]));
@@ -205,7 +237,8 @@ proptest! {
             reasoning: part(made, 5),
             audio_output: part(made, 2),
         };
-        let size = AskSize { input_tokens: bytes / 4, most_input: bytes, media: 1, max_output: Some(output), answers };
+        let max_output = Some(output);
+        let size = AskSize { input_tokens: bytes / 4, most_input: bytes, media: 1, max_output, answers, ..AskSize::default() };
         let ceiling = book.ceiling("m", &size, output).unwrap();
         let cost = book.price("m", &used.into());
         prop_assert!(cost <= ceiling || ceiling.is_none(), "{:?} is above {:?}", cost, ceiling);

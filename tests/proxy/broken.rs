@@ -7,6 +7,7 @@ use alchemi::dev::{Behaviour, DevUpstream};
 use alchemi::metering::price::ModelPrice;
 use http::StatusCode;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::common::gateway::{PATIENCE, upstream_options};
 use crate::common::{Backend, backends};
@@ -280,4 +281,58 @@ async fn reservations_that_a_crash_left_behind_are_charged_at_their_estimate() {
         assert_eq!(stage.counter().await, (held.1 + adjusted, 0));
         assert_eq!(second.verify_books().await.differences, []);
     }
+}
+
+/// An upstream that stands still in the middle of its first list of prices.
+async fn hesitant() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut lists = 0;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap_or(0) > 0 {}
+            let is_list = head.starts_with(b"GET /model/info");
+            lists += i32::from(is_list);
+            let body = if is_list {
+                json!({"data": [{"model_name": "m", "model_info": {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}}]})
+            } else {
+                json!({"object": "chat.completion", "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+            };
+            let (body, whole) = (body.to_string(), !is_list || lists > 1);
+            let sent = if whole { &*body } else { &body[..9] };
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+            let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{sent}", body.len());
+            let _ = stream.write_all(answer.as_bytes()).await;
+            if !whole {
+                tokio::spawn(async move {
+                    std::future::pending::<()>().await;
+                    drop(stream);
+                });
+            }
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_list_of_prices_that_does_not_end_is_asked_for_again() {
+    let url = hesitant().await;
+    let stage = Stage::with(Backend::Sqlite, |config| {
+        config.upstream.urls = vec![url];
+        config.upstream.health_interval = Duration::ZERO;
+        config.metering.model_info_seconds = 1;
+    })
+    .await;
+    let priced = async {
+        for n in 1.. {
+            stage.ada.post("/v1/chat/completions", chat("m")).await.ok();
+            if stage.settled(n).await.iter().any(|row| int(row, "raw_cost") == 2_000_000) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, priced).await.expect("the prices are known in the end");
+    assert!(stage.gateway.metric("settlements_unpriced_total").await > 0, "what came before them is counted");
 }

@@ -59,6 +59,32 @@ async fn of_64_requests_a_budget_for_10_admits_exactly_10() {
     }
 }
 
+/// What costs by the image, the character or the second holds that much too.
+#[tokio::test]
+async fn what_is_not_billed_by_tokens_is_held_all_the_same() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        for (n, (path, body, each)) in [
+            ("/v1/images/generations", json!({"model": "dall-e-3", "prompt": "a fish"}), 40_000_000),
+            ("/v1/audio/speech", json!({"model": "tts-1", "input": "x".repeat(100), "voice": "alloy"}), 1_500_000),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let account = gateway.account(&format!("Acme {n}")).await;
+            gateway.open_models(&account).await;
+            gateway.allocate(&account, &format!("{:.9}", f64::from(each) * 10e-9)).await;
+            let ada = gateway.as_end_user(&account, "ada");
+            let replies = join_all((0..64).map(|_| ada.post(path, body.clone()))).await;
+            let admitted = replies.iter().filter(|reply| reply.status == 200).count();
+            assert_eq!(admitted, 10, "{path}: {:?}", replies.iter().map(|r| r.status.as_u16()).collect::<Vec<_>>());
+            let rows = gateway.settled(&account, 10).await;
+            assert!(rows.iter().all(|row| int(row, "raw_cost") == i64::from(each)), "{rows:?}");
+        }
+        assert_eq!(gateway.verify_books().await.differences, []);
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_used_of_a_hold_is_there_for_the_next() {
     for backend in backends().await {

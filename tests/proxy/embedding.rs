@@ -67,6 +67,7 @@ async fn a_tower_service_is_governed_and_paid_like_an_upstream() {
     let statuses: Vec<_> = answers.iter().map(|(status, _)| *status).collect();
     assert_eq!(statuses, [200, 200, 402, 403], "{answers:?}");
     assert_eq!(answers[0].1["choices"][0]["message"]["content"], "Pretty Polly");
+    assert_eq!(answers[0].1["user"], "ada", "the service at the bottom knows who calls");
     let codes: Vec<_> = answers[2..].iter().map(|(_, body)| body["error"]["code"].as_str().unwrap()).collect();
     assert_eq!(codes, ["allocation_exhausted", "model_denied"]);
     // Two answers at 4 tokens in and 4 out.

@@ -51,6 +51,19 @@ async fn a_caller_whom_the_directory_does_not_know_gets_a_row() {
 }
 
 #[tokio::test]
+async fn a_row_with_the_address_alone_is_found_however_the_token_spells_it() {
+    for backend in backends().await {
+        let stage = Stage::on(backend).await;
+        let operator = stage.gateway.operator_for(&stage.account);
+        operator.post("/v1/copilot/users", json!({"email": "cleo@acme.com"})).await.ok();
+        let row = users(&stage, "copilot").await.remove(0);
+        let cleo = Person::of(&stage.account, "cleo").email("Cleo@ACME.com").claim("email_verified", json!(true));
+        assert_eq!(ask(&stage.gateway.sign_in(&cleo)).await, 200);
+        assert_eq!(stage.settled(1).await[0]["user_id"], row["id"]);
+    }
+}
+
+#[tokio::test]
 async fn nobody_else_gets_a_row() {
     for backend in backends().await {
         let off = Stage::on(backend).await;

@@ -56,8 +56,12 @@ pub(super) fn read(
     }
     let answers = answers.saturating_mul(prompts(kind, fields.prompt));
     let tools = rules.count.tokens(fields.raw_bytes);
+    let most_input = rules.count.most(&fields.text).saturating_add(fields.raw_bytes);
     let size = AskSize {
-        most_input: rules.count.most(&fields.text).saturating_add(fields.raw_bytes),
+        // Whatever reaches the model stands in the body.
+        most_input: if fields.text.media == 0 { most_input.max(text.len() as u64) } else { most_input },
+        characters: fields.text.bytes,
+        seconds: 0,
         media: fields.text.media,
         input_tokens: rules.count.input(&fields.text).saturating_add(tools),
         max_output: max_output(kind, limits.iter().filter_map(|limit| limit.tokens).max()),
@@ -202,7 +206,7 @@ impl<'a> Scan<'a, '_> {
                 let mut json = serde_json::Deserializer::from_str(raw.get());
                 return Measure::of(&mut fields.text).deserialize(&mut json).map_err(A::Error::custom);
             }
-            "tools" | "functions" | "response_format" => {
+            "tools" | "functions" | "response_format" | "text" => {
                 let raw = bounded(map.next_value()?)?;
                 fields.raw_bytes = fields.raw_bytes.saturating_add(raw.get().len() as u64);
                 if name == "tools" {

@@ -34,7 +34,7 @@ pub(super) fn read(
     let mut model = None;
     let mut stream = false;
     let mut answers = 1;
-    let mut text = TextSize::default();
+    let (mut text, mut file_bytes) = (TextSize::default(), 0_u64);
     let mut fields = Vec::new();
     for part in parts(boundary, body)? {
         // LiteLLM reads `name[]` as `name`.
@@ -51,7 +51,10 @@ pub(super) fn read(
             fields.push(start..start + part.value.len());
         }
         if !matches!(name, "model" | "stream" | "n" | "prompt" | "metadata") {
-            text.media += u64::from(part.file);
+            if part.file {
+                text.media += 1;
+                file_bytes += part.value.len() as u64;
+            }
             continue;
         }
         if seen.contains(&name) {
@@ -73,7 +76,9 @@ pub(super) fn read(
     let size = AskSize {
         input_tokens: rules.count.input(&text),
         most_input: rules.count.most(&text),
+        characters: text.bytes,
         media: text.media,
+        seconds: rules.count.seconds(file_bytes),
         max_output: max_output(kind, None),
         answers,
     };
