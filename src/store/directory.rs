@@ -129,6 +129,8 @@ impl Tx<Tenant> {
         team: Option<&Id<Team>>,
     ) -> Result<Placement, PlacementError> {
         let account = self.account.clone();
+        // As they are stored, whatever the token's spelling.
+        let email = email.map(str::to_lowercase);
         let placement: Option<Placement> = on!(self, |c| {
             sqlx::query_as(
             r#"SELECT u.id AS "user", u.status, t.id AS team, t.org_id AS org FROM "Alchemi_UserTable" u

@@ -40,10 +40,26 @@ pub(super) async fn models(upstream: &str, key: Option<&str>) -> Result<(String,
     }
     let listing: Value = answer.json().await.map_err(unreachable)?;
     let listed = listing.get("data").and_then(Value::as_array).into_iter().flatten();
-    let mut names = listed.filter_map(|model| model.get("id").and_then(Value::as_str)).map(str::to_owned);
-    let allowed = names.next().unwrap_or_else(|| "gpt-4o-mini".to_owned());
-    let refused = names.find(|name| *name != allowed).unwrap_or_else(|| "another-model".to_owned());
-    Ok((allowed, refused))
+    let names: Vec<_> = listed.filter_map(|model| model.get("id").and_then(Value::as_str)).map(str::to_owned).collect();
+    let chat = chat_models(upstream, key).await;
+    let first = names.iter().find(|name| chat.contains(name)).or(names.first()).cloned();
+    let allowed = first.unwrap_or_else(|| "gpt-4o-mini".to_owned());
+    let mut others = names.iter().filter(|name| **name != allowed);
+    let refused = others.clone().find(|name| chat.contains(name)).or_else(|| others.next()).cloned();
+    Ok((allowed, refused.unwrap_or_else(|| "another-model".to_owned())))
+}
+
+/// Of LiteLLM's models, those that chat; of another upstream, none is known to.
+async fn chat_models(upstream: &str, key: Option<&str>) -> Vec<String> {
+    let mut request = Client::new().get(format!("{}/model/info", upstream.trim_end_matches('/')));
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    let Ok(answer) = request.send().await else { return Vec::new() };
+    let info: Value = answer.json().await.unwrap_or_default();
+    let deployments = info.get("data").and_then(Value::as_array).into_iter().flatten();
+    let chats = deployments.filter(|one| one.pointer("/model_info/mode").and_then(Value::as_str) == Some("chat"));
+    chats.filter_map(|one| one.get("model_name").and_then(Value::as_str)).map(str::to_owned).collect()
 }
 
 /// Makes account, directory, budget and grants, or finds those of an earlier start.
