@@ -24,7 +24,7 @@ MODELS = (CHAT, CHEAP, CLAUDE, EMBEDDING, MOCK)
 START_SECONDS = 180
 
 
-def config(provider: str) -> dict:
+def config(provider: str, *, costs_in_streams: bool) -> dict:
     openai = {"api_base": f"{provider}/v1", "api_key": "sk-provider", "max_retries": 0}
     return {
         "model_list": [
@@ -40,7 +40,7 @@ def config(provider: str) -> dict:
         ],
         "general_settings": {"master_key": MASTER_KEY},
         "router_settings": {"num_retries": 0, "disable_cooldowns": True},
-        "litellm_settings": {"callbacks": ["spend_log.recorder"], "include_cost_in_streaming_usage": True},
+        "litellm_settings": {"callbacks": ["spend_log.recorder"], "include_cost_in_streaming_usage": costs_in_streams},
     }
 
 
@@ -67,11 +67,11 @@ class LiteLlm:
 
 
 @contextlib.contextmanager
-def run(provider: str, folder: Path) -> Iterator[LiteLlm]:
+def run(provider: str, folder: Path, *, costs_in_streams: bool = True) -> Iterator[LiteLlm]:
     """Starts LiteLLM and waits for it; needs no network: its price list is the one in the package."""
     shutil.copy(Path(__file__).with_name("spend_log.py"), folder)
     file, log, port = folder / "config.yaml", folder / "litellm.log", serving.free_port()
-    file.write_text(json.dumps(config(provider)))  # JSON is YAML
+    file.write_text(json.dumps(config(provider, costs_in_streams=costs_in_streams)))  # JSON is YAML
     proxy = LiteLlm(f"http://127.0.0.1:{port}", folder / "spend.jsonl")
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     env = inherited | {
