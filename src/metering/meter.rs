@@ -55,7 +55,8 @@ enum Stage {
 #[derive(Debug)]
 pub struct Meter {
     reservation: Option<Reservation>,
-    metered: Metered,
+    /// Boxed, so that what a request carries along stays small.
+    metered: Box<Metered>,
     stage: Stage,
     header_cost: Option<String>,
     call_id: Option<String>,
@@ -67,7 +68,7 @@ impl Meter {
     pub fn new(reservation: Reservation, metered: Metered) -> Self {
         Self {
             reservation: Some(reservation),
-            metered,
+            metered: Box::new(metered),
             stage: Stage::NotSent,
             header_cost: None,
             call_id: None,

@@ -140,8 +140,10 @@ impl PriceBook {
     /// The prices of a model, if any is known: its own, or those of the longest `name*`
     /// that it begins with.
     pub fn get(&self, model: &str) -> Option<&ModelPrice> {
-        let of = |name: &&Box<str>| name.strip_suffix('*').is_some_and(|start| model.starts_with(start));
-        self.models.get(model).or_else(|| self.models.get(self.wildcards.iter().find(of)?))
+        self.models.get(model).or_else(|| {
+            let begins = |name: &str| name.strip_suffix('*').is_some_and(|start| model.starts_with(start));
+            self.models.get(self.wildcards.iter().find(|name| begins(name))?)
+        })
     }
 
     /// What was used, at this book's prices; `None` if a price is missing. Tokens

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::cluster::Stopped;
 use crate::process;
 use crate::seed::Dice;
 use crate::wire::Spoil;
-use crate::world::World;
+use crate::world::{LEASE, World};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -15,6 +16,8 @@ pub(crate) enum Fault {
     Kill,
     /// A gateway stands still (SIGSTOP), then goes on.
     Freeze,
+    /// The same, until others have taken it for dead and ended its leases.
+    Coma,
     /// `pg_ctl stop -m immediate`.
     DatabaseStop,
     /// The disk of a gateway's data folder has no byte left.
@@ -32,6 +35,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Kill => f.write_str("kill -9 of a gateway"),
             Self::Freeze => f.write_str("a gateway frozen"),
+            Self::Coma => f.write_str("a gateway frozen beyond its leases"),
             Self::DatabaseStop => f.write_str("database stopped at once"),
             Self::DiskFull => f.write_str("disk full"),
             Self::ClockJump => f.write_str("clock jump"),
@@ -54,16 +58,25 @@ fn name(spoil: Spoil) -> &'static str {
 /// Faults of machines and processes.
 const LOCAL: [Fault; 5] = [Fault::Kill, Fault::Freeze, Fault::DatabaseStop, Fault::DiskFull, Fault::ClockJump];
 
-/// What a seed brings: a fault of a machine, one of the network, then both at once. Ten seeds in a row bring them all.
+/// What a seed brings: a fault of a machine, one of the network, then both at once. The first ten seeds bring them all
+/// but a coma, which takes long: the next ten have that in place of a freeze, and so on in turn.
 pub(crate) fn plan(seed: u64) -> [Vec<Fault>; 3] {
     let at = |n: u64| (n % 5) as usize;
-    let local = LOCAL[at(seed + seed / 10)];
+    let local = match LOCAL[at(seed + seed / 10)] {
+        Fault::Freeze if seed / 10 % 2 == 1 => Fault::Coma,
+        local => local,
+    };
     let spoil = Spoil::ALL[at(seed)];
     let wire = if seed % 10 < 5 { Fault::Upstream(spoil) } else { Fault::Database(spoil) };
     [vec![local], vec![wire], vec![local, wire]]
 }
 
 impl Fault {
+    /// How long it lasts at least.
+    pub(crate) fn lasts(self) -> Duration {
+        if self == Self::Coma { LEASE + Duration::from_secs(3) } else { Duration::ZERO }
+    }
+
     /// Why it cannot be here; none if it can.
     pub(crate) fn impossible(self, world: &World) -> Option<&'static str> {
         match self {
@@ -95,7 +108,7 @@ impl World {
                 self.gateways[victim].kill();
                 Injury::Killed(victim)
             }
-            Fault::Freeze => {
+            Fault::Freeze | Fault::Coma => {
                 self.gateways[victim].signal("STOP");
                 Injury::Frozen(victim)
             }

@@ -142,7 +142,8 @@ fn is_possible(fault: Fault, world: &World) -> bool {
 async fn episode(world: &mut World, number: usize, faults: Vec<Fault>, dice: &Dice) -> Episode {
     world.upstream.enter(number);
     let injuries: Vec<_> = faults.iter().map(|fault| world.strike(*fault, dice)).collect();
-    tokio::time::sleep(dice.millis(300..1_500)).await;
+    let shortest = faults.iter().map(|fault| fault.lasts()).max().unwrap_or_default();
+    tokio::time::sleep(dice.millis(300..1_500).max(shortest)).await;
     for injury in injuries {
         world.heal(injury);
     }

@@ -29,6 +29,9 @@ const GATEWAYS: usize = 3;
 /// After how long a gateway charges what nobody settled; longer than a request may take.
 pub(crate) const ABANDON_AFTER: Duration = Duration::from_secs(4);
 
+/// After how long without a word a gateway's leases are lost; the shortest that there is.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+
 /// What the scarce account gets at a time: some thirty requests' worth.
 const SCARCE: i64 = 4;
 
@@ -223,6 +226,7 @@ fn config(port: u16, data: &Path, database: &str, issuer: &DevIssuer, upstream: 
          [upstream]\nurls = ['http://{upstream}']\napi_key = 'sk-upstream'\nhealth_interval = 0\n\
          connect_timeout = 1\nresponse_timeout = 3\nidle_timeout = 3\ntotal_timeout = 3\n\
          [allocation]\nabandon_after_seconds = {abandon}\n\
+         [allocation.leases]\nlease_seconds = {lease}\n\
          [metering.prices]\n\"m\" = {PRICES}\n\
          [policy]\ndefault_model_access = 'allow'\n\
          [limits]\ndrain_seconds = 5\n",
@@ -230,6 +234,7 @@ fn config(port: u16, data: &Path, database: &str, issuer: &DevIssuer, upstream: 
         project = issuer.project_id(),
         issuer = issuer.url(),
         abandon = ABANDON_AFTER.as_secs(),
+        lease = LEASE.as_secs(),
     )
 }
 
