@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
+pub mod pages;
+
 /// One field of a request that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldError {
@@ -202,7 +204,7 @@ impl Problem {
     /// The JSON form, with the request's id.
     pub fn body(&self, request_id: Option<&str>) -> ProblemBody {
         ProblemBody {
-            kind: format!("/docs/problems/{}", self.0.code),
+            kind: format!("{}/{}", pages::PATH, self.0.code),
             title: self.0.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status(),
             detail: self.0.detail.clone().into_owned(),

@@ -388,7 +388,8 @@ impl v1::logout::SignOut for Identity {
 }
 
 fn documentation() -> Router {
-    Router::new().merge(SwaggerUi::new("/docs").url("/openapi.json", v1::description()))
+    let operations = SwaggerUi::new("/docs").url("/openapi.json", v1::description());
+    Router::new().merge(operations).merge(v1::problems::router())
 }
 
 /// Answers every request of the main listener.
@@ -475,13 +476,17 @@ impl Front {
     async fn ungoverned(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
         match self.own(&request, exchange).await {
             Some(response) => response,
-            None if is_documentation(request.uri().path()) => self.documentation(request).await,
+            None if is_documentation(request.uri().path()) => self.documentation(request, exchange).await,
             None => self.0.gateway.pass_through(request, exchange).await,
         }
     }
 
-    async fn documentation(&self, request: Request<Incoming>) -> Response<Body> {
-        infallible(self.0.documentation.clone().oneshot(request.map(Body::new)).await)
+    async fn documentation(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
+        let mut response = infallible(self.0.documentation.clone().oneshot(request.map(Body::new)).await);
+        match response.extensions_mut().remove::<Problem>() {
+            Some(problem) => self.0.gateway.refused(problem, None, &exchange.id, None),
+            None => response,
+        }
     }
 
     /// `/healthz`, `/readyz` and `/metrics` on the main address.

@@ -53,6 +53,7 @@ pub mod models;
 mod openapi;
 mod parameters;
 pub mod policies;
+pub mod problems;
 pub mod provision;
 pub mod revocations;
 pub mod sso;

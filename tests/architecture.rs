@@ -345,6 +345,69 @@ fn every_file_of_a_test_is_part_of_it() {
 
 #[test]
 fn migrations_are_the_same_on_both_databases_and_frozen() {
+/// What makes a problem, and how many arguments stand before its code.
+const PROBLEMS: &[(&str, usize)] = &[
+    ("Problem::new(", 1),
+    ("Self::new(", 1),
+    ("bad_request(", 0),
+    ("unauthenticated(", 0),
+    ("forbidden(", 0),
+    ("conflict(", 0),
+    ("unavailable(", 0),
+    ("invalid_request(", 0),
+];
+
+/// Codes that are no literals, by file: `fn code` there tells them, or whoever calls is looked at.
+const CODES_OF_OTHERS: &[(&str, &str)] =
+    &[("policy.rs", "code"), ("proxy/ask.rs", "error.code()"), ("problem.rs", "code"), ("v1/logout.rs", "code")];
+
+/// What stands between quotes.
+fn literals(text: &str) -> impl Iterator<Item = &str> {
+    text.split('"').skip(1).step_by(2)
+}
+
+#[test]
+fn every_code_of_a_problem_has_a_page_and_every_page_a_code() {
+    let (mut broken, mut codes) = (String::new(), std::collections::BTreeSet::new());
+    for source in sources().iter().filter(|source| source.text.contains("Problem") && !source.is_in(&["dev/"])) {
+        let code: Vec<&str> = source.code().map(|(_, line)| line.trim()).collect();
+        let code = code.join(" ");
+        for (call, before) in PROBLEMS {
+            for (at, _) in code.match_indices(call) {
+                let mut arguments = code[at + call.len()..].splitn(before + 2, ',').map(str::trim);
+                let is_problem = match before {
+                    0 => true,
+                    _ => arguments.next().is_some_and(|status| status.contains("StatusCode::") || status == "status"),
+                };
+                let argument = arguments.next().unwrap_or_default();
+                // Where it is defined, it has a type.
+                if !is_problem || argument.contains(": ") || argument.starts_with("&self") {
+                    continue;
+                }
+                match literals(argument).next() {
+                    Some(literal) if argument.starts_with('"') => _ = codes.insert(literal.to_owned()),
+                    _ if CODES_OF_OTHERS.contains(&(source.path.as_str(), argument)) => {}
+                    _ => writeln!(broken, "src/{}: {call}… {argument}: which codes are these?", source.path).unwrap(),
+                }
+            }
+        }
+        if CODES_OF_OTHERS.iter().any(|(path, _)| *path == source.path)
+            && let Some((_, rest)) = source.text.split_once("fn code(&self) -> &'static str {\n        match")
+        {
+            let body = rest.split_once("\n    }\n").map_or(rest, |(body, _)| body);
+            codes.extend(literals(body).map(str::to_owned));
+        }
+    }
+    assert!(codes.len() > 90, "{codes:?}");
+    for code in codes.iter().filter(|code| alchemi::problem::pages::find(code).is_none()) {
+        writeln!(broken, "docs/problems.md has no section for {code}").unwrap();
+    }
+    for page in alchemi::problem::pages::all().iter().filter(|page| !codes.contains(page.code)) {
+        writeln!(broken, "docs/problems.md: nothing has the code {}", page.code).unwrap();
+    }
+    hold(&broken);
+}
+
     let mut found = Vec::new();
     for backend in ["postgres", "sqlite"] {
         let embedded = migrations(backend).unwrap();

@@ -70,7 +70,9 @@ impl Client {
     pub(crate) async fn try_send(&self, request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
         let answer = request.send().await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        Ok(Reply { status, headers, body: answer.bytes().await? })
+        let reply = Reply { status, headers, body: answer.bytes().await? };
+        reply.check_page();
+        Ok(reply)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
@@ -95,6 +97,18 @@ impl Client {
 }
 
 impl Reply {
+    /// A problem leads to a page, which knows of its status.
+    fn check_page(&self) {
+        let is_problem = self.headers.get("content-type").is_some_and(|kind| kind == "application/problem+json");
+        // A HEAD has none.
+        if is_problem && !self.body.is_empty() {
+            let body = self.json();
+            let page = body["code"].as_str().and_then(alchemi::problem::pages::find);
+            let known = page.is_some_and(|page| page.statuses().any(|status| status == self.status.as_u16()));
+            assert!(known, "docs/problems.md does not tell of {body}");
+        }
+    }
+
     /// The body as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {

@@ -38,6 +38,7 @@ mod models;
 mod operations;
 mod pages;
 mod policies;
+mod problems;
 mod provision;
 mod provision_convergence;
 mod provision_cut_off;
