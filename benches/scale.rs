@@ -12,16 +12,18 @@ use std::time::{Duration, Instant};
 
 use alchemi::clock::{Clock, SystemClock, Timestamp};
 use alchemi::context::{AskedPlace, Context, Domain, Granted, RequestInfo, Tenant};
-use alchemi::credits::Credits;
+use alchemi::credits::{Credits, Factor, Usd};
 use alchemi::id::{Id, RandomIds};
 use alchemi::identity::{AccountBinding, master_key_context};
 use alchemi::model::accounts::{Account, JsonText};
 use alchemi::model::agents::{Agent, AgentVisibility};
-use alchemi::model::budgets::{Allocation, Cycle, OverCommit, Plan, PlanStatus, RolloverMode};
-use alchemi::model::directory::{Org, Team, User, UserStatus};
+use alchemi::model::budgets::{Allocation, Cycle, OverCommit, Plan, PlanStatus, RolloverMode, day_of};
+use alchemi::model::directory::{Org, Placement, Team, User, UserStatus};
 use alchemi::model::features::FeatureEntitlement;
 use alchemi::model::models::{AccessMode, ModelGrant};
 use alchemi::model::scope::{Scope, ScopeType};
+use alchemi::model::usage::{CostSource, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens};
+use alchemi::policy::budget::BudgetRules;
 use alchemi::store::page::Slice;
 use alchemi::store::{DatabaseConfig, Store, Tx, migrate};
 use alchemi::v1::models::Catalogue;
@@ -29,6 +31,7 @@ use alchemi::v1::{App, router};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use http::Request;
+use jiff::tz::TimeZone;
 use serde_json::Value;
 #[cfg(feature = "postgres")]
 use sqlx::{Connection as _, Executor as _};
@@ -212,7 +215,7 @@ impl Seed<'_> {
     }
 
     /// Credits for every team and every user.
-    async fn budget(&self, teams: &[Id<Team>], users: &[Id<User>]) -> Result<()> {
+    async fn budget(&self, teams: &[Id<Team>], users: &[Id<User>]) -> Result<Plan> {
         let (mut tx, account_id) = self.begin().await?;
         let plan = Plan {
             id: tx.new_id(),
@@ -256,6 +259,48 @@ impl Seed<'_> {
             .collect();
         tx.insert_allocations(&allocations).await?;
         tx.commit().await?;
+        Ok(plan)
+    }
+
+    /// What the crowd has used: nearly all that each of them has.
+    async fn usage(&self, plan: Plan, org: &Id<Org>, crowd: &Id<Team>, users: &[Id<User>]) -> Result<()> {
+        let (mut tx, account_id) = self.begin().await?;
+        let rules = BudgetRules { zone: TimeZone::UTC, account: None, plan: Some(plan), allocations: Vec::new() };
+        for (n, user) in users.iter().enumerate().filter(|(n, _)| n % CROWD == 1) {
+            let (org, team, user) = (Some(org.clone()), Some(crowd.clone()), Some(user.clone()));
+            let place = Placement { org, team, user, status: None };
+            let links = rules.chain(&account_id, Domain::Copilot, &place, tx.now());
+            let row = LedgerRow {
+                request_id: tx.new_id::<LedgerRow>().to_string(),
+                account_id: account_id.clone(),
+                kind: RouteKind::Chat,
+                entry: EntryKind::Usage,
+                domain: Domain::Copilot,
+                dimensions: Dimensions {
+                    org_id: place.org.map(|id| id.to_string()),
+                    team_id: place.team.map(|id| id.to_string()),
+                    user_id: place.user.map(|id| id.to_string()),
+                    model_name: Some("model-0".to_owned()),
+                    ..Dimensions::default()
+                },
+                tokens: Tokens::default(),
+                raw_cost: Usd::from_units(8),
+                credit_factor: Factor::ONE,
+                credits: Credits::from_units(8 + i64::try_from(n % 3)?),
+                cost_source: CostSource::Recorded,
+                marks: String::new(),
+                upstream_call_id: None,
+                status: 200,
+                duration_us: 0,
+                plan_id: None,
+                cycle_start: None,
+                metadata: "{}".to_owned(),
+                day: day_of(self.now, &TimeZone::UTC),
+                created_at: self.at(n),
+            };
+            tx.record(&row, &links).await?;
+        }
+        tx.commit().await?;
         Ok(())
     }
 }
@@ -274,7 +319,8 @@ async fn seeded(store: &Store, size: Size) -> Result<Seeded> {
     let crowd = teams.pop().ok_or("no team")?;
     let users = seed.users(&teams, &crowd).await?;
     seed.grants(&teams).await?;
-    seed.budget(&teams, &users).await?;
+    let plan = seed.budget(&teams, &users).await?;
+    seed.usage(plan, &org, &crowd, &users).await?;
     let binding = AccountBinding {
         id,
         suspended: false,
@@ -306,6 +352,9 @@ impl Seeded {
             list("agents with grants", "/v1/copilot/agents?include_grants=true&".to_owned(), grants),
             list("guardrail assignments", "/v1/copilot/guardrails/assignments?".to_owned(), grants),
             list("budget allocations", "/v1/budgets/copilot/allocations?".to_owned(), users),
+            list("effective allocations of a plan", "/v1/budgets/copilot/effective-allocation?".to_owned(), users),
+            list("usage by scope", "/v1/budgets/copilot/usage-by-scope?".to_owned(), users),
+            list("alerts", "/v1/budgets/copilot/alerts?threshold=80&".to_owned(), users / CROWD),
             one("models/effective", format!("/v1/copilot/models/effective?model_name=model-0&{chain}")),
             one("features/effective", format!("/v1/features/effective?domain=copilot&feature_code=feature-0&{chain}")),
             one("guardrails/effective", format!("/v1/copilot/guardrails/effective?{chain}")),

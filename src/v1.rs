@@ -90,15 +90,18 @@ pub struct App {
     pub provisioner: Provisioner,
     in_flight: call::InFlightSet,
     parameters: parameters::Parameters,
+    plan_sums: budgets::sums::PlanSums,
 }
 
 impl App {
     /// The control plane over `store`.
     pub fn new(store: Store) -> Self {
         let provisioner = Provisioner::new(store.clone(), Management::unconfigured(), Vec::new());
+        let plan_sums = budgets::sums::PlanSums::new(&store);
         Self {
             store,
             provisioner,
+            plan_sums,
             issuers: Arc::default(),
             secrets: KeyRing::default(),
             outbound: OutboundRules::default(),

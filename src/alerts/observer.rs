@@ -11,8 +11,8 @@ use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::alerts::{AlertDelivery, AlertEvent, AlertLevel, AlertWebhook, Message, ReachedThreshold, reached};
-use crate::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, Plan, Window};
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, Window};
+use crate::model::scope::Scope;
 use crate::store::alerts::Watch;
 use crate::store::budgets::rollover::just_before;
 use crate::store::{StoreError, Tx};
@@ -91,7 +91,7 @@ impl Alerts {
         }
         let told = tx.told_alerts(from).await?;
         found.retain(|one| !told.contains(&(one.scope.clone(), one.window.start, one.threshold)));
-        let written = tell(&mut tx, plan.as_ref(), found).await?;
+        let written = tell(&mut tx, found).await?;
         tx.commit().await?;
         Ok(written)
     }
@@ -144,18 +144,10 @@ async fn find(
 }
 
 /// Writes messages down; gives how many were new.
-async fn tell(tx: &mut Tx<Tenant>, plan: Option<&Plan>, found: Vec<Found>) -> Result<u64, StoreError> {
-    if found.is_empty() {
-        return Ok(0);
-    }
+async fn tell(tx: &mut Tx<Tenant>, found: Vec<Found>) -> Result<u64, StoreError> {
     let account = tx.account().clone();
-    let mut names = match plan {
-        Some(plan) => tx.scope_names(&plan.id).await?,
-        None => HashMap::new(),
-    };
-    if let Some(row) = tx.this_account().await? {
-        names.insert(Scope::new(ScopeType::Account, account.as_str()), row.account_name);
-    }
+    let scopes: Vec<Scope> = found.iter().map(|one| one.scope.clone()).collect();
+    let names = tx.scope_names(&scopes).await?;
     let mut written = 0;
     for one in found {
         let name = names.get(&one.scope).map_or(one.scope.scope_id.as_str(), String::as_str);

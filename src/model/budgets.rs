@@ -12,12 +12,14 @@ use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
 
+mod cycle;
 mod division;
 mod enforcement;
 mod rollover;
 #[cfg(test)]
 mod tests;
 
+pub use cycle::{BudgetCycle, Closed, RenewalSummary};
 pub use division::{Commitment, Division, Standing, newly_exceeded};
 pub use enforcement::Enforcement;
 pub use rollover::{Leftover, Lot, RolloverMode, Taken, carry, total};
@@ -363,62 +365,4 @@ impl EffectiveAllocation {
     pub fn cap(&self) -> Credits {
         self.effective.saturating_add(self.overflow_cap.unwrap_or_default())
     }
-}
-
-/// A cycle that was closed: by a renewal, which put another plan in the plan's place,
-/// or by its end, when the plan rolls over into its own next window.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
-pub struct BudgetCycle {
-    /// Its id.
-    pub id: Id<BudgetCycle>,
-    /// The account.
-    pub account_id: Id<Account>,
-    /// The plan whose cycle it was.
-    pub source_plan_id: Id<Plan>,
-    /// The plan that came next; the same one when it rolled over by itself.
-    pub new_plan_id: Id<Plan>,
-    /// The first moment of the closed cycle.
-    pub cycle_start: Timestamp,
-    /// The first moment behind it.
-    pub cycle_end: Timestamp,
-    /// Credits carried into the pool of what came next.
-    pub rollover_credits: Credits,
-    /// Credits used beyond the account's monthly ones.
-    pub overflow_charge_credits: Credits,
-    /// The [`RenewalSummary`].
-    #[schema(value_type = RenewalSummary)]
-    pub summary_json: JsonText,
-    /// Who renewed; `system` when it rolled over by itself.
-    pub created_by: Option<String>,
-    /// When.
-    pub created_at: Timestamp,
-}
-
-/// What was found at the end of a cycle, and carried over.
-#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct RenewalSummary {
-    /// The plan whose cycle it was.
-    pub source_plan_id: Id<Plan>,
-    /// The plan that came next.
-    pub new_plan_id: Id<Plan>,
-    /// Credits used on the days of the cycle.
-    pub used_credits: Credits,
-    /// The account's monthly credits.
-    pub monthly_credits: Credits,
-    /// Used credits beyond the monthly ones.
-    pub overflow_charge_credits: Credits,
-    /// What was there to be carried over: what nobody used or holds in the last window
-    /// of the cycle, or what the plan did not give out.
-    pub unused_credits: Credits,
-    /// What requests under way still held in that window.
-    #[serde(default)]
-    pub held_credits: Credits,
-    /// What had been carried into that window.
-    #[serde(default)]
-    pub carried_in: Vec<Lot>,
-    /// What was carried over.
-    #[serde(default)]
-    pub carried_over: Vec<Lot>,
-    /// The sum of it, which the pool of what came next has beside its own credits.
-    pub rollover_credits: Credits,
 }

@@ -6,7 +6,6 @@ use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::{Result, Tx, find, from_columns, list, of_accounts, on, remove, run};
 use crate::context::{Platform, Tenant};
-use crate::credits::Usd;
 use crate::id::Id;
 use crate::model::accounts::{Account, AccountAdmin, AccountBundle, AccountStatus};
 use crate::model::budgets::AccountAllocation;
@@ -131,7 +130,8 @@ impl Tx<Platform> {
 impl<R> Tx<R> {
     async fn bundled(&mut self, accounts: Vec<Account>) -> Result<Vec<AccountBundle>> {
         let ids: Vec<_> = accounts.iter().map(|a| a.account_id.clone()).collect();
-        let mut spend = self.spend_of(&ids).await?;
+        let totals = self.totals_of(&ids).await?;
+        let mut spend: HashMap<_, _> = totals.into_iter().map(|t| (t.account_id, t.raw_cost)).collect();
         let mut admins = HashMap::<_, Vec<_>>::new();
         for admin in self.admins_of(&ids).await? {
             admins.entry(admin.account_id.clone()).or_default().push(admin);
@@ -177,17 +177,6 @@ impl<R> Tx<R> {
             accounts,
             ")"
         )
-    }
-
-    /// What the requests of several accounts have cost so far.
-    async fn spend_of(&mut self, accounts: &[Id<Account>]) -> Result<HashMap<Id<Account>, Usd>> {
-        let sums: Vec<(Id<Account>, Usd)> = of_accounts!(
-            self,
-            r#"SELECT account_id, CAST(SUM(raw_cost) AS BIGINT) FROM "Alchemi_UsageRollupTable" WHERE account_id IN ("#,
-            accounts,
-            ") GROUP BY account_id"
-        )?;
-        Ok(sums.into_iter().collect())
     }
 }
 

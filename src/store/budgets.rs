@@ -12,6 +12,7 @@ use crate::model::budgets::{
 };
 use crate::model::scope::Scope;
 
+pub mod pages;
 mod plans;
 pub mod rollover;
 mod rules;

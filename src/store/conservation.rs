@@ -1,7 +1,7 @@
 //! The books, checked: what the ledger's rows add up to is what every counter and
-//! every roll-up says, what reservations and leases hold is what counters have
-//! leased, and both together are within the cap and what was used beyond holds
-//! (spec: allocations, section 4).
+//! every roll-up says and what each account is said to have spent, what reservations and
+//! leases hold is what counters have leased, and both together are within the cap and what
+//! was used beyond holds (spec: allocations, section 4).
 //!
 //! Accounts are added up one after the other, each in a transaction of its own that
 //! reads one moment, so that requests go on being settled and no snapshot is held for
@@ -19,7 +19,7 @@ use super::ledger::{Counter, RollupKey, RollupSums};
 use super::{Result, Store, StoreError, Tx, from_columns, on};
 use crate::clock::Timestamp;
 use crate::context::{Granted, Platform};
-use crate::credits::Credits;
+use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::usage::CounterKey;
@@ -147,6 +147,7 @@ async fn verify_account(tx: &mut Tx<Platform>, account: &Id<Account>, report: &m
             report.reservations += seen.reservations;
             report.leases += seen.leases;
             report.accounts += u64::from(seen.rows > 0);
+            verify_total(tx, account, (seen.raw_cost, seen.credits), report).await?;
         }
     }
     each!(tx, RolledUp, ROLLED_UP, account, |row: RolledUp| {
@@ -159,10 +160,28 @@ async fn verify_account(tx: &mut Tx<Platform>, account: &Id<Account>, report: &m
     })
 }
 
+/// What the account is said to have spent, against what its rows add up to.
+async fn verify_total(
+    tx: &mut Tx<Platform>,
+    account: &Id<Account>,
+    expected: (Usd, Credits),
+    report: &mut Report,
+) -> Result<()> {
+    let total = tx.totals_of(std::slice::from_ref(account)).await?.pop();
+    let found = total.map(|total| (total.raw_cost, total.credits_incurred)).unwrap_or_default();
+    if expected != found {
+        let told = |(cost, credits): (Usd, Credits)| format!("{cost} USD, {credits} credits");
+        report.differs(account, "what the account has spent".to_owned(), told(expected), told(found));
+    }
+    Ok(())
+}
+
 /// What was added up beside the counters.
 #[derive(Debug, Default)]
 struct Seen {
     rows: u64,
+    raw_cost: Usd,
+    credits: Credits,
     reservations: u64,
     leases: u64,
 }
@@ -207,6 +226,8 @@ async fn verify_counters(
     let mut sums = Sums { part, sums: BTreeMap::new() };
     each!(tx, ChainSum, CHAINS, account, |row: ChainSum| {
         seen.rows += u64::try_from(row.ledger_rows).unwrap_or(0);
+        seen.raw_cost = seen.raw_cost.checked_add(row.raw_cost).ok_or(StoreError::Overflow)?;
+        seen.credits = seen.credits.checked_add(row.credits).ok_or(StoreError::Overflow)?;
         sums.add(chain("Alchemi_UsageLedgerTable", &row.chain)?, (row.credits, Credits::ZERO))
     })?;
     each!(tx, Held, RESERVATIONS, account, |row: Held| {
@@ -275,10 +296,12 @@ fn held(detail: &str) -> Result<Vec<CounterKey>> {
 struct ChainSum {
     chain: String,
     ledger_rows: i64,
+    raw_cost: Usd,
     credits: Credits,
 }
 
-const CHAINS: &str = r#"SELECT chain, COUNT(*) AS ledger_rows, CAST(SUM(credits_incurred) AS BIGINT) AS credits
+const CHAINS: &str = r#"SELECT chain, COUNT(*) AS ledger_rows, CAST(SUM(raw_cost) AS BIGINT) AS raw_cost,
+    CAST(SUM(credits_incurred) AS BIGINT) AS credits
     FROM "Alchemi_UsageLedgerTable" WHERE account_id = $1 GROUP BY chain"#;
 
 /// What one reservation or lease has of each of its counters.
@@ -317,7 +340,7 @@ const COUNTERS: &str = r#"SELECT scope_type, scope_id, window_start, used, lease
     FROM "Alchemi_AllocationCounterTable" WHERE account_id = $1"#;
 
 from_columns! {
-    ChainSum { chain, ledger_rows, credits }
+    ChainSum { chain, ledger_rows, raw_cost, credits }
     Held { amount, held }
     Cap { cap }
 }
@@ -352,7 +375,7 @@ struct Found {
     found_requests: i64,
     found_input: i64,
     found_output: i64,
-    found_cost: crate::credits::Usd,
+    found_cost: Usd,
     found_credits: Credits,
 }
 
@@ -386,6 +409,7 @@ impl Tx<Platform> {
             r#"SELECT MIN(account_id) FROM (
                SELECT MIN(account_id) AS account_id FROM "Alchemi_UsageLedgerTable" WHERE account_id > $1
                UNION ALL SELECT MIN(account_id) FROM "Alchemi_UsageRollupTable" WHERE account_id > $1
+               UNION ALL SELECT MIN(account_id) FROM "Alchemi_UsageTotalTable" WHERE account_id > $1
                UNION ALL SELECT MIN(account_id) FROM "Alchemi_AllocationCounterTable" WHERE account_id > $1
                UNION ALL SELECT MIN(account_id) FROM "Alchemi_AllocationReservationTable" WHERE account_id > $1
                UNION ALL SELECT MIN(account_id) FROM "Alchemi_AllocationLeaseTable" WHERE account_id > $1) AS firsts"#
@@ -453,7 +477,7 @@ mod tests {
         for fresh in testing::databases().await {
             books(&fresh).await;
             assert_eq!(verify(&fresh.store).await.unwrap().differences, []);
-            let spoilt: [(&str, &[&str]); 9] = [
+            let spoilt: [(&str, &[&str]); 11] = [
                 (
                     r#"DELETE FROM "Alchemi_UsageRollupTable" WHERE credits_incurred = 5000000000"#,
                     &["should be 1 requests, 10 + 20 tokens, 0.005 USD, 5 credits and is missing"],
@@ -470,6 +494,14 @@ mod tests {
                 (
                     r#"UPDATE "Alchemi_UsageLedgerTable" SET day = '' WHERE request_id = 'one'"#,
                     &["is missing", "missing and"],
+                ),
+                (
+                    r#"UPDATE "Alchemi_UsageTotalTable" SET raw_cost = 1 WHERE credits_incurred = 5000000000"#,
+                    &["what the account has spent should be 0.005 USD, 5 credits and is 0.000000001 USD, 5 credits"],
+                ),
+                (
+                    r#"DELETE FROM "Alchemi_UsageTotalTable" WHERE credits_incurred = 16000000000"#,
+                    &["should be 0.016 USD, 16 credits and is 0 USD, 0 credits"],
                 ),
                 (r#"UPDATE "Alchemi_AllocationCounterTable" SET used = 6000000000"#, &["should be 5 and is 6"]),
                 (r#"UPDATE "Alchemi_AllocationCounterTable" SET cap = 7000000000"#, &["should be at most 7 and is 8"]),

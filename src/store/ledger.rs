@@ -229,15 +229,14 @@ impl Tx<Tenant> {
         }
         let account = self.account.clone();
         on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(
-                r#"SELECT scope_type, scope_id, window_start, used, leased FROM "Alchemi_AllocationCounterTable"
-                   WHERE account_id = "#,
-            );
-            q.push_bind(&account).push(" AND (scope_type, scope_id, window_start) IN (");
+            let mut q = sqlx::QueryBuilder::new("SELECT scope_type, scope_id, window_start, used, leased FROM (");
             q.push_values(links, |mut row, link| {
                 row.push_bind(link.scope.scope_type).push_bind(&link.scope.scope_id).push_bind(link.window.start);
             });
-            q.push(")").build_query_as().fetch_all(c).await
+            // In this order, so that SQLite looks each of them up: for an IN, it reads all of the account's.
+            q.push(r#") AS v CROSS JOIN "Alchemi_AllocationCounterTable" WHERE account_id = "#).push_bind(&account);
+            q.push(" AND scope_type = column1 AND scope_id = column2 AND window_start = column3");
+            q.build_query_as().fetch_all(c).await
         })
     }
 

@@ -80,6 +80,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 11, "0011", "ledger_check"),
                 step!($folder, 12, "0012", "cycles"),
                 step!($folder, 13, "0013", "alerts"),
+                step!($folder, 14, "0014", "totals"),
             ]
         };
     }

@@ -1,4 +1,4 @@
-//! Keyset pages: newest first, by (`created_at`, `id`).
+//! Keyset pages: newest first, by (`created_at`, `id`), unless a list says otherwise.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -37,6 +37,23 @@ impl Slice {
             Some(cursor) => (cursor.at, cursor.id.clone()),
             None => (Timestamp::from_micros(i64::MAX), String::new()),
         }
+    }
+
+    /// The bound of the keyset of a list that the largest share leads, by (`share`, `id`).
+    pub(super) fn below(&self) -> (f64, String) {
+        match &self.after {
+            Some(cursor) => (f64::from_bits(cursor.at.as_micros().cast_unsigned()), cursor.id.clone()),
+            None => (f64::INFINITY, String::new()),
+        }
+    }
+
+    /// As [`Slice::page`], of a list that the largest share leads: a cursor then has the share's
+    /// bits where others have a moment.
+    pub(super) fn page_by_share<T>(&self, rows: Vec<T>, key: impl Fn(&T) -> (f64, &str)) -> Page<T> {
+        self.page(rows, |row| {
+            let (share, id) = key(row);
+            (Timestamp::from_micros(share.to_bits().cast_signed()), id)
+        })
     }
 
     /// Cuts fetched rows to the limit and names the next page.

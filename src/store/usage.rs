@@ -5,14 +5,15 @@
 
 use std::collections::HashMap;
 
+use super::dialect::push_in;
 use super::ledger::Counter;
 use super::page::{Page, Slice};
-use super::{Result, Tx, from_columns, on};
+use super::{Result, Tx, from_columns, of_accounts, on};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Usd};
 use crate::id::Id;
-use crate::model::budgets::Plan;
+use crate::model::accounts::Account;
 use crate::model::directory::User;
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::usage::{CostDimension, UsageEntry};
@@ -70,6 +71,17 @@ impl CostRow {
     }
 }
 
+/// What an account has spent, in both domains and ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageTotal {
+    /// The account.
+    pub account_id: Id<Account>,
+    /// What its requests cost.
+    pub raw_cost: Usd,
+    /// What it paid.
+    pub credits_incurred: Credits,
+}
+
 struct ScopeName {
     scope_type: ScopeType,
     scope_id: String,
@@ -78,11 +90,22 @@ struct ScopeName {
 
 from_columns! {
     CostRow { k0, k1, k2, k3, requests, input_tokens, output_tokens, raw_cost, credits }
+    UsageTotal { account_id, raw_cost, credits_incurred }
     ScopeName { scope_type, scope_id, name }
     UsageEntry {
         id, account_id, kind, entry, domain, org_id, team_id, user_id, agent_id, model_name, connection_id,
         guardrail_code, input_tokens, output_tokens, raw_cost, credit_factor, credits_incurred, cost_source,
         metadata, created_at,
+    }
+}
+
+impl<R> Tx<R> {
+    /// What several accounts have spent; of one that has spent nothing yet, nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn totals_of(&mut self, accounts: &[Id<Account>]) -> Result<Vec<UsageTotal>> {
+        of_accounts!(self, r#"SELECT * FROM "Alchemi_UsageTotalTable" WHERE account_id IN ("#, accounts, ")")
     }
 }
 
@@ -103,33 +126,32 @@ impl Tx<Tenant> {
         .await)
     }
 
-    /// Names of the orgs, teams and users that `plan` gives something to; without
-    /// a name, a user's e-mail address.
+    /// Names of some scopes, of a user without one the e-mail address. The account's is always
+    /// among them.
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).
-    pub async fn scope_names(&mut self, plan: &Id<Plan>) -> Result<HashMap<Scope, String>> {
+    pub async fn scope_names(&mut self, scopes: &[Scope]) -> Result<HashMap<Scope, String>> {
         let account = self.account.clone();
-        let rows: Vec<ScopeName> = on!(self, |c| {
-            sqlx::query_as(
-                r#"SELECT a.scope_type, a.scope_id, COALESCE(o.name, t.name, u.display_name, u.email) AS name
-                   FROM "Alchemi_CopilotBudgetAllocationTable" a
-                   LEFT JOIN "Alchemi_OrgTable" o ON a.scope_type = 'org' AND o.account_id = a.account_id
-                   AND o.domain = $3 AND o.id = a.scope_id
-                   LEFT JOIN "Alchemi_TeamTable" t ON a.scope_type = 'team' AND t.account_id = a.account_id
-                   AND t.domain = $3 AND t.id = a.scope_id
-                   LEFT JOIN "Alchemi_UserTable" u ON a.scope_type = 'user' AND u.account_id = a.account_id
-                   AND u.domain = $3 AND u.id = a.scope_id
-                   WHERE a.account_id = $1 AND a.plan_id = $2"#,
-            )
-            .bind(&account)
-            .bind(plan)
-            .bind(Domain::Copilot)
-            .fetch_all(c)
-            .await
-        })?;
-        let named = rows.into_iter().filter_map(|row| Some((Scope::new(row.scope_type, row.scope_id), row.name?)));
-        Ok(named.collect())
+        let mut names = HashMap::new();
+        for scopes in scopes.chunks(NAMES_AT_ONCE) {
+            let rows: Vec<ScopeName> = on!(self, |c| {
+                let mut q = sqlx::QueryBuilder::new(
+                    r#"SELECT 'account' AS scope_type, account_id AS scope_id, account_name AS name
+                       FROM "Alchemi_AccountTable" WHERE account_id = "#,
+                );
+                q.push_bind(&account);
+                for (kind, select) in NAMES {
+                    let ids: Vec<_> =
+                        scopes.iter().filter(|s| s.scope_type == kind).map(|s| s.scope_id.as_str()).collect();
+                    q.push(select).push_bind(&account).push(" AND domain = ").push_bind(Domain::Copilot);
+                    push_in!(q, "id", &ids);
+                }
+                q.build_query_as().fetch_all(c).await
+            })?;
+            names.extend(rows.into_iter().filter_map(|r| Some((Scope::new(r.scope_type, r.scope_id), r.name?))));
+        }
+        Ok(names)
     }
 
     /// Ledger rows of one person, newest first: of the directory's user, else of
@@ -206,12 +228,10 @@ impl Tx<Tenant> {
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).
-    pub async fn booked(&mut self) -> Result<CostRow> {
+    pub async fn booked(&mut self) -> Result<UsageTotal> {
         let account = self.account.clone();
-        on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new("SELECT '' AS k0, '' AS k1, '' AS k2, '' AS k3, ");
-            q.push(SUMS).push_bind(&account).build_query_as().fetch_one(c).await
-        })
+        let total = self.totals_of(std::slice::from_ref(&account)).await?.pop();
+        Ok(total.unwrap_or(UsageTotal { account_id: account, raw_cost: Usd::ZERO, credits_incurred: Credits::ZERO }))
     }
 
     /// One sum of everything that `filter` lets through.
@@ -222,6 +242,18 @@ impl Tx<Tenant> {
         Ok(self.costs(filter, &[], &Slice::first(1)).await?.pop().unwrap_or_default())
     }
 }
+
+/// How many scopes' names one statement asks for.
+const NAMES_AT_ONCE: usize = 1_000;
+
+const NAMES: [(ScopeType, &str); 3] = [
+    (ScopeType::Org, r#" UNION ALL SELECT 'org', id, name FROM "Alchemi_OrgTable" WHERE account_id = "#),
+    (ScopeType::Team, r#" UNION ALL SELECT 'team', id, name FROM "Alchemi_TeamTable" WHERE account_id = "#),
+    (
+        ScopeType::User,
+        r#" UNION ALL SELECT 'user', id, COALESCE(display_name, email) FROM "Alchemi_UserTable" WHERE account_id = "#,
+    ),
+];
 
 const SUMS: &str = r#"CAST(COALESCE(SUM(requests), 0) AS BIGINT) AS requests,
     CAST(COALESCE(SUM(input_tokens), 0) AS BIGINT) AS input_tokens,

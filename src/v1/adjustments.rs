@@ -3,9 +3,9 @@
 use serde::Deserialize;
 
 use super::answer::{Halt, Item, Outcome, Refusals, or_404};
-use super::budgets::effective::placement;
 use super::budgets::require;
 use super::call::{Call, CopilotAdmin};
+use super::directory::ChainQuery;
 use super::input::{Body, Query};
 use super::trial::{Trial, Tried};
 use crate::context::{Domain, Tenant};
@@ -130,9 +130,10 @@ async fn adjustment(
     new: &NewAdjustment,
 ) -> Result<(LedgerRow, Vec<CounterKey>), Halt> {
     require(credits != Credits::ZERO, "/credits", "cannot be 0")?;
-    let place = placement(tx, Domain::Copilot, new.org_id.as_ref(), new.team_id.as_ref(), new.user_id.as_ref()).await?;
+    let (org_id, team_id, user_id) = (new.org_id.clone(), new.team_id.clone(), new.user_id.clone());
+    let place = ChainQuery { org_id, team_id, user_id }.placement(tx, Domain::Copilot).await?;
     let rules = tx.budget_rules(Some(&place)).await?;
-    let books = tx.booked().await?.credits.saturating_add(credits);
+    let books = tx.booked().await?.credits_incurred.saturating_add(credits);
     let within = !books.is_negative() && books <= Credits::from_units(MAX_UNITS);
     require(within, "/credits", "would take the account's books below 0 or above 9000000000")?;
     let links = rules.chain(tx.account(), Domain::Copilot, &place, tx.now());

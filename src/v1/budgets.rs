@@ -8,7 +8,8 @@ use super::directory::hold_scope;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::{Action, Label};
-use crate::model::budgets::{Commitment, OverCommit, Plan, newly_exceeded};
+use crate::model::budgets::{Commitment, OverCommit, Plan, PlanStatus, newly_exceeded};
+use crate::model::directory::{Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
 use crate::problem::Problem;
@@ -22,6 +23,7 @@ pub mod cycles;
 pub mod effective;
 pub mod overrides;
 pub mod plans;
+pub(super) mod sums;
 
 pub(super) const PLAN_NOT_FOUND: &str = "Budget plan not found";
 
@@ -80,7 +82,7 @@ async fn held_scope(tx: &mut Tx<Tenant>, kind: ScopeType, id: &str) -> Result<Sc
 
 /// A plan that is being divided anew: its row is locked, and where it forbids
 /// over-commitment, what was promised before is kept to compare with.
-struct Dividing {
+pub(super) struct Dividing {
     plan: Plan,
     before: Option<Vec<Commitment>>,
 }
@@ -88,6 +90,28 @@ struct Dividing {
 impl Dividing {
     async fn begin(tx: &mut Tx<Tenant>, plan: &Id<Plan>) -> Result<Self, Halt> {
         let plan = or_404(tx.locked_plan(plan).await?, PLAN_NOT_FOUND)?;
+        Self::of(tx, plan).await
+    }
+
+    /// A held plan before a user is made a member of a team; none where that promises nothing
+    /// more out of the team's share.
+    pub(super) async fn by_members(
+        tx: &mut Tx<Tenant>,
+        plan: &Plan,
+        team: &Id<Team>,
+        user: &Id<User>,
+    ) -> Result<Option<Self>, Halt> {
+        if plan.over_commit == OverCommit::Allow {
+            return Ok(None);
+        }
+        let place = Placement { user: Some(user.clone()), team: Some(team.clone()), ..Placement::default() };
+        let given = tx.effective_allocations(&plan.id, Some(&place)).await?;
+        let both =
+            [ScopeType::Team, ScopeType::User].iter().all(|kind| given.iter().any(|a| a.scope.scope_type == *kind));
+        if both { Self::of(tx, plan.clone()).await.map(Some) } else { Ok(None) }
+    }
+
+    async fn of(tx: &mut Tx<Tenant>, plan: Plan) -> Result<Self, Halt> {
         let before = match plan.over_commit {
             OverCommit::Allow => None,
             OverCommit::Forbid => {
@@ -100,7 +124,7 @@ impl Dividing {
 
     /// Refuses what was written since, if the plan forbids it and more is promised now than
     /// there is; else says how much is, beside what was `written`.
-    async fn check<T>(&self, tx: &mut Tx<Tenant>, written: T) -> Result<Divided<T>, Halt> {
+    pub(super) async fn check<T>(&self, tx: &mut Tx<Tenant>, written: T) -> Result<Divided<T>, Halt> {
         let (_, account) = tx.account_terms().await?;
         let division = tx.division(&self.plan.id).await?;
         if let Some(before) = &self.before {
@@ -109,6 +133,19 @@ impl Dividing {
         }
         Ok(Divided { written, over_commit_ratio: division.over_commit_ratio(account.as_ref()) })
     }
+}
+
+/// The plan in force, whose row is locked: nobody divides it, or changes who is in a team,
+/// meanwhile. It comes before the scopes, in the order in which who divides a plan locks. None in
+/// the console, which has no plans.
+pub(super) async fn held_plan(tx: &mut Tx<Tenant>, domain: Domain) -> Result<Option<Plan>, Halt> {
+    let active = match domain {
+        Domain::Copilot => tx.active_plan().await?,
+        Domain::Console => None,
+    };
+    let Some(plan) = active else { return Ok(None) };
+    let held = tx.locked_plan(&plan.id).await?.filter(|plan| plan.status == PlanStatus::Active);
+    Ok(Some(held.ok_or_else(|| Problem::conflict("already_exists", plans::OVERTAKEN))?))
 }
 
 /// Refuses a plan that forbids over-commitment and is over-committed.

@@ -7,10 +7,12 @@ use serde::Deserialize;
 
 use super::App;
 use super::answer::Halt;
+use super::budgets::{Dividing, require};
 use super::input::Query;
 use crate::context::{AskedPlace, Context, Domain, Tenant};
 use crate::id::Id;
-use crate::model::directory::{Org, Placement, Team, User};
+use crate::model::budgets::Plan;
+use crate::model::directory::{Membership, Org, Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::problem::Problem;
 use crate::store::Tx;
@@ -66,18 +68,18 @@ fn known(exists: bool, domain: Domain, kind: ScopeType) -> Result<(), Halt> {
 }
 
 /// The chain of scopes that an admin asks about.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ChainQuery {
     /// The org of the chain.
     #[param(value_type = Option<String>)]
-    org_id: Option<Id<Org>>,
+    pub(super) org_id: Option<Id<Org>>,
     /// The team of the chain.
     #[param(value_type = Option<String>)]
-    team_id: Option<Id<Team>>,
+    pub(super) team_id: Option<Id<Team>>,
     /// The user of the chain.
     #[param(value_type = Option<String>)]
-    user_id: Option<Id<User>>,
+    pub(super) user_id: Option<Id<User>>,
 }
 
 impl ChainQuery {
@@ -98,6 +100,57 @@ impl ChainQuery {
         }
         Ok(chain)
     }
+
+    /// Where requests of the subject are counted; each part must exist. A team brings its
+    /// org, a user without a team and an org the team that they joined first.
+    ///
+    /// # Errors
+    /// As [`check_scope`]; 422 when the org is not the team's.
+    pub async fn placement(&self, tx: &mut Tx<Tenant>, domain: Domain) -> Result<Placement, Halt> {
+        let Self { org_id: org, team_id: team, user_id: user } = self;
+        let mut place = Placement { team: team.clone(), org: org.clone(), ..Placement::default() };
+        if let Some(id) = org {
+            check_scope(tx, domain, &Scope::new(ScopeType::Org, id.as_str())).await?;
+        }
+        if let Some(id) = team {
+            let team = tx.team(domain, id).await?.ok_or_else(|| not_found(domain, ScopeType::Team))?;
+            require(org.as_ref().is_none_or(|org| *org == team.org_id), "/org_id", "is not the team's org")?;
+            place.org = Some(team.org_id);
+        }
+        if let Some(id) = user {
+            let user = tx.user(domain, id).await?.ok_or_else(|| not_found(domain, ScopeType::User))?;
+            if team.is_none() && org.is_none() {
+                let first = tx.first_team(domain, &user.id).await?;
+                place.team = first.as_ref().map(|t| t.id.clone());
+                place.org = first.map(|t| t.org_id);
+            }
+            place.status = Some(user.status);
+            place.user = Some(user.id);
+        }
+        Ok(place)
+    }
+}
+
+/// Makes a user a member of a team, or changes their role, as [`Tx::put_member`] does;
+/// `plan` is what [`held_plan`] gave.
+///
+/// # Errors
+/// 409 `over_committed`, 503.
+async fn join(
+    tx: &mut Tx<Tenant>,
+    plan: Option<&Plan>,
+    (domain, team, user): (Domain, &Id<Team>, &Id<User>),
+    role: Option<&str>,
+) -> Result<Membership, Halt> {
+    let dividing = match plan {
+        Some(plan) => Dividing::by_members(tx, plan, team, user).await?,
+        None => None,
+    };
+    let member = tx.put_member(domain, team, user, role).await?;
+    if let Some(dividing) = dividing {
+        dividing.check(tx, ()).await?;
+    }
+    Ok(member)
 }
 
 /// From where the caller of a self-service route asks: the product domain and, if

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Halt, Outcome, Refusals, or_404};
-use super::budgets::effective::placement;
 use super::budgets::{require, roll_over};
 use super::call::{Call, EitherAdmin};
-use super::directory::not_found;
+use super::directory::{ChainQuery, not_found};
 use super::input::Body;
 use crate::allocation::{Enforcement, drawn};
 use crate::clock::Timestamp;
@@ -273,8 +272,8 @@ impl Question {
             (subject, email) = (user.identity_user_id, user.email);
         }
         if subject.is_none() && email.is_none() {
-            let (org, team, user) = (self.org_id.as_ref(), self.team_id.as_ref(), self.user_id.as_ref());
-            return Ok(Ok(placement(tx, domain, org, team, user).await?));
+            let (org_id, team_id, user_id) = (self.org_id.clone(), self.team_id.clone(), self.user_id.clone());
+            return Ok(Ok(ChainQuery { org_id, team_id, user_id }.placement(tx, domain).await?));
         }
         let subject = subject.unwrap_or_default();
         Ok(tx.placement(domain, &subject, email.as_deref(), self.team_id.as_ref()).await)

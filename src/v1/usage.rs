@@ -1,14 +1,12 @@
 //! What was used: usage by scope, alerts, recorded usage, and the caller's own.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Halt, Item, Items, Outcome, Refusals, or_404};
-use super::budgets::effective::{Counted, ScopeBudget, placement};
+use super::budgets::effective::{Counted, ScopeBudget};
 use super::budgets::{OfPlan, PLAN_NOT_FOUND, read_current, require, roll_over};
 use super::call::{Call, CopilotAdmin, Member};
-use super::directory::{Standpoint, StandpointHeaders, StandpointQuery};
+use super::directory::{ChainQuery, Standpoint, StandpointHeaders, StandpointQuery};
 use super::input::{Body, PageParams, Paging, Query};
 use super::trial::{Trial, Tried};
 use crate::context::{Domain, Tenant};
@@ -26,6 +24,8 @@ use crate::policy::budget::BudgetRules;
 use crate::problem::Problem;
 use crate::store::Tx;
 use crate::store::audit::Entry;
+use crate::store::budgets::pages::{UsedShare, Windows};
+use crate::store::page::{Page, Slice};
 use crate::store::usage::CostFilter;
 
 /// What a scope has used of its share in the current window.
@@ -61,34 +61,40 @@ pub struct ScopeUsage {
 pub struct UsageByScope {
     /// The plan; null: none is in force.
     plan_id: Option<Id<Plan>>,
-    /// Its scopes.
+    /// A page of its scopes, newest allocation first.
     items: Vec<ScopeUsage>,
+    /// Where the next page starts: send it as `cursor`. `null` at the end.
+    next_cursor: Option<String>,
 }
 
 /// Show what a plan's scopes have used
 ///
 /// In the plan's current window, of the plan in force unless `plan_id` is sent.
-#[utoipa::path(get, path = "/v1/budgets/copilot/usage-by-scope", tag = "budgets", params(OfPlan),
-    responses((status = 200, description = "Usage of each allocated scope", body = UsageByScope), Refusals))]
-pub async fn get_usage_by_scope(call: Call<CopilotAdmin>, Query(of): Query<OfPlan>) -> Outcome {
+#[utoipa::path(get, path = "/v1/budgets/copilot/usage-by-scope", tag = "budgets", params(OfPlan, PageParams),
+    responses((status = 200, description = "Usage of a page of allocated scopes", body = UsageByScope), Refusals))]
+pub async fn get_usage_by_scope(
+    call: Call<CopilotAdmin>,
+    Query(of): Query<OfPlan>,
+    Paging(slice): Paging<1000>,
+) -> Outcome {
     let mut tx = read_current(&call).await?;
     let plan = match &of.plan_id {
         Some(id) => Some(or_404(tx.plan(id).await?, PLAN_NOT_FOUND)?),
         None => tx.active_plan().await?,
     };
-    let items = match &plan {
-        Some(plan) => scope_usage(&mut tx, plan).await?,
-        None => Vec::new(),
+    let Items { items, next_cursor } = match &plan {
+        Some(plan) => scope_usage(&mut tx, plan, &slice).await?.into(),
+        None => Items { items: Vec::new(), next_cursor: None },
     };
-    Ok(Answer::of(&UsageByScope { plan_id: plan.map(|p| p.id), items }))
+    Ok(Answer::of(&UsageByScope { plan_id: plan.map(|p| p.id), items, next_cursor }))
 }
 
-async fn scope_usage(tx: &mut Tx<Tenant>, plan: &Plan) -> Result<Vec<ScopeUsage>, Halt> {
+async fn scope_usage(tx: &mut Tx<Tenant>, plan: &Plan, slice: &Slice) -> Result<Page<ScopeUsage>, Halt> {
     let (zone, _) = tx.account_terms().await?;
-    let allocations = tx.effective_allocations(&plan.id, None).await?;
+    let page = tx.effective_page(&plan.id, slice).await?;
     let window = plan.window(tx.now(), &zone);
-    let counted = Counted::new(tx.counters_from(window.start).await?);
-    Ok(allocations.into_iter().map(|a| ScopeUsage::of(&counted.budget(&a, window), a)).collect())
+    let counted = Counted::of(tx, &page.items, window).await?;
+    Ok(page.map(|allocation| ScopeUsage::of(&counted.budget(&allocation, window), allocation)))
 }
 
 impl ScopeUsage {
@@ -158,57 +164,66 @@ pub struct AlertBudget {
     entity_id: String,
 }
 
-/// `{"items": […]}`
+/// `{"items": […], "next_cursor": …}`
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Alerts {
     /// The nearest to its end first.
     items: Vec<Alert>,
+    /// Where the next page starts: send it as `cursor`. `null` at the end.
+    next_cursor: Option<String>,
 }
 
 /// Show budgets that near their end
 ///
-/// The account's month and the scopes of the plan in force, each in its current window.
-#[utoipa::path(get, path = "/v1/budgets/copilot/alerts", tag = "budgets", params(Threshold),
-    responses((status = 200, description = "Budgets at or above the threshold", body = Alerts), Refusals))]
-pub async fn list_budget_alerts(call: Call<CopilotAdmin>, Query(of): Query<Threshold>) -> Outcome {
+/// The account's month and the scopes of the plan in force, each in its current window, the
+/// nearest to its end first. Usage goes on between two pages: what overtakes others meanwhile
+/// may stand on neither.
+#[utoipa::path(get, path = "/v1/budgets/copilot/alerts", tag = "budgets", params(Threshold, PageParams),
+    responses((status = 200, description = "A page of budgets at or above the threshold", body = Alerts), Refusals))]
+pub async fn list_budget_alerts(
+    call: Call<CopilotAdmin>,
+    Query(of): Query<Threshold>,
+    Paging(slice): Paging<1000>,
+) -> Outcome {
     require((0.0..=1000.0).contains(&of.threshold), "threshold", "must be 0 to 1000")?;
     let mut tx = read_current(&call).await?;
-    let mut usages = Vec::from_iter(account_usage(&mut tx).await?);
-    let mut names = HashMap::new();
-    if let Some(plan) = tx.active_plan().await? {
-        usages.extend(scope_usage(&mut tx, &plan).await?);
-        names = tx.scope_names(&plan.id).await?;
-    }
-    if let Some(account) = tx.this_account().await? {
-        names.insert(Scope::new(ScopeType::Account, account.account_id.as_str()), account.account_name);
-    }
-    usages.retain(|u| u.usage_percentage >= of.threshold);
-    usages.sort_by(|a, b| b.usage_percentage.total_cmp(&a.usage_percentage));
-    let alert = |usage: ScopeUsage| Alert {
-        entity_name: names
-            .remove(&Scope::new(usage.scope_type, usage.scope_id.as_str()))
-            .unwrap_or_else(|| usage.scope_id.clone()),
-        usage_percentage: usage.usage_percentage,
-        alert_level: AlertLevel::of(usage.usage_percentage),
-        allocated_credits: usage.allocated_credits,
-        used: usage.used,
-        reserved: usage.reserved,
-        remaining: usage.remaining,
-        window: usage.window,
-        budget: AlertBudget { entity_type: usage.scope_type.as_str().to_ascii_uppercase(), entity_id: usage.scope_id },
-    };
-    Ok(Answer::of(&Alerts { items: usages.into_iter().map(alert).collect() }))
+    let (zone, _) = tx.account_terms().await?;
+    let rules = BudgetRules { zone, account: None, plan: tx.active_plan().await?, allocations: Vec::new() };
+    let now = tx.now();
+    let month = rules.account_window(now);
+    let plan = rules.plan.as_ref().map(|plan| (&plan.id, plan.window(now, &rules.zone)));
+    let windows = Windows { month: month.start, plan: plan.map(|(id, window)| (id, window.start)) };
+    let page = tx.most_used(windows, of.threshold, &slice).await?;
+    let scopes: Vec<Scope> = page.items.iter().map(UsedShare::scope).collect();
+    let mut names = tx.scope_names(&scopes).await?;
+    let page = page.map(|share| {
+        let window = plan.map(|(_, window)| window).filter(|_| share.scope_type != ScopeType::Account);
+        let name = names.remove(&share.scope());
+        Alert::of(share, window.unwrap_or(month), name)
+    });
+    let Items { items, next_cursor } = page.into();
+    Ok(Answer::of(&Alerts { items, next_cursor }))
 }
 
-/// The account's month, if it is limited.
-async fn account_usage(tx: &mut Tx<Tenant>) -> Result<Option<ScopeUsage>, Halt> {
-    let (zone, account) = tx.account_terms().await?;
-    let Some(account) = account else { return Ok(None) };
-    let rules = BudgetRules { zone, account: None, plan: None, allocations: Vec::new() };
-    let window = rules.account_window(tx.now());
-    let counted = Counted::new(tx.counters_from(window.start).await?);
-    let allocation = account.whole();
-    Ok(Some(ScopeUsage::of(&counted.budget(&allocation, window), allocation)))
+impl Alert {
+    fn of(share: UsedShare, window: Window, name: Option<String>) -> Self {
+        let UsedShare { allocated, used, leased, percentage, .. } = share;
+        let cap = allocated.saturating_add(share.overflow_cap.unwrap_or_default());
+        Self {
+            entity_name: name.unwrap_or_else(|| share.scope_id.clone()),
+            usage_percentage: percentage,
+            alert_level: AlertLevel::of(percentage),
+            allocated_credits: allocated,
+            used,
+            reserved: leased,
+            remaining: Some(cap.saturating_sub(used).saturating_sub(leased).max(Credits::ZERO)),
+            window,
+            budget: AlertBudget {
+                entity_type: share.scope_type.as_str().to_ascii_uppercase(),
+                entity_id: share.scope_id,
+            },
+        }
+    }
 }
 
 /// Usage that did not pass through the gateway.
@@ -254,9 +269,8 @@ pub async fn record_usage(
     require(!usage.raw_cost.is_negative(), "/raw_cost", "cannot be negative")?;
     roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
-    let place =
-        placement(&mut tx, Domain::Copilot, usage.org_id.as_ref(), usage.team_id.as_ref(), usage.user_id.as_ref())
-            .await?;
+    let subject = ChainQuery { org_id: usage.org_id, team_id: usage.team_id, user_id: usage.user_id };
+    let place = subject.placement(&mut tx, Domain::Copilot).await?;
     let rules = tx.budget_rules(Some(&place)).await?;
     let factor = rules.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor);
     let credits = bookable(&mut tx, usage.raw_cost, factor).await?;
@@ -305,7 +319,7 @@ pub async fn record_usage(
 async fn bookable(tx: &mut Tx<Tenant>, cost: Usd, factor: Factor) -> Result<Credits, Halt> {
     let booked = tx.booked().await?;
     let fits = factor.credits(cost).filter(|credits| {
-        let credits = booked.credits.saturating_add(*credits);
+        let credits = booked.credits_incurred.saturating_add(*credits);
         let cost = booked.raw_cost.saturating_add(cost);
         credits <= Credits::from_units(MAX_UNITS) && cost <= Usd::from_units(MAX_UNITS)
     });

@@ -195,6 +195,49 @@ async fn a_plan_can_forbid_over_commitment() {
 }
 
 #[tokio::test]
+async fn a_new_member_does_not_over_commit_a_team_of_a_plan_that_forbids_it() {
+    for gateway in gateways(|app| app).await {
+        let (admin, _) = funded(&gateway).await;
+        let [org, team, ada] = tree(&admin).await;
+        let strict = plan(&admin, json!({"name": "2026", "over_commit": "forbid"})).await;
+        for (scope, credits) in [(("org", &*org), 100), (("team", &*team), 60), (("user", &*ada), 40)] {
+            give(&admin, &strict, scope, json!(credits)).await.ok();
+        }
+        let bob = admin.made("/copilot/users", json!({"email": "bob@acme.com"})).await;
+        give(&admin, &strict, ("user", &bob), json!(30)).await.ok();
+        let members = format!("/copilot/teams/{team}/members");
+        let user = json!({"email": "bob@acme.com", "display_name": "Bob", "team_ids": [team]});
+        for (path, body) in [(&*members, json!({"user_id": bob})), ("/copilot/users", user.clone())] {
+            let refused = admin.post(path, body).await;
+            let told = ["code", "scope_type", "scope_id", "limit", "promised"].map(|name| refused.json[name].clone());
+            assert_eq!(told, [json!("over_committed"), json!("team"), json!(team), json!(60), json!(70)]);
+            refused.refused(409);
+            assert_eq!(admin.get(&members).await.column("user_id"), [&*ada]);
+        }
+        let kept = admin.get(&format!("/copilot/users/{bob}")).await.ok();
+        assert_eq!(kept["item"]["display_name"], Value::Null, "nothing of what was refused is there");
+
+        // Who is a member already may be named again; one without a share brings none along.
+        admin.post(&members, json!({"user_id": ada, "role": "lead"})).await.ok();
+        admin.made("/copilot/users", json!({"email": "eve@acme.com", "team_ids": [team]})).await;
+        let other = admin.made("/copilot/teams", json!({"org_id": org, "name": "without a share"})).await;
+        admin.post(&format!("/copilot/teams/{other}/members"), json!({"user_id": bob})).await.ok();
+
+        // As much as there is left fits, and what was given is not more than that.
+        give(&admin, &strict, ("user", &bob), json!(20)).await.ok();
+        admin.post("/copilot/users", user.clone()).await.ok();
+        give(&admin, &strict, ("user", &bob), json!(21)).await.refused(409);
+        admin.delete(&format!("{members}/{bob}")).await.ok();
+        give(&admin, &strict, ("user", &bob), json!(21)).await.ok();
+        admin.post(&members, json!({"user_id": bob})).await.refused(409);
+        let path = format!("{BUDGETS}/plans/{strict}");
+        admin.patch(&path, json!({"over_commit": "allow"})).await.ok();
+        admin.post(&members, json!({"user_id": bob})).await.ok();
+        admin.patch(&path, json!({"over_commit": "forbid"})).await.refused(409);
+    }
+}
+
+#[tokio::test]
 async fn a_plan_that_is_over_committed_is_not_put_in_force_nor_renewed() {
     for gateway in gateways(|app| app).await {
         let (admin, operator) = funded(&gateway).await;

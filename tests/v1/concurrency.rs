@@ -100,6 +100,39 @@ async fn concurrent_shares_do_not_over_commit_a_plan_that_forbids_it() {
     }
 }
 
+/// Who joins a team at the same moment brings no more along than it has, beside who is given something meanwhile.
+#[tokio::test]
+async fn concurrent_members_do_not_over_commit_a_plan_that_forbids_it() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let other = gateway.beside(|_| {}).await;
+        let account = gateway.account("Acme").await;
+        let plan = json!({"name": "2026", "over_commit": "forbid"});
+        let plan = gateway.made(&account, &format!("{BASE}/plans"), plan).await;
+        let org = gateway.org(&account, "copilot", "Research").await;
+        let team = gateway.team(&account, "copilot", &org, "Language").await;
+        gateway.allot(&account, &plan, ("team", &team), "100").await;
+        let mut calls = Vec::new();
+        for n in 0..8 {
+            let user = gateway.user(&account, "copilot", &n.to_string(), &[]).await;
+            gateway.allot(&account, &plan, ("user", &user), "30").await;
+            let admin = if n % 2 == 0 { &gateway } else { &other }.as_account_admin(&account);
+            let path = format!("/v1/copilot/teams/{team}/members");
+            calls.push(async move { admin.post(&path, json!({"user_id": user})).await });
+        }
+        let calls: Vec<_> = calls.into_iter().map(tokio::spawn).collect();
+        let mut joined = 0;
+        for call in calls {
+            let reply = call.await.unwrap();
+            match reply.status.as_u16() {
+                200 => joined += 1,
+                _ => assert_eq!(reply.code(), "over_committed", "{}", reply.text()),
+            }
+        }
+        assert_eq!(joined, 3);
+    }
+}
+
 #[tokio::test]
 async fn of_many_renewals_at_once_one_is_done() {
     for backend in backends().await {

@@ -106,7 +106,8 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
         paths.extend(["", "/discover"].map(|list| format!("/v1/copilot/marketplace{list}")));
         paths.extend(["/v1/me/marketplace".to_owned(), format!("{listing}/grants"), format!("{listing}/install")]);
         paths.extend(["/v1/copilot/connections".to_owned(), shared]);
-        paths.extend(["/v1/budgets/copilot/allocations", "/v1/budgets/copilot/overrides"].map(str::to_owned));
+        let budgets = ["allocations", "overrides", "usage-by-scope", "effective-allocation", "alerts?threshold=1"];
+        paths.extend(budgets.map(|list| format!("/v1/budgets/copilot/{list}")));
         for number in 0..7 {
             let renewal = json!({
                 "cycle_start": format!("2026-0{}-01T00:00:00Z", number + 1),

@@ -73,8 +73,13 @@ async fn a_hard_delete_keeps_the_audit_and_the_ledgers_totals() {
             .filter(|(_, rows)| !rows.is_empty())
             .map(|(table, _)| table)
             .collect();
-        let kept =
-            ["Alchemi_AuditHeadTable", "Alchemi_AuditTable", "Alchemi_UsageLedgerTable", "Alchemi_UsageRollupTable"];
+        let kept = [
+            "Alchemi_AuditHeadTable",
+            "Alchemi_AuditTable",
+            "Alchemi_UsageLedgerTable",
+            "Alchemi_UsageRollupTable",
+            "Alchemi_UsageTotalTable",
+        ];
         assert_eq!(left, kept);
         let sums =
             tenant.rows(&gateway).await.into_iter().find(|(table, _)| table == "Alchemi_UsageRollupTable").unwrap().1;

@@ -1,9 +1,12 @@
 //! What was used, what it cost, and what holds for the caller.
 
+use std::time::Duration;
+
+use alchemi::clock::Clock as _;
 use serde_json::{Value, json};
 
 use crate::budgets::{give, plan, tree};
-use crate::gateway::{Client, Gateway, Reply, gateways};
+use crate::gateway::{Client, Gateway, Reply, gateways, gateways_at_rest};
 
 const BUDGETS: &str = "/budgets/copilot";
 
@@ -67,12 +70,12 @@ async fn recorded_usage_draws_on_the_whole_chain() {
 
         let usage = acme.admin.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
         assert_eq!(usage["plan_id"], json!(acme.plan));
-        assert_eq!(column(&usage, "scope_type"), ["org", "team", "user"]);
-        assert_eq!(column(&usage, "allocated_credits"), [50, 40, 10]);
+        assert_eq!(column(&usage, "scope_type"), ["user", "team", "org"]);
+        assert_eq!(column(&usage, "allocated_credits"), [10, 40, 50]);
         acme.record(json!({"team_id": team, "raw_cost": 1})).await.ok();
         let whole = acme.admin.get(&format!("{BUDGETS}/effective-allocation?plan_id={}", acme.plan)).await.ok();
         let used: Vec<String> = column(&whole, "used").iter().map(ToString::to_string).collect();
-        assert_eq!(used, ["11.000000002", "11.000000002", "9.000000002"]);
+        assert_eq!(used, ["9.000000002", "11.000000002", "11.000000002"]);
         assert_eq!((&whole["distributed"], &whole["unallocated"]), (&json!(50), &json!(50)));
     }
 }
@@ -98,7 +101,7 @@ async fn usage_that_cannot_be_is_refused() {
         stranger.get(&format!("{BUDGETS}/effective-allocation?user_id={user}")).await.refused(404);
         stranger.get(&format!("{BUDGETS}/usage-by-scope?plan_id={}", acme.plan)).await.refused(404);
         let none = stranger.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
-        assert_eq!(none, json!({"plan_id": null, "items": []}));
+        assert_eq!(none, json!({"plan_id": null, "items": [], "next_cursor": null}));
     }
 }
 
@@ -119,6 +122,114 @@ async fn alerts_name_whose_budget_nears_its_end() {
         let alerts = acme.admin.get(&format!("{BUDGETS}/alerts?threshold=100")).await.ok();
         assert_eq!(alerts["items"][0]["alert_level"], "exceeded");
         acme.admin.get(&format!("{BUDGETS}/alerts?threshold=1001")).await.refused(422);
+    }
+}
+
+#[tokio::test]
+async fn alerts_go_on_page_by_page_from_the_most_used_to_the_least() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [org, team, _] = &acme.ids;
+        let mut users = Vec::new();
+        for n in 0..9 {
+            let user = json!({"email": format!("user{n}@acme.com")});
+            users.push(acme.admin.made("/copilot/users", user).await);
+            give(&acme.admin, &acme.plan, ("user", &users[n]), json!(10)).await.ok();
+            // Two of each share, so that a page can end between equals.
+            let cost = json!({"user_id": users[n], "raw_cost": 3 + n / 2});
+            acme.record(cost).await.ok();
+        }
+        // Nothing is allocated to it, and so nothing of that is used.
+        give(&acme.admin, &acme.plan, ("org", org), json!(0)).await.ok();
+        acme.record(json!({"team_id": team, "raw_cost": 1})).await.ok();
+        for (threshold, budgets) in [("0", 13), ("0.000001", 11), ("60", 10), ("80", 8), ("100.5", 3), ("141", 0)] {
+            let path = format!("{BUDGETS}/alerts?threshold={threshold}");
+            let whole = acme.admin.get(&path).await.ok();
+            let all = whole["items"].as_array().unwrap();
+            assert_eq!(all.len(), budgets, "{threshold}: {whole}");
+            let shares: Vec<f64> = all.iter().map(|alert| alert["usage_percentage"].as_f64().unwrap()).collect();
+            assert!(shares.is_sorted_by(|a, b| a >= b), "{shares:?}");
+            let (mut walked, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let page = acme.admin.get(&format!("{path}&limit=3{cursor}")).await.ok();
+                walked.extend(page["items"].as_array().unwrap().iter().cloned());
+                let Some(next) = page["next_cursor"].as_str() else { break };
+                cursor = format!("&cursor={next}");
+            }
+            assert_eq!(walked, *all, "{threshold}");
+            assert_eq!(
+                acme.admin.get(&format!("{path}&limit=3&offset=2")).await.ok()["items"],
+                json!(all[2.min(all.len())..5.min(all.len())])
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_plan_adds_up_to_is_added_up_anew_when_it_may_have_changed() {
+    for (gateway, clock) in gateways_at_rest(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [_, team, user] = &acme.ids;
+        let ask = async || {
+            let before = gateway.store.statements();
+            let whole = acme.admin.get(&format!("{BUDGETS}/effective-allocation?limit=1")).await.ok();
+            assert_eq!(whole["items"].as_array().unwrap().len(), 1);
+            assert!(whole["next_cursor"].is_string());
+            (whole["distributed"].clone(), gateway.store.statements() - before)
+        };
+        let (sum, first) = ask().await;
+        let (again, then) = ask().await;
+        assert_eq!((&sum, &again), (&json!(50), &json!(50)), "the org's, which the others are part of");
+        assert_eq!(first - then, 2, "it is known, and only a page is read");
+
+        // Of the plan, of the directory, of the account.
+        let members = format!("/copilot/teams/{team}/members");
+        acme.admin.delete(&format!("{members}/{user}")).await.ok();
+        assert_eq!(ask().await.0, json!(60));
+        acme.admin.post(&members, json!({"user_id": user})).await.ok();
+        assert_eq!(ask().await.0, json!(50));
+        give(&acme.admin, &acme.plan, ("pool", "pool"), json!(5)).await.ok();
+        assert_eq!(ask().await.0, json!(55));
+
+        // What lapses does so by itself.
+        let minute = Duration::from_secs(60);
+        let raise = json!({"plan_id": acme.plan, "scope_type": "pool", "scope_id": "pool", "override_credits": 25,
+            "expires_at": clock.now().plus(minute).to_string()});
+        acme.admin.post(&format!("{BUDGETS}/overrides"), raise).await.ok();
+        assert_eq!(ask().await.0, json!(75));
+        clock.advance(minute - Duration::from_micros(1));
+        assert_eq!(ask().await.0, json!(75));
+        clock.advance(Duration::from_micros(1));
+        assert_eq!(ask().await.0, json!(55));
+    }
+}
+
+/// What an account has spent is one row: without its history, the figures are the same.
+#[tokio::test]
+async fn spend_does_not_read_history() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        for model in 0..5 {
+            acme.record(json!({"raw_cost": "1.000000001", "model_name": format!("model-{model}")})).await.ok();
+        }
+        acme.admin.post(&format!("{BUDGETS}/adjustments"), json!({"credits": -1, "reason": "gift"})).await.ok();
+        let operator = gateway.as_operator(None);
+        let spend = async || operator.get("/accounts").await.ok()["items"][0]["spend"].to_string();
+        let limit = async || {
+            // Two credits for each dollar: what is left of the books, in dollars.
+            acme.record(json!({"raw_cost": "4499999995.499999996"})).await.refused(422);
+            acme.admin
+                .post(&format!("{BUDGETS}/adjustments"), json!({"credits": "-9.000000011", "reason": "too much"}))
+                .await
+                .refused(422);
+        };
+        assert_eq!(spend().await, "5.000000005");
+        limit().await;
+        gateway.execute(r#"DELETE FROM "Alchemi_UsageRollupTable""#).await;
+        assert_eq!(spend().await, "5.000000005");
+        limit().await;
+        acme.record(json!({"raw_cost": "4499999995.499999995"})).await.ok();
+        assert_eq!(spend().await, "4500000000.5");
     }
 }
 

@@ -14,11 +14,11 @@ use crate::clock::Timestamp;
 use crate::context::{Domain, Granted, Tenant};
 use crate::credits::Credits;
 use crate::id::Id;
-use crate::model::accounts::{Account, JsonText};
+use crate::model::accounts::Account;
 use crate::model::audit::{Action, Label};
 use crate::model::budgets::{
-    AccountAllocation, Allocation, BudgetCycle, Division, Leftover, Lot, Plan, RenewalSummary, RolloverMode, Taken,
-    Window, carry, day_of, total,
+    AccountAllocation, Allocation, BudgetCycle, Closed, Division, Leftover, Lot, Plan, RenewalSummary, RolloverMode,
+    Taken, Window, carry, day_of, total,
 };
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
@@ -155,32 +155,17 @@ impl Tx<Tenant> {
             && (plan.rollover == RolloverMode::Unused || !ending.carried_in.is_empty()))
         .then(|| self.now.plus(LOOK_AGAIN));
         let used = self.used_in(&terms.zone, window.start, end).await?;
-        let monthly = account.map(|a| a.monthly_credits);
-        let overflow = monthly.map_or(Credits::ZERO, |m| used.saturating_sub(m).max(Credits::ZERO));
-        let summary = RenewalSummary {
-            source_plan_id: plan.id.clone(),
-            new_plan_id: plan.id.clone(),
-            used_credits: used,
-            monthly_credits: monthly.unwrap_or_default(),
-            overflow_charge_credits: overflow,
-            unused_credits: fresh.credits,
-            held_credits: ending.left.held,
-            carried_in: ending.carried_in,
-            rollover_credits: total(&carried),
-            carried_over: carried,
-        };
+        let closed = Closed { used, unused: fresh.credits, held: ending.left.held, carried_in: ending.carried_in };
+        let summary = RenewalSummary::new((&plan.id, &plan.id), account, closed, carried);
         let cycle = BudgetCycle {
-            id: before.as_ref().map_or_else(|| self.new_id(), |(row, _)| row.id.clone()),
-            account_id: self.account.clone(),
-            source_plan_id: plan.id.clone(),
-            new_plan_id: plan.id.clone(),
-            cycle_start: window.start,
-            cycle_end: end,
-            rollover_credits: summary.rollover_credits,
-            overflow_charge_credits: overflow,
-            summary_json: JsonText::of(&summary),
-            created_by: Some("system".to_owned()),
             created_at: before.as_ref().map_or(self.now, |(row, _)| row.created_at),
+            ..BudgetCycle::new(
+                before.as_ref().map_or_else(|| self.new_id(), |(row, _)| row.id.clone()),
+                self.account.clone(),
+                (window.start, end),
+                &summary,
+                (Some("system".to_owned()), self.now),
+            )
         };
         self.put_window(&cycle).await?;
         if before.as_ref().is_none_or(|(_, then)| then.carried_over != summary.carried_over) {

@@ -18,8 +18,8 @@ use crate::store::{Result, Tx, from_columns, on};
 
 /// Allocations with the override that counts, the newest that has not expired, and when
 /// the next one of a scope's expires.
-const EFFECTIVE: [&str; 4] = [
-    r#"SELECT a.scope_type, a.scope_id, a.overflow_cap, a.rollover_until,
+pub(super) const EFFECTIVE: [&str; 4] = [
+    r#"SELECT a.id, a.created_at, a.scope_type, a.scope_id, a.overflow_cap, a.rollover_until,
        a.allocated_credits - CASE WHEN a.rollover_until <= "#,
     r#" THEN a.rollover_credits ELSE 0 END AS base,
        (SELECT MIN(o.expires_at) FROM "Alchemi_CopilotBudgetOverrideTable" o
@@ -33,7 +33,19 @@ const EFFECTIVE: [&str; 4] = [
        FROM "Alchemi_CopilotBudgetAllocationTable" a WHERE a.account_id = "#,
 ];
 
-struct EffectiveRow {
+/// [`EFFECTIVE`] of one plan, at one moment.
+macro_rules! push_effective {
+    ($q:expr, $at:expr, $account:expr, $plan:expr) => {{
+        let [until, next, unexpired, of] = $crate::store::budgets::rules::EFFECTIVE;
+        $q.push(until).push_bind($at).push(next).push_bind($at).push(unexpired).push_bind($at).push(of);
+        $q.push_bind($account).push(" AND a.plan_id = ").push_bind($plan);
+    }};
+}
+pub(super) use push_effective;
+
+pub(super) struct EffectiveRow {
+    pub(super) id: String,
+    pub(super) created_at: Timestamp,
     scope_type: ScopeType,
     scope_id: String,
     base: Credits,
@@ -66,7 +78,9 @@ struct TermsRow {
 }
 
 from_columns! {
-    EffectiveRow { scope_type, scope_id, base, overflow_cap, rollover_until, override_credits, next_expiry }
+    EffectiveRow {
+        id, created_at, scope_type, scope_id, base, overflow_cap, rollover_until, override_credits, next_expiry,
+    }
     StandingRow { scope_type, scope_id, team_id, org_id }
     TermsRow {
         account_id, metadata, monthly_credits, overflow_limit, credit_factor, enforcement, effective_from,
@@ -76,7 +90,7 @@ from_columns! {
 
 impl EffectiveRow {
     /// As it is in force `at` a moment.
-    fn at(self, at: Timestamp) -> EffectiveAllocation {
+    pub(super) fn at(self, at: Timestamp) -> EffectiveAllocation {
         let row = self;
         let lapses = row.rollover_until.filter(|until| *until > at);
         EffectiveAllocation {
@@ -180,11 +194,9 @@ impl Tx<Tenant> {
     ) -> Result<Vec<EffectiveAllocation>> {
         let account = self.account.clone();
         let scopes = place.map(|place| place.scopes(&account));
-        let [until, next, unexpired, of] = EFFECTIVE;
         let rows: Vec<EffectiveRow> = on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(until);
-            q.push_bind(at).push(next).push_bind(at).push(unexpired).push_bind(at).push(of).push_bind(&account);
-            q.push(" AND a.plan_id = ").push_bind(plan);
+            let mut q = sqlx::QueryBuilder::new("");
+            push_effective!(q, at, &account, plan);
             if let Some(scopes) = &scopes {
                 q.push(" AND ((a.scope_type = 'pool' AND a.scope_id = 'pool')");
                 for scope in scopes {

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use super::{Delta, RollupSums, Settlement, count};
 use crate::clock::Timestamp;
 use crate::context::Domain;
-use crate::credits::Credits;
+use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::usage::{CounterKey, LedgerRow};
@@ -97,6 +97,13 @@ static ROLL_UP: Rows = Rows::new(
        output_tokens = r.output_tokens + excluded.output_tokens,
        raw_cost = r.raw_cost + excluded.raw_cost,
        credits_incurred = r.credits_incurred + excluded.credits_incurred"#,
+);
+
+static ADD_UP: Rows = Rows::new(
+    r#"INSERT INTO "Alchemi_UsageTotalTable" AS t (account_id, raw_cost, credits_incurred) VALUES "#,
+    3,
+    r#" ON CONFLICT (account_id) DO UPDATE SET raw_cost = t.raw_cost + excluded.raw_cost,
+       credits_incurred = t.credits_incurred + excluded.credits_incurred"#,
 );
 
 static DRAW: Rows = Rows::new(
@@ -286,11 +293,17 @@ impl<R> Tx<R> {
         self.count(&[((account, key), delta)]).await
     }
 
-    /// Adds settled rows to their roll-ups, each touched once.
+    /// Adds settled rows to their roll-ups and to what their accounts have spent, each touched once.
     pub(in crate::store) async fn add_to_rollups(&mut self, fresh: &[&Settlement]) -> Result<()> {
         let mut sums: HashMap<Dimension<'_>, RollupSums, foldhash::fast::RandomState> = HashMap::default();
         for settlement in fresh {
             sums.entry(Dimension::of(&settlement.row)).or_default().add(&RollupSums::of(&settlement.row))?;
+        }
+        let mut totals: BTreeMap<&Id<Account>, (Usd, Credits)> = BTreeMap::new();
+        for (key, sum) in &sums {
+            let (cost, credits) = totals.entry(key.account).or_default();
+            *cost = cost.checked_add(sum.raw_cost).ok_or(StoreError::Overflow)?;
+            *credits = credits.checked_add(sum.credits_incurred).ok_or(StoreError::Overflow)?;
         }
         // In one order, so that two settlers do not wait for each other in a circle.
         let mut sums: Vec<_> = sums.into_iter().collect();
@@ -309,6 +322,19 @@ impl<R> Tx<R> {
                         .bind(sum.output_tokens)
                         .bind(sum.raw_cost)
                         .bind(sum.credits_incurred);
+                }
+                query.execute(c).await.map(|done| done.rows_affected())
+            })?;
+        }
+        self.add_to_totals(&totals.into_iter().collect::<Vec<_>>()).await
+    }
+
+    async fn add_to_totals(&mut self, totals: &[(&Id<Account>, (Usd, Credits))]) -> Result<()> {
+        for piece in pieces(totals) {
+            on!(self, |c| {
+                let mut query = sqlx::query(ADD_UP.text(piece.len()));
+                for (account, (cost, credits)) in piece {
+                    query = query.bind(*account).bind(*cost).bind(*credits);
                 }
                 query.execute(c).await.map(|done| done.rows_affected())
             })?;

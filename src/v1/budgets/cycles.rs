@@ -13,7 +13,8 @@ use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::audit::Action;
 use crate::model::budgets::{
-    Allocation, BudgetCycle, Lot, Override, Plan, PlanStatus, RenewalSummary, RolloverMode, carry, day_of, total,
+    Allocation, BudgetCycle, Closed, Lot, Override, Plan, PlanStatus, RenewalSummary, RolloverMode, carry, day_of,
+    total,
 };
 use crate::model::scope::ScopeType;
 use crate::model::text::Name;
@@ -113,33 +114,10 @@ pub async fn renew_budget_cycle(
         copy_overrides(&mut tx, &source, &plan).await?;
     }
     require_kept(&mut tx, &plan).await?;
-    let monthly = account.map(|a| a.monthly_credits);
-    let overflow = monthly.map_or(Credits::ZERO, |m| used.saturating_sub(m).max(Credits::ZERO));
-    let summary = RenewalSummary {
-        source_plan_id: source.id.clone(),
-        new_plan_id: plan.id.clone(),
-        used_credits: used,
-        monthly_credits: monthly.unwrap_or_default(),
-        overflow_charge_credits: overflow,
-        unused_credits: fresh.credits,
-        held_credits: ending.left.held,
-        carried_in: ending.carried_in,
-        carried_over,
-        rollover_credits: rollover,
-    };
-    let cycle = BudgetCycle {
-        id: tx.new_id(),
-        account_id: tx.account().clone(),
-        source_plan_id: source.id,
-        new_plan_id: plan.id.clone(),
-        cycle_start: renewal.cycle_start,
-        cycle_end: renewal.cycle_end,
-        rollover_credits: rollover,
-        overflow_charge_credits: overflow,
-        summary_json: JsonText::of(&summary),
-        created_by: acting(&tx),
-        created_at: tx.now(),
-    };
+    let closed = Closed { used, unused: fresh.credits, held: ending.left.held, carried_in: ending.carried_in };
+    let summary = RenewalSummary::new((&source.id, &plan.id), account.as_ref(), closed, carried_over);
+    let ends = (renewal.cycle_start, renewal.cycle_end);
+    let cycle = BudgetCycle::new(tx.new_id(), tx.account().clone(), ends, &summary, (acting(&tx), tx.now()));
     tx.insert_renewal(&cycle).await.map_err(taken("source", "This plan has been renewed already"))?;
     tx.audit(entry(Action::Create, "Alchemi_CopilotBudgetCycleTable", cycle.id.as_str()), None::<&()>, &cycle).await?;
     call.done(tx, &Renewed { cycle_id: cycle.id.clone(), item: plan, summary: cycle.summary_json }).await

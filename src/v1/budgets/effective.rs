@@ -4,21 +4,23 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PLAN_NOT_FOUND, read_current, require};
+use super::sums::{AccountSums, Sums};
+use super::{PLAN_NOT_FOUND, read_current, roll_over};
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::budgets::{AccountAllocation, Division, EffectiveAllocation, Plan, Window};
-use crate::model::directory::{Org, Placement, Team, User};
+use crate::model::directory::Placement;
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::{BudgetRules, Link};
 use crate::store::Tx;
 use crate::store::ledger::Counter;
-use crate::v1::answer::{Answer, Halt, Outcome, Refusals, or_404};
+use crate::store::page::Slice;
+use crate::v1::answer::{Answer, Halt, Items, Outcome, Refusals, or_404};
 use crate::v1::call::{Call, CopilotAdmin, Member};
-use crate::v1::directory::{Standpoint, StandpointHeaders, StandpointQuery, check_scope, not_found};
-use crate::v1::input::Query;
+use crate::v1::directory::{ChainQuery, Standpoint, StandpointHeaders, StandpointQuery};
+use crate::v1::input::{PageParams, Paging, Query};
 
 /// One scope's budget in its current window, by the counters that requests are held to.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -64,89 +66,73 @@ pub struct EffectiveBudget {
     #[serde(flatten)]
     #[schema(value_type = Sums)]
     sums: Option<Sums>,
-    /// The scopes; of a subject's chain the most specific one first.
+    /// A page of the plan's scopes, newest allocation first; or a subject's chain, the most
+    /// specific scope first.
     items: Vec<ScopeBudget>,
+    /// Where the next page starts: send it as `cursor`. `null` at the end.
+    next_cursor: Option<String>,
 }
 
-/// How a plan divides the account's credits.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Sums {
-    /// What the plan gives out, each credit counted once: a team's share of its
-    /// org's is not added to it.
-    #[schema(required = false)]
-    distributed: Credits,
-    /// The monthly credits without that; negative: over-committed.
-    #[schema(required = false)]
-    unallocated: Credits,
-    /// Of the account, its orgs and teams, the most that is promised for each credit that
-    /// there is; above 1: over-committed. Null where nothing limits.
-    #[schema(required = false)]
-    over_commit_ratio: Option<f64>,
-}
-
-/// Whose budget.
+/// Of which plan.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct OfSubject {
+pub struct OfThisPlan {
     /// The plan; the one in force unless said.
     #[param(value_type = Option<String>)]
     plan_id: Option<Id<Plan>>,
-    /// Only the chain of this org.
-    #[param(value_type = Option<String>)]
-    org_id: Option<Id<Org>>,
-    /// Only the chain of this team.
-    #[param(value_type = Option<String>)]
-    team_id: Option<Id<Team>>,
-    /// Only the chain of this user; in the team that they joined first unless `team_id` is sent.
-    #[param(value_type = Option<String>)]
-    user_id: Option<Id<User>>,
 }
 
 /// Show effective allocations
 ///
-/// Of every scope of a plan; with `org_id`, `team_id` or `user_id` of that subject's
-/// chain, by the same rules as a request of theirs.
-#[utoipa::path(get, path = "/v1/budgets/copilot/effective-allocation", tag = "budgets", params(OfSubject),
+/// A page of what a plan gives, newest first; with `org_id`, `team_id` or `user_id` the whole
+/// chain of that subject, by the same rules as a request of theirs: of a user in the team that
+/// they joined first unless `team_id` is sent.
+#[utoipa::path(get, path = "/v1/budgets/copilot/effective-allocation", tag = "budgets",
+    params(OfThisPlan, ChainQuery, PageParams),
     responses((status = 200, description = "Allocations with what is used and left", body = EffectiveBudget), Refusals))]
-pub async fn get_effective_allocation(call: Call<CopilotAdmin>, Query(of): Query<OfSubject>) -> Outcome {
-    let mut tx = read_current(&call).await?;
+pub async fn get_effective_allocation(
+    call: Call<CopilotAdmin>,
+    Query(of): Query<OfThisPlan>,
+    Query(subject): Query<ChainQuery>,
+    Paging(slice): Paging<1000>,
+) -> Outcome {
+    roll_over(&call).await?;
+    let known = call.app.plan_sums.of(call.granted().account());
+    let mut tx = call.read().await?;
     let (zone, account) = tx.account_terms().await?;
     let plan = match &of.plan_id {
         Some(id) => Some(or_404(tx.plan(id).await?, PLAN_NOT_FOUND)?),
         None => tx.active_plan().await?,
     };
     let mut rules = BudgetRules { zone, account, plan, allocations: Vec::new() };
-    if of.org_id.is_none() && of.team_id.is_none() && of.user_id.is_none() {
-        return Ok(Answer::of(&whole_plan(&mut tx, rules).await?));
+    if !subject.is_named() {
+        return Ok(Answer::of(&whole_plan(&mut tx, rules, &known, &slice).await?));
     }
-    let place =
-        placement(&mut tx, Domain::Copilot, of.org_id.as_ref(), of.team_id.as_ref(), of.user_id.as_ref()).await?;
+    let place = subject.placement(&mut tx, Domain::Copilot).await?;
     if let Some(plan) = &rules.plan {
         rules.allocations = tx.effective_allocations(&plan.id, Some(&place)).await?;
     }
     Ok(Answer::of(&chain(&mut tx, &rules, Domain::Copilot, &place).await?))
 }
 
-/// Every allocation of the plan of `rules`.
-async fn whole_plan(tx: &mut Tx<Tenant>, rules: BudgetRules) -> Result<EffectiveBudget, Halt> {
-    let (division, budgets) = match &rules.plan {
-        Some(plan) => {
-            let division = tx.division(&plan.id).await?;
-            let window = plan.window(tx.now(), &rules.zone);
-            let counted = Counted::new(tx.counters_from(window.start).await?);
-            let budgets = division.allocations.iter().map(|a| counted.budget(a, window)).collect();
-            (division, budgets)
-        }
-        None => (Division { allocations: Vec::new(), standings: Vec::new() }, Vec::new()),
+/// A page of what the plan of `rules` gives, with what all of it adds up to.
+async fn whole_plan(
+    tx: &mut Tx<Tenant>,
+    rules: BudgetRules,
+    known: &AccountSums,
+    slice: &Slice,
+) -> Result<EffectiveBudget, Halt> {
+    let Some(plan) = &rules.plan else {
+        let nothing = Division { allocations: Vec::new(), standings: Vec::new() };
+        let sums = Sums::of(&nothing, rules.account.as_ref());
+        return Ok(effective(tx, &rules, Some(sums), Items { items: Vec::new(), next_cursor: None }));
     };
-    let monthly = rules.account.as_ref().map(|a| a.monthly_credits).unwrap_or_default();
-    let distributed = division.distributed();
-    let sums = Sums {
-        distributed,
-        unallocated: monthly.saturating_sub(distributed),
-        over_commit_ratio: division.over_commit_ratio(rules.account.as_ref()),
-    };
-    Ok(effective(tx, &rules, Some(sums), budgets))
+    let sums = known.sums(tx, &plan.id, rules.account.as_ref()).await?;
+    let page = tx.effective_page(&plan.id, slice).await?;
+    let window = plan.window(tx.now(), &rules.zone);
+    let counted = Counted::of(tx, &page.items, window).await?;
+    let budgets = page.map(|allocation| counted.budget(&allocation, window));
+    Ok(effective(tx, &rules, Some(sums), budgets.into()))
 }
 
 /// What a request of `place` would be counted under.
@@ -159,11 +145,12 @@ async fn chain(
     let links = rules.chain(tx.account(), domain, place, tx.now());
     let counted = Counted::new(tx.counters(&links).await?);
     let budgets = links.iter().rev().map(|link| counted.link(link, rules)).collect();
-    Ok(effective(tx, rules, None, budgets))
+    Ok(effective(tx, rules, None, Items { items: budgets, next_cursor: None }))
 }
 
-fn effective(tx: &Tx<Tenant>, rules: &BudgetRules, sums: Option<Sums>, items: Vec<ScopeBudget>) -> EffectiveBudget {
+fn effective(tx: &Tx<Tenant>, rules: &BudgetRules, sums: Option<Sums>, page: Items<ScopeBudget>) -> EffectiveBudget {
     let account = rules.account.as_ref();
+    let Items { items, next_cursor } = page;
     EffectiveBudget {
         plan_id: rules.plan.as_ref().map(|p| p.id.clone()),
         account_id: tx.account().clone(),
@@ -172,6 +159,7 @@ fn effective(tx: &Tx<Tenant>, rules: &BudgetRules, sums: Option<Sums>, items: Ve
         credit_factor: account.map_or(Factor::ONE, |a| a.credit_factor),
         sums,
         items,
+        next_cursor,
     }
 }
 
@@ -179,14 +167,23 @@ fn effective(tx: &Tx<Tenant>, rules: &BudgetRules, sums: Option<Sums>, items: Ve
 pub(in crate::v1) struct Counted(HashMap<Scope, (Credits, Credits)>);
 
 impl Counted {
-    pub(in crate::v1) fn new(counters: Vec<Counter>) -> Self {
+    /// Those behind some allocations of a plan, in one of its windows.
+    pub(in crate::v1) async fn of(
+        tx: &mut Tx<Tenant>,
+        allocations: &[EffectiveAllocation],
+        window: Window,
+    ) -> Result<Self, Halt> {
+        let links: Vec<Link> = allocations.iter().map(|allocation| link(allocation, window)).collect();
+        Ok(Self::new(tx.counters(&links).await?))
+    }
+
+    fn new(counters: Vec<Counter>) -> Self {
         let by_scope = counters.into_iter().map(|c| (Scope::new(c.scope_type, c.scope_id), (c.used, c.leased)));
         Self(by_scope.collect())
     }
 
     pub(in crate::v1) fn budget(&self, allocation: &EffectiveAllocation, window: Window) -> ScopeBudget {
-        let link = Link { scope: allocation.scope.clone(), cap: Some(allocation.cap()), window };
-        self.show(&link, Some(allocation))
+        self.show(&link(allocation, window), Some(allocation))
     }
 
     /// A link with what its cap comes from.
@@ -216,35 +213,9 @@ impl Counted {
     }
 }
 
-/// Where a subject stands that is named by its parts, each of which must exist. A
-/// team brings its org, a user without a team the team that they joined first.
-pub(in crate::v1) async fn placement(
-    tx: &mut Tx<Tenant>,
-    domain: Domain,
-    org: Option<&Id<Org>>,
-    team: Option<&Id<Team>>,
-    user: Option<&Id<User>>,
-) -> Result<Placement, Halt> {
-    let mut place = Placement { team: team.cloned(), org: org.cloned(), ..Placement::default() };
-    if let Some(id) = org {
-        check_scope(tx, domain, &Scope::new(ScopeType::Org, id.as_str())).await?;
-    }
-    if let Some(id) = team {
-        let team = tx.team(domain, id).await?.ok_or_else(|| not_found(domain, ScopeType::Team))?;
-        require(org.is_none_or(|org| *org == team.org_id), "/org_id", "is not the team's org")?;
-        place.org = Some(team.org_id);
-    }
-    if let Some(id) = user {
-        let user = tx.user(domain, id).await?.ok_or_else(|| not_found(domain, ScopeType::User))?;
-        if team.is_none() && org.is_none() {
-            let first = tx.first_team(domain, &user.id).await?;
-            place.team = first.as_ref().map(|t| t.id.clone());
-            place.org = first.map(|t| t.org_id);
-        }
-        place.status = Some(user.status);
-        place.user = Some(user.id);
-    }
-    Ok(place)
+/// What an allocation adds to a request's chain.
+fn link(allocation: &EffectiveAllocation, window: Window) -> Link {
+    Link { scope: allocation.scope.clone(), cap: Some(allocation.cap()), window }
 }
 
 /// Show the caller's own budget

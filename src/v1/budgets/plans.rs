@@ -206,8 +206,9 @@ pub async fn activate_budget_plan(
     if before.status == PlanStatus::Active {
         return call.done_tagged(tx, &Item { item: &before }, before.version).await;
     }
-    require_kept(&mut tx, &before).await?;
+    // Out of force first: who changes teams under it has come to an end then.
     let former = tx.deactivate_plan().await?;
+    require_kept(&mut tx, &before).await?;
     // What its windows would have left while it was without effect is not carried over.
     let (rolled_to, look_again_at) = (Some(tx.now()), None);
     let plan = Plan { status: PlanStatus::Active, rolled_to, look_again_at, ..before.clone() };

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Removal, hold_scope, not_found};
+use super::{Removal, hold_scope, join, not_found};
 use crate::context::Domain;
 use crate::id::Id;
 use crate::model::audit::Action;
@@ -14,6 +14,7 @@ use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::page::Slice;
 use crate::v1::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404, taken};
+use crate::v1::budgets::held_plan;
 use crate::v1::call::{Call, DomainAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query};
 
@@ -202,7 +203,9 @@ pub async fn list_team_members(
 
 /// Make a user a member of a team
 ///
-/// One who is a member already gets the role that is sent, and keeps theirs when none is.
+/// One who is a member already gets the role that is sent, and keeps theirs when none is. A
+/// plan in force that forbids over-commitment refuses a member whose share does not fit into
+/// the team's beside those of the others.
 #[utoipa::path(post, path = "/v1/{domain}/teams/{team_id}/members", tag = "directory", params(AtTeam),
     request_body = NewMember,
     responses((status = 200, description = "The membership", body = Item<Membership>), Refusals))]
@@ -212,10 +215,12 @@ pub async fn add_team_member(
     Body(new): Body<NewMember>,
 ) -> Outcome {
     let (domain, mut tx) = (call.guard.0, call.begin().await?);
+    let plan = held_plan(&mut tx, domain).await?;
     hold_scope(&mut tx, domain, &Scope::new(ScopeType::Team, team.as_str())).await?;
     hold_scope(&mut tx, domain, &Scope::new(ScopeType::User, new.user_id.as_str())).await?;
     let before = tx.member(domain, &team, &new.user_id).await?;
-    let member = tx.put_member(domain, &team, &new.user_id, new.role.as_ref().map(Name::as_str)).await?;
+    let place = (domain, &team, &new.user_id);
+    let member = join(&mut tx, plan.as_ref(), place, new.role.as_ref().map(Name::as_str)).await?;
     tx.audit(member_entry(Action::Upsert, domain, &member), before.as_ref(), &member).await?;
     call.done(tx, &Item { item: &member }).await
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{hold_scope, not_found};
+use super::{hold_scope, join, not_found};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::audit::Action;
@@ -16,6 +16,7 @@ use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::{StoreError, Tx};
 use crate::v1::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, taken};
+use crate::v1::budgets::held_plan;
 use crate::v1::call::{Call, DomainAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path};
 
@@ -100,7 +101,8 @@ pub async fn list_users(call: Call<DomainAdmin>, Paging(slice): Paging<1000>) ->
 /// Make a user, or complete a known one
 ///
 /// A user with the same identity id or e-mail address is changed by the fields that
-/// are sent; when the two are of different users, 409. Then they are added to the teams.
+/// are sent; when the two are of different users, 409. Then they are added to the teams, as a
+/// plan in force that forbids over-commitment allows.
 #[utoipa::path(post, path = "/v1/{domain}/users", tag = "directory", request_body = NewUser,
     responses((status = 200, description = "The user", body = Item<User>), Refusals))]
 pub async fn create_user(call: Call<DomainAdmin>, Body(new): Body<NewUser>) -> Outcome {
@@ -108,6 +110,7 @@ pub async fn create_user(call: Call<DomainAdmin>, Body(new): Body<NewUser>) -> O
         return Err(unidentified().into());
     }
     let (domain, mut tx) = (call.guard.0, call.begin().await?);
+    let plan = if new.team_ids.is_empty() { None } else { held_plan(&mut tx, domain).await? };
     for team in &new.team_ids {
         hold_scope(&mut tx, domain, &Scope::new(ScopeType::Team, team.as_str())).await?;
     }
@@ -124,7 +127,7 @@ pub async fn create_user(call: Call<DomainAdmin>, Body(new): Body<NewUser>) -> O
         None => inserted(&mut tx, &call, &new).await?,
     };
     for team in &new.team_ids {
-        tx.put_member(domain, team, &user.id, None).await?;
+        join(&mut tx, plan.as_ref(), (domain, team, &user.id), None).await?;
     }
     let action = if before.is_some() { Action::Update } else { Action::Create };
     tx.audit(entry(action, &user), before.as_ref(), &Enrolled { user: &user, team_ids: &new.team_ids }).await?;
