@@ -379,7 +379,7 @@ impl Tx<Tenant> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "postgres"))]
 #[path = "../tests/common/postgres.rs"]
 mod postgres;
 
@@ -389,7 +389,7 @@ pub(crate) mod testing {
     use std::sync::Arc;
 
     use super::ledger::{Hold, Settlement};
-    use super::{DatabaseConfig, Store, migrate, postgres};
+    use super::{DatabaseConfig, Store, migrate};
     use crate::clock::{ManualClock, Timestamp};
     use crate::context::{Domain, Granted};
     use crate::credits::{Credits, Factor, Usd};
@@ -408,10 +408,13 @@ pub(crate) mod testing {
         _folder: tempfile::TempDir,
     }
 
-    /// One of each kind that there is.
+    /// One of each kind that there is and that this build knows.
     pub(crate) async fn databases() -> Vec<Fresh> {
-        let mut all = vec![sqlite().await];
-        if let Some(url) = postgres::database().await {
+        let mut all: Vec<Fresh> = Vec::new();
+        #[cfg(feature = "sqlite")]
+        all.extend([sqlite().await]);
+        #[cfg(feature = "postgres")]
+        if let Some(url) = super::postgres::database().await {
             all.push(open(url, tempfile::tempdir().unwrap()).await);
         }
         all
@@ -524,7 +527,7 @@ pub(crate) mod testing {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sqlite"))]
 mod tests {
     use super::*;
 
@@ -549,7 +552,11 @@ mod tests {
     async fn a_refused_write_is_remembered_until_one_succeeds() {
         let testing::Fresh { store, .. } = &testing::sqlite().await;
         let query_only = async |sql: &'static str| {
-            let Pools::Sqlite { writer, .. } = &store.0.pools else { unreachable!("it is SQLite") };
+            let writer = match &store.0.pools {
+                Pools::Sqlite { writer, .. } => writer,
+                #[cfg(feature = "postgres")]
+                Pools::Postgres(_) => unreachable!("it is SQLite"),
+            };
             sqlx::query(sql).execute(writer).await.unwrap();
         };
         // As on a disk that is full or mounted for reading.
