@@ -55,7 +55,7 @@ pub fn index() -> String {
     for ProblemPage { code, title, statuses, .. } in all() {
         let title = text(title);
         // Writing into a String cannot fail.
-        let _ = write!(rows, "<tr><td><a href=\"{PATH}/{code}\"><code>{code}</code></a><td>{statuses}<td>{title}\n");
+        let _ = writeln!(rows, "<tr><td><a href=\"{PATH}/{code}\"><code>{code}</code></a><td>{statuses}<td>{title}");
     }
     whole("Problems", &format!("<h1>Problems</h1>\n<table>\n<tr><th>code<th>status<th>what is wrong\n{rows}</table>"))
 }
