@@ -341,7 +341,7 @@ async fn corrections_are_rows_of_their_own() {
         assert_eq!(acme.admin.post(&path, charge).await.ok()["item"]["entry"], "adjustment");
         let back = json!({"credits": -1, "org_id": org, "reason": "Goodwill"});
         acme.admin.post(&path, back).await.ok();
-        assert_eq!(used().await, [2, 3, 0]);
+        assert_eq!(used().await, [0, 3, 2], "the user, the team, the org");
         for (body, pointer) in [
             (json!({"credits": -3, "reason": "More than there is"}), "/credits"),
             (json!({"credits": 0, "reason": "Nothing"}), "/credits"),
