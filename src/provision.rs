@@ -29,7 +29,7 @@ pub use self::remote::{Remote, UserLookup};
 use crate::clock::Timestamp;
 use crate::context::{Granted, Tenant};
 use crate::id::{IdSource, RandomIds};
-use crate::model::provision::{ItemState, ProvisionItem};
+use crate::model::provision::{ItemKind, ItemState, ProvisionItem};
 use crate::model::revocations::Revocation;
 use crate::store::provision::Attempt;
 use crate::store::{Store, StoreError, Tx};
@@ -197,11 +197,10 @@ impl Provisioner {
             if !self.lease(project).await? {
                 return Ok(false);
             }
-            let outcome = tokio::select! {
-                outcome = self.item(&item) => outcome?,
-                lost = self.keep_lease(project) => return lost.map(|()| false),
-            };
-            self.0.lately.insert((item.id.to_string(), item.version), outcome);
+            match self.item(&item).await? {
+                Some(outcome) => self.0.lately.insert((item.id.to_string(), item.version), outcome),
+                None => return Ok(false),
+            }
         }
     }
 
@@ -223,36 +222,53 @@ impl Provisioner {
         }
     }
 
-    /// One attempt at one item, noted whatever comes of it.
-    async fn item(&self, item: &ProvisionItem) -> Result<Outcome, StoreError> {
-        let (active, beside) = {
-            let mut tx = self.0.store.read(&Granted::system()).await?;
-            (tx.is_active(item).await?, item.user_id.clone())
-        };
-        let work = self.apply(item, active, beside);
-        let outcome = match tokio::time::timeout(ITEM_TIMEOUT, work).await {
-            Ok(outcome) => outcome?,
-            Err(_) => Outcome::later(Why::Remote(crate::zitadel::Error::Timeout), None),
+    /// One attempt at one item; none, where another gateway has taken over meanwhile. What it has
+    /// written is audited, and who lost a role by it cut off, however it ended.
+    async fn item(&self, item: &ProvisionItem) -> Result<Option<Outcome>, StoreError> {
+        let active = self.0.store.read(&Granted::system()).await?.is_active(item).await?;
+        let mut outcome = Outcome::begun(item.user_id.clone());
+        let still_ours = {
+            let work = tokio::time::timeout(ITEM_TIMEOUT, self.apply(item, active, &mut outcome));
+            tokio::select! {
+                // What is cut short leaves what it has come to so far.
+                done = work => done.unwrap_or(Ok(())).map(|()| true),
+                lost = self.keep_lease(&item.project_id) => lost.map(|()| false),
+            }
         };
         let mut tx = self.0.store.begin(&Granted::system().over(item.account_id.clone())).await?;
-        let attempt = attempt(item, &outcome, tx.now());
-        let kept = !(item.role_keys.is_empty() && item.kind == crate::model::provision::ItemKind::UserGrant);
-        let kept = kept && self.exists(&mut tx).await?;
-        tx.note_attempt(item, &attempt, outcome.audit(item).as_ref(), kept).await?;
+        if let Some(change) = outcome.audit(item) {
+            tx.note_write(item, &change).await?;
+        }
         // Tokens from before a role was taken still show it.
         let cut = match outcome.lost_roles() {
             Some(user) => self.cut_off(&mut tx, user, "a role was taken back").await?,
             None => Vec::new(),
         };
+        let still_ours = match still_ours {
+            Ok(true) => {
+                self.note(&mut tx, item, &outcome).await?;
+                Ok(true)
+            }
+            other => other,
+        };
         tx.commit().await?;
         cut.iter().for_each(|cut| self.tell(cut));
+        Ok(still_ours?.then_some(outcome))
+    }
+
+    /// How far an item is after an attempt. Of what nobody wants any more nothing is kept.
+    async fn note(&self, tx: &mut Tx<Tenant>, item: &ProvisionItem, outcome: &Outcome) -> Result<(), StoreError> {
+        let attempt = attempt(item, outcome, tx.now());
+        let kept = !(item.role_keys.is_empty() && item.kind == ItemKind::UserGrant);
+        let kept = kept && self.exists(tx).await?;
+        tx.note_attempt(item, &attempt, kept).await?;
         if attempt.state != ItemState::Applied {
             tracing::info!(
                 account = %item.account_id, kind = item.kind.as_str(), state = attempt.state.as_str(),
                 reason = attempt.reason.as_deref().unwrap_or_default(), "provisioning: not so yet"
             );
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// Of a deleted account, only what is to be taken back is left.

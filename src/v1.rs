@@ -225,6 +225,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(provision::sync_zitadel_roles))
         .routes(routes!(provision::sync_zitadel_admin_grants))
         .routes(routes!(provision::bootstrap_zitadel))
+        .routes(routes!(provision::forget_zitadel_item))
         .routes(routes!(audit::list_account_audit))
         .routes(routes!(audit::verify_account_audit))
         .routes(routes!(audit::export_account_audit))

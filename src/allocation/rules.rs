@@ -9,6 +9,7 @@
 //! stands behind the feed. While the database is away, what it said last is believed for
 //! longer: nobody could have changed it here, and requests within leases go on.
 
+use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use kept::{Kept, Outage};
 use moka::future::Cache;
 
 use super::{AllocationConfig, Enforcement};
+use crate::clock::Timestamp;
 use crate::context::{Actor, Context, Domain, Granted, Tenant};
 use crate::credits::Factor;
 use crate::id::Id;
@@ -49,12 +51,21 @@ pub struct AccountFacts {
     pub account: Account,
     /// Its Zitadel settings, where enabled.
     pub zitadel: Option<ZitadelConfig>,
+    /// Whether it is bound to Zitadel and the binding is switched off.
+    pub binding_is_off: bool,
+    /// Addresses of former admins: what was issued to them before counts no more.
+    cut_off: HashMap<String, Timestamp>,
 }
 
 impl AccountFacts {
     /// Whether it is suspended.
     pub fn suspended(&self) -> bool {
         self.account.status == AccountStatus::Suspended
+    }
+
+    /// Since when a verified e-mail address is cut off in the account.
+    pub fn cut_off(&self, email: &str) -> Option<Timestamp> {
+        if self.cut_off.is_empty() { None } else { self.cut_off.get(&email.to_lowercase()).copied() }
     }
 }
 
@@ -311,8 +322,10 @@ impl Inner {
         let mut tx = self.store.read(&Granted::system()).await?;
         let Some(account) = tx.account_by_id_or_organization(key).await? else { return Ok(None) };
         let mut tx = tx.within(account.account_id.clone());
-        let zitadel = tx.zitadel_config().await?.map(|config| config.value).filter(|config| config.enabled);
-        Ok(Some(Arc::new(AccountFacts { account, zitadel })))
+        let bound = tx.zitadel_config().await?.map(|config| config.value);
+        let binding_is_off = bound.as_ref().is_some_and(|config| !config.enabled);
+        let (zitadel, cut_off) = (bound.filter(|config| config.enabled), tx.cut_off_addresses().await?);
+        Ok(Some(Arc::new(AccountFacts { account, zitadel, binding_is_off, cut_off })))
     }
 
     /// The first to read after the end of a window carries over what it has left.

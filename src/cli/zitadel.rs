@@ -35,6 +35,8 @@ pub(super) enum ZitadelCommand {
         file: ConfigFile,
     },
     /// Show what a bootstrap would make for an account
+    ///
+    /// Exit status 1 when Zitadel cannot be asked although there are credentials for it.
     Plan {
         #[command(flatten)]
         of: OfAccount,
@@ -208,15 +210,17 @@ fn each(value: &Value) -> impl Iterator<Item = &Value> {
 
 async fn plan(of: &OfAccount) -> Result<(), Failure> {
     let plan = call(of, Method::GET, "plan", None).await?;
+    let problem = at(&plan, "remote_problem");
     if of.json {
-        return pretty(&plan);
+        pretty(&plan)?;
+        return told(problem);
     }
     let config = at(&plan, "zitadel_config");
     say(&format!(
         "project {}, organisation {}; what Zitadel holds is {}",
         word(config, "project_id"),
         word(config, "organization_id"),
-        word(&plan, "remote")
+        at(problem, "detail").as_str().map_or_else(|| "known".to_owned(), |why| format!("unknown: {why}"))
     ))?;
     for role in each(at(&plan, "standard_roles")) {
         say(&format!("role   {:<28} {}", word(role, "key"), word(role, "remote")))?;
@@ -226,13 +230,24 @@ async fn plan(of: &OfAccount) -> Result<(), Failure> {
         let keys = if keys.is_empty() { word(admin, "problem").to_owned() } else { keys };
         say(&format!("admin  {:<28} {keys}", word(admin, "user_email")))?;
     }
-    Ok(())
+    told(problem)
+}
+
+/// Why it cannot be told what Zitadel holds: a failure, unless it was never to be asked.
+fn told(problem: &Value) -> Result<(), Failure> {
+    let detail = word(problem, "detail");
+    match word(problem, "reason") {
+        "-" | "project_id_missing" | "zitadel_not_configured" => Ok(()),
+        _ => Err(Failure::failed(format!("what Zitadel holds cannot be told: {detail}"))),
+    }
 }
 
 async fn bootstrap(of: &OfAccount, body: Value) -> Result<(), Failure> {
     let made = call(of, Method::POST, "bootstrap", Some(body)).await?;
+    let summary = at(&made, "summary");
     if of.json {
-        return pretty(&made);
+        pretty(&made)?;
+        return told(at(summary, "remote_problem"));
     }
     let line = |kind: &str, name: &str, result: &Value| {
         let state = if at(result, "status") == "skipped" { word(result, "remote") } else { word(result, "status") };
@@ -256,7 +271,7 @@ async fn bootstrap(of: &OfAccount, body: Value) -> Result<(), Failure> {
             say(&format!("{:<8} {:<28} could be {}", "", word(candidate, "login_name"), word(candidate, "user_id")))?;
         }
     }
-    let summary = at(&made, "summary");
+    told(at(summary, "remote_problem"))?;
     let open = |of: &Value| at(of, "failed").as_u64().unwrap_or(0) + at(of, "pending").as_u64().unwrap_or(0);
     let granting = matches!(word(at(result, "project_grant"), "status"), "failed" | "pending");
     let unresolved = each(at(summary, "unresolved_admins")).count() as u64;
@@ -293,10 +308,14 @@ async fn drift(of: &OfAccount) -> Result<(), Failure> {
         return if of.json { Ok(()) } else { say("Zitadel holds what is wanted") };
     }
     let nothing = at(&drift, "items").as_array().is_none_or(Vec::is_empty);
+    if let (false, Some(problem)) = (nothing, each(at(&drift, "remote_problems")).next()) {
+        let (project, why) = (word(problem, "project_id"), word(problem, "detail"));
+        return Err(Failure::failed(format!("what Zitadel holds of project {project} cannot be told: {why}")));
+    }
     Err(Failure::failed(if nothing {
         "nothing is provisioned for this account yet: `alchemi zitadel bootstrap`"
-    } else if at(&drift, "remote") == "unknown" {
-        "what Zitadel holds cannot be told: it has no credentials here, or does not answer"
+    } else if at(&drift, "enabled") == false {
+        "the account's binding is switched off: nothing is granted until `enabled` is set in its zitadel/config"
     } else if each(at(&drift, "items")).any(|item| matches!(word(item, "state"), "failed" | "conflict")) {
         "Zitadel does not hold what is wanted; what stands in its way is said above"
     } else {

@@ -118,6 +118,9 @@ impl Authenticator {
         if asked && account.is_none() {
             return Err(crate::allocation::rules::account_unknown());
         }
+        if let Some(account) = &account {
+            admit(account, verified, &context)?;
+        }
         Ok(Established { context, account })
     }
 
@@ -139,6 +142,22 @@ impl Authenticator {
     pub fn rules(&self) -> &RuleBook {
         &self.rules
     }
+}
+
+/// What the account itself says to a token: that of a former admin, known by their verified
+/// address, is over, and while its binding is switched off none counts but an operator's.
+fn admit(account: &AccountFacts, verified: &Verified, context: &Context) -> Result<(), Problem> {
+    let before = verified.email().and_then(|email| account.cut_off(email));
+    if before.is_some_and(|before| verified.issued_at().is_none_or(|at| at < before)) {
+        return Err(IdentityError::Revoked.into());
+    }
+    if account.binding_is_off && !context.is_super_admin() {
+        return Err(Problem::forbidden(
+            "binding_off",
+            "This account's binding to Zitadel is switched off: no token acts for it until the operator switches it on",
+        ));
+    }
+    Ok(())
 }
 
 fn binding(facts: &AccountFacts) -> AccountBinding {

@@ -289,7 +289,8 @@ pub struct ConsoleModelPolicy {
 /// How an account is bound to Zitadel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ZitadelConfig {
-    /// Whether the binding is in use; absent where there is none.
+    /// Whether the binding is in use; absent where there is none. While it is not, no token but
+    /// an operator's acts for the account, and nobody is granted anything in Zitadel.
     #[schema(required = false)]
     pub enabled: bool,
     /// The issuer, for reference.

@@ -165,6 +165,29 @@ impl Wanted {
     }
 }
 
+/// Where a user's roles are: an organisation's grant of a project's roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantPlace<'a> {
+    /// The project.
+    pub project: &'a str,
+    /// The organisation that grants.
+    pub organization: &'a str,
+    /// Whose the project is.
+    pub owner: &'a str,
+}
+
+impl<'a> GrantPlace<'a> {
+    /// Where the project's own organisation is meant when none is named.
+    pub fn of(project: &'a str, organization: Option<&'a str>, owner: &'a str) -> Self {
+        Self { project, organization: organization.unwrap_or(owner), owner }
+    }
+
+    /// How items may name the organisation: the project's own need not be named.
+    pub fn names(&self) -> [&'a str; 2] {
+        [self.organization, if self.organization == self.owner { "" } else { self.organization }]
+    }
+}
+
 /// A role of the product as a role of the project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct StandardRole {
@@ -211,6 +234,20 @@ pub fn role_key(config: &ZitadelConfig, prefix: &str, role: &str) -> Result<Stri
     let canonical: AdminRole = role.parse()?;
     let mapped = config.role_mappings.get(canonical.as_str()).cloned();
     Ok(mapped.unwrap_or_else(|| format!("{prefix}{}", canonical.as_str())))
+}
+
+/// The same binding under another prefix: what its mapping has from the former one follows,
+/// what was named by hand stays.
+#[must_use]
+pub fn under_prefix(mut config: ZitadelConfig, prefix: &str) -> ZitadelConfig {
+    let former = config.role_prefix.take().unwrap_or_default();
+    for (role, key) in &mut config.role_mappings {
+        if key.strip_prefix(former.as_str()) == Some(role.as_str()) {
+            *key = format!("{prefix}{role}");
+        }
+    }
+    config.role_prefix = (!prefix.is_empty()).then(|| prefix.to_owned());
+    config
 }
 
 /// Adds what is not there yet, in order.

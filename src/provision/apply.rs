@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Provisioner;
 use super::remote::UserLookup;
 use crate::context::Granted;
-use crate::model::provision::{ItemKind, ItemState, ProvisionItem, add_missing};
+use crate::model::provision::{GrantPlace, ItemKind, ItemState, ProvisionItem, add_missing};
 use crate::store::StoreError;
 use crate::zitadel::{Code, Error, FoundUser, NewGrant, ProjectRole, UserGrant};
 
@@ -100,12 +100,14 @@ pub enum Did {
     Nothing,
 }
 
-/// What came of an attempt.
+/// What came of an attempt, or has come of it so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     result: Result<Did, Why>,
     user: Option<String>,
     grant: Option<String>,
+    /// What was written in Zitadel, and whether it has said so: an answer may be lost.
+    wrote: Option<(Did, bool)>,
     /// Roles that a write has taken, or may have.
     lost: Vec<String>,
     /// Whether roles were to be taken back: perhaps an earlier attempt did it and could not say so.
@@ -113,12 +115,32 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub(super) fn later(why: Why, user: Option<String>) -> Self {
-        Self { result: Err(why), user, grant: None, lost: Vec::new(), retires: false }
+    /// Of an attempt that has not ended: if it never does, Zitadel was too slow.
+    pub(super) fn begun(user: Option<String>) -> Self {
+        let result = Err(Why::Remote(Error::Timeout));
+        Self { result, user, grant: None, wrote: None, lost: Vec::new(), retires: false }
     }
 
     fn did(did: Did) -> Self {
-        Self { result: Ok(did), user: None, grant: None, lost: Vec::new(), retires: false }
+        Self { result: Ok(did), ..Self::begun(None) }
+    }
+
+    /// Zitadel has taken a write: whatever follows, it has been done.
+    fn has_written(&mut self, did: Did) -> Did {
+        self.wrote = Some((did, true));
+        did
+    }
+
+    /// A write may have been done although it was not answered so.
+    fn may_have_written(&mut self, did: Did) {
+        self.wrote = self.wrote.or(Some((did, false)));
+    }
+
+    /// Notes what a failed write may have done all the same.
+    fn failed_to(&mut self, did: Did, error: &Error) {
+        if error.is_transient() && !matches!(error, Error::Throttled(_)) {
+            self.may_have_written(did);
+        }
     }
 
     /// What another process has come to: that the item is so, if it is.
@@ -167,38 +189,20 @@ impl Outcome {
         }
     }
 
-    /// What the audit says, if anything was done.
+    /// What the audit says, if anything was written.
     pub(super) fn audit(&self, item: &ProvisionItem) -> Option<Value> {
-        let did = match self.result {
-            Ok(Did::Created) => "created",
-            Ok(Did::Updated) => "updated",
-            Ok(Did::Removed) => "removed",
-            Ok(Did::Nothing) | Err(_) => return None,
+        let (did, confirmed) = self.wrote?;
+        let did = match did {
+            Did::Created => "created",
+            Did::Updated => "updated",
+            Did::Removed => "removed",
+            Did::Nothing => return None,
         };
         Some(json!({
-            "zitadel": did, "kind": item.kind, "project_id": item.project_id, "organization_id": item.organization_id,
-            "target": item.target, "user_id": self.user, "role_keys": item.role_keys, "taken_back": self.lost,
+            "zitadel": did, "confirmed": confirmed, "kind": item.kind, "project_id": item.project_id,
+            "organization_id": item.organization_id, "target": item.target, "user_id": self.user,
+            "role_keys": item.role_keys, "taken_back": self.lost,
         }))
-    }
-}
-
-/// Where a user's grant is: an organisation's of a project's roles.
-#[derive(Debug, Clone, Copy)]
-struct Place<'a> {
-    project: &'a str,
-    organization: &'a str,
-    /// Whose the project is.
-    owner: &'a str,
-}
-
-impl<'a> Place<'a> {
-    fn of(item: &'a ProvisionItem, owner: &'a str) -> Self {
-        Self { project: &item.project_id, organization: item.organization_id.as_deref().unwrap_or(owner), owner }
-    }
-
-    /// How items may name the organisation: the project's own need not be named.
-    fn names(&self) -> [&'a str; 2] {
-        [self.organization, if self.organization == self.owner { "" } else { self.organization }]
     }
 }
 
@@ -208,19 +212,17 @@ impl Provisioner {
         &self,
         item: &ProvisionItem,
         active: bool,
-        known_user: Option<String>,
-    ) -> Result<Outcome, StoreError> {
-        let outcome = match item.kind {
-            ItemKind::Role => self.role(item).await.map_or_else(|why| Outcome::later(why, None), Outcome::did),
-            ItemKind::ProjectGrant => {
-                self.project_grant(item).await.map_or_else(|why| Outcome::later(why, None), Outcome::did)
-            }
-            ItemKind::UserGrant => return self.user_grant(item, active, known_user).await,
+        outcome: &mut Outcome,
+    ) -> Result<(), StoreError> {
+        outcome.result = match item.kind {
+            ItemKind::Role => self.role(item, outcome).await,
+            ItemKind::ProjectGrant => self.project_grant(item, outcome).await,
+            ItemKind::UserGrant => self.user_grant(item, active, outcome).await?,
         };
-        Ok(outcome)
+        Ok(())
     }
 
-    async fn role(&self, item: &ProvisionItem) -> Result<Did, Why> {
+    async fn role(&self, item: &ProvisionItem, outcome: &mut Outcome) -> Result<Did, Why> {
         let zitadel = self.management();
         let owner = zitadel.project_owner(&item.project_id, item.organization_id.as_deref()).await?;
         let roles = zitadel.roles(&item.project_id, &owner).await?;
@@ -233,38 +235,78 @@ impl Provisioner {
             group: item.role_group.clone(),
         };
         match zitadel.add_role(&item.project_id, &owner, &role).await {
-            Ok(()) => Ok(Did::Created),
+            Ok(()) => Ok(outcome.has_written(Did::Created)),
             // The list lags behind, or an earlier answer was lost.
-            Err(error) if error.already_exists() => Ok(Did::Nothing),
-            Err(error) => Err(error.into()),
+            Err(error) if error.already_exists() => {
+                outcome.may_have_written(Did::Created);
+                Ok(Did::Nothing)
+            }
+            Err(error) => {
+                outcome.failed_to(Did::Created, &error);
+                Err(error.into())
+            }
         }
     }
 
-    async fn project_grant(&self, item: &ProvisionItem) -> Result<Did, Why> {
-        let zitadel = self.management();
-        let (project, organization) = (&item.project_id, &item.target);
-        let owner = zitadel.project_owner(project, Some(organization)).await?;
-        if owner == *organization {
+    async fn project_grant(&self, item: &ProvisionItem, outcome: &mut Outcome) -> Result<Did, Why> {
+        let (zitadel, project) = (self.management(), &item.project_id);
+        let owner = zitadel.project_owner(project, Some(&item.target)).await?;
+        if owner == item.target {
             return Ok(Did::Nothing);
         }
+        let refused = match self.let_grant(item, &owner, &item.role_keys, outcome).await {
+            Err(Why::Remote(error @ Error::Refused { .. })) => error,
+            came => return came,
+        };
+        // One role that the project lacks must not keep the others from being granted.
+        let there = zitadel.roles(project, &owner).await?;
+        let is_there = |key: &&String| there.iter().any(|role| role.key == **key);
+        let keys: Vec<String> = item.role_keys.iter().filter(is_there).cloned().collect();
+        if !keys.is_empty() && keys.len() < item.role_keys.len() {
+            self.let_grant(item, &owner, &keys, outcome).await?;
+        }
+        Err(Why::of_grant(refused))
+    }
+
+    /// Lets an organisation grant roles, beside those that it may grant already.
+    async fn let_grant(
+        &self,
+        item: &ProvisionItem,
+        owner: &str,
+        role_keys: &[String],
+        outcome: &mut Outcome,
+    ) -> Result<Did, Why> {
+        let zitadel = self.management();
+        let (project, organization) = (&item.project_id, &item.target);
+        let mut said_to_exist = false;
         for pause in LOOKS {
-            if let Some(grant) = zitadel.project_grant(project, &owner, organization).await? {
+            if let Some(grant) = zitadel.project_grant(project, owner, organization).await? {
+                if said_to_exist {
+                    outcome.may_have_written(Did::Created);
+                }
                 let mut keys = grant.role_keys.clone();
-                add_missing(&mut keys, item.role_keys.iter().cloned());
+                add_missing(&mut keys, role_keys.iter().cloned());
                 if keys == grant.role_keys {
                     return Ok(Did::Nothing);
                 }
-                zitadel.set_project_grant(project, &owner, &grant, &keys).await?;
-                self.until_grantable(project, &owner, organization, &keys).await?;
-                return Ok(Did::Updated);
+                let written = zitadel.set_project_grant(project, owner, &grant, &keys).await;
+                written.inspect_err(|error| outcome.failed_to(Did::Updated, error))?;
+                let did = outcome.has_written(Did::Updated);
+                return self.until_grantable(project, owner, organization, &keys).await.map(|()| did);
             }
-            match zitadel.add_project_grant(project, &owner, organization, &item.role_keys).await {
+            match zitadel.add_project_grant(project, owner, organization, role_keys).await {
                 Ok(()) => {
-                    self.until_grantable(project, &owner, organization, &item.role_keys).await?;
-                    return Ok(Did::Created);
+                    let did = outcome.has_written(Did::Created);
+                    return self.until_grantable(project, owner, organization, role_keys).await.map(|()| did);
                 }
-                Err(error) if error.already_exists() => tokio::time::sleep(Duration::from_millis(pause)).await,
-                Err(error) => return Err(error.into()),
+                Err(error) if error.already_exists() => {
+                    said_to_exist = true;
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Err(error) => {
+                    outcome.failed_to(Did::Created, &error);
+                    return Err(error.into());
+                }
             }
         }
         Err(Why::NotListed)
@@ -294,14 +336,15 @@ impl Provisioner {
         &self,
         item: &ProvisionItem,
         active: bool,
-        known_user: Option<String>,
-    ) -> Result<Outcome, StoreError> {
-        let user = match self.user_of(item, known_user).await {
+        outcome: &mut Outcome,
+    ) -> Result<Result<Did, Why>, StoreError> {
+        let user = match self.user_of(item, outcome.user.take()).await {
             Ok(user) => user,
             // Nobody there, nothing to take back.
-            Err(Why::UserNotFound) if item.role_keys.is_empty() || !active => return Ok(Outcome::did(Did::Nothing)),
-            Err(why) => return Ok(Outcome::later(why, None)),
+            Err(Why::UserNotFound) if item.role_keys.is_empty() || !active => return Ok(Ok(Did::Nothing)),
+            Err(why) => return Ok(Err(why)),
         };
+        outcome.user = Some(user.clone());
         let (wanted, mut retired) = if active {
             (item.role_keys.clone(), item.retired_keys.clone())
         } else {
@@ -312,16 +355,13 @@ impl Provisioner {
         let owner = self.management().project_owner(&item.project_id, item.organization_id.as_deref()).await;
         let owner = match owner {
             Ok(owner) => owner,
-            Err(error) => return Ok(Outcome::later(error.into(), Some(user))),
+            Err(error) => return Ok(Err(error.into())),
         };
-        let place = Place::of(item, &owner);
-        let besides = self.0.store.read(&Granted::system()).await?.wanted_besides(item, &user, place.names()).await?;
+        let place = GrantPlace::of(&item.project_id, item.organization_id.as_deref(), &owner);
+        let besides = self.0.store.read(&Granted::system()).await?.wanted_besides(place, &user, Some(&item.id)).await?;
         retired.retain(|key| !besides.contains(key) && !wanted.contains(key));
-        let mut outcome = Outcome::did(Did::Nothing);
         outcome.retires = !retired.is_empty();
-        outcome.result = self.grant(place, &user, &wanted, &retired, &mut outcome.grant, &mut outcome.lost).await;
-        outcome.user = Some(user);
-        Ok(outcome)
+        Ok(self.grant(place, &user, &wanted, &retired, outcome).await)
     }
 
     async fn user_of(&self, item: &ProvisionItem, known: Option<String>) -> Result<String, Why> {
@@ -341,72 +381,105 @@ impl Provisioner {
     /// Brings a user's grant to what it is without `retired` and with `wanted`.
     async fn grant(
         &self,
-        Place { project, organization, owner }: Place<'_>,
+        place: GrantPlace<'_>,
         user: &str,
         wanted: &[String],
         retired: &[String],
-        grant_id: &mut Option<String>,
-        lost: &mut Vec<String>,
+        outcome: &mut Outcome,
     ) -> Result<Did, Why> {
-        let zitadel = self.management();
         for _ in 0..RACES {
-            let Some(found) = self.look(project, organization, user).await? else {
-                if wanted.is_empty() {
-                    return Ok(Did::Nothing);
-                }
-                let new = NewGrant { user, project, organization, role_keys: wanted };
-                match zitadel.add_grant(&new, owner).await {
-                    Ok(id) => {
-                        *grant_id = Some(id);
-                        self.until_listed(project, organization, user, wanted).await?;
-                        return Ok(Did::Created);
-                    }
-                    Err(error) if error.already_exists() => {
-                        self.until_there(project, organization, user).await?;
-                        continue;
-                    }
-                    Err(error) => return Err(Why::of_grant(error)),
-                }
+            let did = match self.look(place, user).await? {
+                None if wanted.is_empty() => return Ok(Did::Nothing),
+                None => self.make_grant(place, user, wanted, outcome).await?,
+                Some(found) => self.change_grant(place, &found, wanted, retired, outcome).await?,
             };
-            *grant_id = Some(found.id.clone());
-            let mut keys: Vec<String> = found.role_keys.iter().filter(|key| !retired.contains(key)).cloned().collect();
-            let gone = found.role_keys.iter().filter(|key| retired.contains(key)).cloned();
-            if !found.active && !wanted.is_empty() {
-                return Err(Why::Deactivated);
-            }
-            add_missing(&mut keys, wanted.iter().cloned());
-            if keys == found.role_keys {
-                return Ok(Did::Nothing);
-            }
-            let written = match keys.is_empty() {
-                true => zitadel.remove_grant(&found).await,
-                false => zitadel.set_grant(&found, &keys).await,
-            };
-            // What was refused took nothing; what may have been done did.
-            if written.as_ref().err().is_none_or(Error::is_ambiguous) {
-                add_missing(lost, gone);
-            }
-            match written {
-                Ok(()) => {
-                    self.until_listed(project, organization, user, &keys).await?;
-                    return Ok(if keys.is_empty() { Did::Removed } else { Did::Updated });
-                }
-                // It was removed since it was listed.
-                Err(error) if error.not_found() => tokio::time::sleep(RACE).await,
-                Err(error) => return Err(Why::of_grant(error)),
+            if let Some(did) = did {
+                return Ok(did);
             }
         }
         Err(Why::Racing)
     }
 
-    async fn look(&self, project: &str, organization: &str, user: &str) -> Result<Option<UserGrant>, Why> {
-        Ok(self.management().grants(project, organization, Some(user)).await?.into_iter().next())
+    /// Makes a grant; nothing, where there is one by now.
+    async fn make_grant(
+        &self,
+        place: GrantPlace<'_>,
+        user: &str,
+        wanted: &[String],
+        outcome: &mut Outcome,
+    ) -> Result<Option<Did>, Why> {
+        let GrantPlace { project, organization, owner } = place;
+        match self.management().add_grant(&NewGrant { user, project, organization, role_keys: wanted }, owner).await {
+            Ok(id) => {
+                outcome.grant = Some(id);
+                let did = outcome.has_written(Did::Created);
+                self.until_listed(place, user, wanted).await?;
+                Ok(Some(did))
+            }
+            Err(error) if error.already_exists() => {
+                self.until_there(place, user).await?;
+                outcome.may_have_written(Did::Created);
+                Ok(None)
+            }
+            Err(error) => {
+                outcome.failed_to(Did::Created, &error);
+                Err(Why::of_grant(error))
+            }
+        }
+    }
+
+    /// Changes a grant; nothing, where it is gone by now.
+    async fn change_grant(
+        &self,
+        place: GrantPlace<'_>,
+        found: &UserGrant,
+        wanted: &[String],
+        retired: &[String],
+        outcome: &mut Outcome,
+    ) -> Result<Option<Did>, Why> {
+        outcome.grant = Some(found.id.clone());
+        let (gone, mut keys): (Vec<_>, Vec<_>) = found.role_keys.iter().cloned().partition(|key| retired.contains(key));
+        if !found.active && !wanted.is_empty() {
+            return Err(Why::Deactivated);
+        }
+        add_missing(&mut keys, wanted.iter().cloned());
+        if keys == found.role_keys {
+            return Ok(Some(Did::Nothing));
+        }
+        let (did, written) = match keys.is_empty() {
+            true => (Did::Removed, self.management().remove_grant(found).await),
+            false => (Did::Updated, self.management().set_grant(found, &keys).await),
+        };
+        // What was refused took nothing; what may have been done did.
+        if written.as_ref().err().is_none_or(Error::is_ambiguous) {
+            add_missing(&mut outcome.lost, gone);
+        }
+        match written {
+            Ok(()) => {
+                outcome.has_written(did);
+                self.until_listed(place, &found.user, &keys).await?;
+                Ok(Some(did))
+            }
+            // It was removed since it was listed.
+            Err(error) if error.not_found() => {
+                tokio::time::sleep(RACE).await;
+                Ok(None)
+            }
+            Err(error) => {
+                outcome.failed_to(did, &error);
+                Err(Why::of_grant(error))
+            }
+        }
+    }
+
+    async fn look(&self, place: GrantPlace<'_>, user: &str) -> Result<Option<UserGrant>, Why> {
+        Ok(self.management().grants(place.project, place.organization, Some(user)).await?.into_iter().next())
     }
 
     /// Waits until lists show a grant that is said to exist.
-    async fn until_there(&self, project: &str, organization: &str, user: &str) -> Result<(), Why> {
+    async fn until_there(&self, place: GrantPlace<'_>, user: &str) -> Result<(), Why> {
         for pause in LOOKS {
-            if self.look(project, organization, user).await?.is_some() {
+            if self.look(place, user).await?.is_some() {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -415,9 +488,9 @@ impl Provisioner {
     }
 
     /// Waits until lists show the roles that were written.
-    async fn until_listed(&self, project: &str, organization: &str, user: &str, written: &[String]) -> Result<(), Why> {
+    async fn until_listed(&self, place: GrantPlace<'_>, user: &str, written: &[String]) -> Result<(), Why> {
         for pause in LOOKS {
-            let shown = self.look(project, organization, user).await?.map(|grant| grant.role_keys).unwrap_or_default();
+            let shown = self.look(place, user).await?.map(|grant| grant.role_keys).unwrap_or_default();
             if shown.len() == written.len() && written.iter().all(|key| shown.contains(key)) {
                 return Ok(());
             }

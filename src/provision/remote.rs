@@ -43,6 +43,26 @@ impl<'a> Remote<'a> {
         Ok(found)
     }
 
+    /// Whether there is such a project, as far as these credentials may see.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn knows_project(&self, project: &str, organization: Option<&str>) -> Result<bool, Error> {
+        match self.0.project_owner(project, organization).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whose a project is.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn owner(&self, project: &str, organization: Option<&str>) -> Result<String, Error> {
+        self.0.project_owner(project, organization).await
+    }
+
     /// The keys of a project's roles.
     ///
     /// # Errors

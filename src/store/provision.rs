@@ -1,13 +1,13 @@
 //! What is to be so in Zitadel, and which gateway sees to it.
 
 use super::audit::Entry;
-use super::{Result, StoreError, Tx, dialect, find, from_columns, on, run};
+use super::{Result, StoreError, Tx, dialect, find, from_columns, on, remove, run};
 use crate::clock::Timestamp;
 use crate::context::{Platform, Tenant};
 use crate::id::Id;
 use crate::model::accounts::{AccountAdmin, AccountStatus, JsonText};
 use crate::model::audit::{Action, Label};
-use crate::model::provision::{ItemKind, ItemState, ProvisionItem, Wanted, add_missing};
+use crate::model::provision::{GrantPlace, ItemKind, ItemState, ProvisionItem, Wanted, add_missing};
 
 dialect::stored_as_name!(ItemKind, ItemState);
 
@@ -238,23 +238,39 @@ impl Tx<Tenant> {
         self.review_grants().await
     }
 
-    /// Notes what came of an attempt at an item, unless something else is wanted by now.
-    /// An item that is applied and wants nothing is gone. Audits what has changed in Zitadel.
+    /// Audits what has been changed in Zitadel for an item.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn note_attempt(
-        &mut self,
-        item: &ProvisionItem,
-        attempt: &Attempt,
-        change: Option<&serde_json::Value>,
-        kept: bool,
-    ) -> Result<bool> {
+    pub async fn note_write(&mut self, item: &ProvisionItem, change: &serde_json::Value) -> Result<()> {
+        let entry = Entry { action: Action::Update, table: TABLE, id: item.id.as_str(), label: Label::Iam };
+        self.audit(entry, None::<&()>, change).await
+    }
+
+    /// One thing that is to be so.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn provision_item(&mut self, id: &Id<ProvisionItem>) -> Result<Option<ProvisionItem>> {
+        let row: Option<ItemRow> = find!(self, "Alchemi_ZitadelItemTable", id = id)?;
+        row.map(ItemRow::read).transpose()
+    }
+
+    /// Wants nothing of it any more, and has nothing taken back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn forget_item(&mut self, id: &Id<ProvisionItem>) -> Result<bool> {
+        remove!(self, "Alchemi_ZitadelItemTable", id = id)
+    }
+
+    /// Notes what came of an attempt at an item, unless something else is wanted by now.
+    /// An item that is applied and wants nothing is gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn note_attempt(&mut self, item: &ProvisionItem, attempt: &Attempt, kept: bool) -> Result<bool> {
         let (account, now) = (self.account.clone(), self.now);
-        if let Some(change) = change {
-            let entry = Entry { action: Action::Update, table: TABLE, id: item.id.as_str(), label: Label::Iam };
-            self.audit(entry, None::<&()>, change).await?;
-        }
         let applied = attempt.state == ItemState::Applied;
         if applied && !kept {
             let gone = run!(
@@ -289,6 +305,20 @@ impl Tx<Tenant> {
     }
 }
 
+/// What is due. Of an account whose binding is switched off, only what is to be taken back.
+macro_rules! due {
+    ($columns:literal, $rest:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            r#" FROM "Alchemi_ZitadelItemTable" i WHERE i.state <> 'applied' AND i.next_attempt_at <= $1
+               AND (i.kind = 'user_grant' AND i.role_keys = '[]' OR NOT EXISTS (SELECT 1
+               FROM "Alchemi_AccountZitadelTable" z WHERE z.account_id = i.account_id AND NOT z.enabled)) "#,
+            $rest
+        )
+    };
+}
+
 impl Tx<Platform> {
     /// Projects in which something is due, the one that waits longest first.
     ///
@@ -296,10 +326,10 @@ impl Tx<Platform> {
     /// [`StoreError`].
     pub async fn due_projects(&mut self) -> Result<Vec<String>> {
         let now = self.now;
-        on!(self, |c| sqlx::query_scalar(
-            r#"SELECT project_id FROM "Alchemi_ZitadelItemTable" WHERE state <> 'applied' AND next_attempt_at <= $1
-               GROUP BY project_id ORDER BY MIN(next_attempt_at) LIMIT 100"#
-        )
+        on!(self, |c| sqlx::query_scalar(due!(
+            "i.project_id",
+            "GROUP BY i.project_id ORDER BY MIN(i.next_attempt_at) LIMIT 100"
+        ))
         .bind(now)
         .fetch_all(c)
         .await)
@@ -311,32 +341,31 @@ impl Tx<Platform> {
     /// [`StoreError`].
     pub async fn due_item(&mut self, project: &str) -> Result<Option<ProvisionItem>> {
         let now = self.now;
-        let row: Option<ItemRow> = on!(self, |c| {
-            sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_ZitadelItemTable" WHERE project_id = $1 AND state <> 'applied'
-               AND next_attempt_at <= $2
-               ORDER BY CASE kind WHEN 'role' THEN 0 WHEN 'project_grant' THEN 1 ELSE 2 END, next_attempt_at, id LIMIT 1"#
-        )
-        .bind(project)
+        let row: Option<ItemRow> = on!(self, |c| sqlx::query_as(due!(
+            "i.*",
+            "AND i.project_id = $2 ORDER BY CASE i.kind WHEN 'role' THEN 0 WHEN 'project_grant' THEN 1 ELSE 2 END,
+             i.next_attempt_at, i.id LIMIT 1"
+        ))
         .bind(now)
+        .bind(project)
         .fetch_optional(c)
-        .await
-        })?;
+        .await)?;
         row.map(ItemRow::read).transpose()
     }
 
-    /// Other items that want roles for the same user in the same place, in accounts that
-    /// are active: what they want is not to be taken back. The place's organisation may be named
-    /// in two ways.
+    /// What items want a user to hold in a place, in accounts that are active; but for one item.
+    /// What others want is not to be taken back.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn wanted_besides(
         &mut self,
-        item: &ProvisionItem,
+        place: GrantPlace<'_>,
         user: &str,
-        [named, or_named]: [&str; 2],
+        except: Option<&Id<ProvisionItem>>,
     ) -> Result<Vec<String>> {
+        let [named, or_named] = place.names();
+        let except = except.map_or("", Id::as_str);
         let rows: Vec<String> = on!(self, |c| sqlx::query_scalar(
             r#"SELECT i.role_keys FROM "Alchemi_ZitadelItemTable" i
                JOIN "Alchemi_AccountTable" a ON a.account_id = i.account_id AND a.status = 'active'
@@ -344,10 +373,10 @@ impl Tx<Platform> {
                AND i.organization_id IN ($3, $4) AND i.id <> $5"#
         )
         .bind(user)
-        .bind(&item.project_id)
+        .bind(place.project)
         .bind(named)
         .bind(or_named)
-        .bind(&item.id)
+        .bind(except)
         .fetch_all(c)
         .await)?;
         let mut wanted = Vec::new();

@@ -1,9 +1,13 @@
-//! Whose tokens were cut off, by the operator or by an identity provider: in no account.
+//! Whose tokens were cut off, by the operator or by an identity provider: in no account, but for
+//! the addresses of former admins.
+
+use std::collections::HashMap;
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::{Result, Tx, from_columns, on, run};
-use crate::context::Platform;
+use crate::clock::Timestamp;
+use crate::context::{Platform, Tenant};
 use crate::id::Id;
 use crate::model::revocations::{Logout, Revocation};
 
@@ -142,5 +146,41 @@ impl<R> Tx<R> {
         })?;
         self.changed_in(&Id::nobody(), ChangeKind::Revocations);
         Ok(row)
+    }
+}
+
+impl Tx<Tenant> {
+    /// Cuts off in this account whatever was issued before now to an e-mail address, whosever
+    /// it is.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn cut_off_address(&mut self, email: &str) -> Result<()> {
+        let (account, now) = (self.account.clone(), self.now);
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_CutOffAddressTable" (account_id, user_email, issued_before) VALUES ($1, $2, $3)
+               ON CONFLICT (account_id, user_email) DO UPDATE SET issued_before = excluded.issued_before"#,
+            &account,
+            email,
+            now
+        )?;
+        self.changed(ChangeKind::Account);
+        Ok(())
+    }
+
+    /// The addresses that were cut off in this account, and since when.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn cut_off_addresses(&mut self) -> Result<HashMap<String, Timestamp>> {
+        let account = self.account.clone();
+        let rows: Vec<(String, Timestamp)> = on!(self, |c| sqlx::query_as(
+            r#"SELECT user_email, issued_before FROM "Alchemi_CutOffAddressTable" WHERE account_id = $1"#
+        )
+        .bind(&account)
+        .fetch_all(c)
+        .await)?;
+        Ok(rows.into_iter().collect())
     }
 }

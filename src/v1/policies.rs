@@ -255,7 +255,8 @@ pub async fn get_zitadel_config(
 /// Bind an account to Zitadel
 ///
 /// Replaces the binding as a whole. Once `organization_id` is set, only roles that
-/// this organisation granted count in the account.
+/// this organisation granted count in the account. With `enabled: false`, no token but an
+/// operator's acts for the account, and nobody is granted anything in Zitadel.
 #[utoipa::path(put, path = "/v1/accounts/{account_id}/zitadel/config", tag = "accounts", params(AtAccount, IfMatch),
     request_body = NewZitadelConfig,
     responses((status = 200, description = "The binding", body = Stored<ShownZitadelConfig>), Refusals))]

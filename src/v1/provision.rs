@@ -15,10 +15,9 @@ use super::call::{Call, SuperAdmin};
 use super::input::{Body, Path, Query};
 use crate::context::Tenant;
 use crate::id::Id;
-use crate::model::accounts::{Account, AccountAdmin, ZitadelConfig};
+use crate::model::accounts::{Account, AccountAdmin, AccountStatus, ZitadelConfig};
 use crate::model::audit::{Action, Label};
-use crate::model::provision::{ItemKind, ProvisionItem, Wanted, add_missing, role_key};
-use crate::model::revocations::Revocation;
+use crate::model::provision::{ItemKind, ProvisionItem, Wanted, add_missing, role_key, under_prefix};
 use crate::model::text::Name;
 use crate::problem::Problem;
 use crate::provision::{Outcome, Outcomes, Provisioner};
@@ -29,6 +28,8 @@ mod admins;
 mod asked;
 mod bootstrap;
 mod drift;
+mod follow;
+mod forget;
 mod plan;
 mod roles;
 mod told;
@@ -38,11 +39,13 @@ use asked::AdminGrants;
 pub use asked::{AdminGrantSync, Bootstrap, NewProjectRole, NewUserGrant, RoleSync};
 pub use bootstrap::*;
 pub use drift::*;
+pub(super) use follow::follow_admin;
+pub use forget::*;
 pub use plan::*;
 pub use roles::*;
 pub use told::*;
 
-use roles::{remote_word, roles_of};
+use roles::roles_of;
 
 /// How long a caller waits for it to be made so.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -59,6 +62,8 @@ struct Bound {
     /// Whether there is a binding at all.
     stored: bool,
     version: i64,
+    /// Whether the account is suspended: nobody is granted anything there.
+    suspended: bool,
 }
 
 /// A binding without anything in it.
@@ -76,25 +81,45 @@ fn unbound() -> ZitadelConfig {
     }
 }
 
-async fn bound(tx: &mut Tx<Tenant>) -> Result<Bound, StoreError> {
+async fn bound(tx: &mut Tx<Tenant>, account: &Account) -> Result<Bound, StoreError> {
+    let suspended = account.status != AccountStatus::Active;
     Ok(match tx.zitadel_config().await? {
-        Some(stored) => Bound { config: stored.value, stored: true, version: stored.version },
-        None => Bound { config: unbound(), stored: false, version: 0 },
+        Some(stored) => Bound { config: stored.value, stored: true, version: stored.version, suspended },
+        None => Bound { config: unbound(), stored: false, version: 0, suspended },
     })
 }
 
 async fn read_bound(call: &Call<SuperAdmin>, account: Id<Account>) -> Result<(Tx<Tenant>, Bound), Halt> {
     let mut tx = call.read().await?.within(account);
-    or_404(tx.this_account().await?, ACCOUNT_NOT_FOUND)?;
-    let bound = bound(&mut tx).await?;
+    let found = or_404(tx.this_account().await?, ACCOUNT_NOT_FOUND)?;
+    let bound = bound(&mut tx, &found).await?;
     Ok((tx, bound))
 }
 
 async fn begin_bound(call: &Call<SuperAdmin>, account: Id<Account>) -> Result<(Tx<Tenant>, Bound), Halt> {
     let mut tx = call.begin().await?.within(account);
-    held_account(&mut tx).await?;
-    let bound = bound(&mut tx).await?;
+    let held = held_account(&mut tx).await?;
+    let bound = bound(&mut tx, &held).await?;
     Ok((tx, bound))
+}
+
+/// The project that is meant, if Zitadel knows it: what is wanted in one that was mistyped
+/// would be wanted for ever. Nothing is made for an account whose binding is switched off.
+async fn aimed(call: &Call<SuperAdmin>, account: &Id<Account>, asked: Option<Name>) -> Result<String, Halt> {
+    let (tx, Bound { config, .. }) = read_bound(call, account.clone()).await?;
+    drop(tx);
+    let project = project_of(asked, &config)?;
+    if !config.enabled {
+        let detail = "The account's binding to Zitadel is switched off; set `enabled` in its zitadel/config first";
+        return Err(Problem::conflict("binding_off", detail).into());
+    }
+    let known = call.app.provisioner.remote().knows_project(&project, config.organization_id.as_deref()).await;
+    // Who cannot be asked now is asked later.
+    if known == Ok(false) {
+        let detail = format!("Zitadel knows no project {project} that it would show with these credentials");
+        return Err(Problem::new(http::StatusCode::NOT_FOUND, "project_not_found", detail).into());
+    }
+    Ok(project)
 }
 
 /// The project that is meant: the request's, else the account's.
@@ -108,9 +133,17 @@ fn not_configured() -> Problem {
     Problem::bad_request("zitadel_not_configured", NOT_CONFIGURED)
 }
 
-/// The prefix that is meant: the request's, else the account's, else none.
-fn prefix_of(asked: Option<Name>, config: &ZitadelConfig) -> String {
-    asked.map(Name::into_string).or_else(|| config.role_prefix.clone()).unwrap_or_default()
+/// The binding under the prefix that is meant: the request's, else its own.
+fn prefixed(asked: Option<Name>, config: ZitadelConfig) -> ZitadelConfig {
+    match asked {
+        Some(prefix) => under_prefix(config, &prefix.into_string()),
+        None => config,
+    }
+}
+
+/// What stands before the canonical names.
+fn prefix_of(config: &ZitadelConfig) -> &str {
+    config.role_prefix.as_deref().unwrap_or_default()
 }
 
 /// What the audit says of an operation.
@@ -136,18 +169,18 @@ async fn want_all(mut tx: Tx<Tenant>, asked: &Value, wanted: &[Wanted]) -> Resul
 
 /// That an organisation may grant these roles of the project, which may be another's;
 /// beside those that it was to be able to grant before.
-async fn may_grant(
-    tx: &mut Tx<Tenant>,
+fn may_grant(
+    items: &[ProvisionItem],
     project: &str,
     organization: Option<&str>,
     mut keys: Vec<String>,
-) -> Result<Option<Wanted>, StoreError> {
-    let Some(organization) = organization.filter(|_| !keys.is_empty()) else { return Ok(None) };
-    let known = tx.provision_items().await?.into_iter().filter(|item| {
+) -> Option<Wanted> {
+    let organization = organization.filter(|_| !keys.is_empty())?;
+    let known = items.iter().filter(|item| {
         item.kind == ItemKind::ProjectGrant && item.project_id == project && item.target == organization
     });
-    add_missing(&mut keys, known.flat_map(|item| item.role_keys));
-    Ok(Some(Wanted::project_grant(project, organization, keys)))
+    add_missing(&mut keys, known.flat_map(|item| item.role_keys.iter().cloned()));
+    Some(Wanted::project_grant(project, organization, keys))
 }
 
 /// An object with one more key.
@@ -195,105 +228,4 @@ async fn audited(
     let mut tx = call.begin().await?.within(account.clone());
     tx.audit(provision_entry(action, account), None::<&()>, &with(row, "result", result)).await?;
     call.done(tx, body).await
-}
-
-/// Subjects that a transaction cuts off, to be told once it is committed.
-#[derive(Debug, Default)]
-pub(super) struct Cut(Vec<Revocation>);
-
-impl Cut {
-    /// To be called after the commit.
-    pub(super) fn told(&self, provisioner: &Provisioner) {
-        for cut in &self.0 {
-            provisioner.tell(cut);
-        }
-        provisioner.wake();
-    }
-}
-
-/// Follows a change of an admin: one who goes, or whose role changes, loses every token that
-/// shows the former role. What Zitadel is to hold is wanted where the account is bound to it: in
-/// one whose admins were granted their roles here, a new one is granted theirs, and the former
-/// role is taken back.
-pub(super) async fn follow_admin(
-    provisioner: &Provisioner,
-    tx: &mut Tx<Tenant>,
-    before: Option<&AccountAdmin>,
-    after: Option<&AccountAdmin>,
-) -> Result<Cut, StoreError> {
-    let items = tx.provision_items().await?;
-    let remains = after.filter(|after| before.is_some_and(|before| before.user_email == after.user_email));
-    let mut cut = Cut::default();
-    if let Some(former) = before.filter(|before| remains.is_none_or(|now| now.role != before.role)) {
-        let reason = if remains.is_some() { "the role as an admin changed" } else { "removed as an admin" };
-        let mut subjects = tx.subjects_of(&former.user_email).await?;
-        let known = items.iter().filter(|item| item.target == former.user_email);
-        subjects.extend(known.filter_map(|item| item.user_id.clone()));
-        subjects.sort();
-        subjects.dedup();
-        for subject in subjects {
-            cut.0.extend(provisioner.cut_off(tx, &subject, reason).await?);
-        }
-    }
-    let config = bound(tx).await?.config;
-    if let (Some(project), true) = (&config.project_id, config.enabled) {
-        let place = Place { project, config: &config, items: &items };
-        if let Some(gone) = before.filter(|_| remains.is_none()) {
-            place.want_nothing(tx, gone, provisioner.is_configured()).await?;
-        }
-        if let Some(now) = after {
-            place.want_role(tx, before, now).await?;
-        }
-    }
-    Ok(cut)
-}
-
-/// Where an account's admins hold their roles, and what is wanted there.
-struct Place<'a> {
-    project: &'a str,
-    config: &'a ZitadelConfig,
-    items: &'a [ProvisionItem],
-}
-
-impl Place<'_> {
-    fn key_of(&self, admin: &AccountAdmin) -> Option<String> {
-        role_key(self.config, self.config.role_prefix.as_deref().unwrap_or_default(), &admin.role).ok()
-    }
-
-    /// Takes back what an admin was granted; their role, where nobody remembers what.
-    async fn want_nothing(&self, tx: &mut Tx<Tenant>, gone: &AccountAdmin, configured: bool) -> Result<(), StoreError> {
-        let nothing = |project: &str, organization: Option<&str>| {
-            Wanted::user_grant(project, organization, &gone.user_email, Vec::new())
-        };
-        let known: Vec<_> = self.items.iter().filter(|item| item.target == gone.user_email).collect();
-        if known.is_empty() && configured {
-            let mut wanted = nothing(self.project, self.config.organization_id.as_deref());
-            wanted.retired_keys.extend(self.key_of(gone));
-            tx.want(&wanted).await?;
-        }
-        for item in known {
-            tx.want(&nothing(&item.project_id, item.organization_id.as_deref())).await?;
-        }
-        Ok(())
-    }
-
-    /// Grants an admin their role, if admins were granted theirs here.
-    async fn want_role(
-        &self,
-        tx: &mut Tx<Tenant>,
-        before: Option<&AccountAdmin>,
-        now: &AccountAdmin,
-    ) -> Result<(), StoreError> {
-        let here: Vec<_> = self.items.iter().filter(|item| item.project_id == self.project).collect();
-        let Some(key) = self.key_of(now).filter(|_| !here.is_empty()) else { return Ok(()) };
-        let mut keys = vec![key];
-        if let Some(known) = here.iter().find(|item| item.target == now.user_email) {
-            // Roles beside the one that changes were asked for, and stay.
-            let former = before.and_then(|before| self.key_of(before));
-            let others = known.role_keys.iter().filter(|key| Some(*key) != former.as_ref()).cloned();
-            add_missing(&mut keys, others);
-        }
-        let organization = self.config.organization_id.as_deref();
-        tx.want(&Wanted::user_grant(self.project, organization, &now.user_email, keys)).await.map(drop)
-    }
 }

@@ -83,6 +83,7 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "POST /v1/accounts/{account_id}/zitadel/provision/sync-roles",
             "POST /v1/accounts/{account_id}/zitadel/provision/sync-admin-grants",
             "POST /v1/accounts/{account_id}/zitadel/provision/bootstrap",
+            "DELETE /v1/accounts/{account_id}/zitadel/provision/items/{item_id}",
             "GET /v1/accounts/{account_id}/audit",
             "GET /v1/accounts/{account_id}/audit/verify",
             "GET /v1/accounts/{account_id}/audit/export",

@@ -19,6 +19,8 @@ struct Stage<'a> {
     setting: &'a Setting,
     tenant: Tenant,
     revocation: String,
+    /// What cannot be had.
+    item: String,
     operator: Client,
     ada: Person,
     /// Makes names that nothing has.
@@ -32,7 +34,8 @@ impl<'a> Stage<'a> {
         let revoked = json!({"subject": format!("{name}-gone")});
         let revoked = operator.post("/v1/auth/revocations", revoked).await.ok();
         let ada = Person::of(&tenant.account, &format!("{name}-ada")).of_org(&setting.org);
-        Self { setting, revocation: text(&revoked["item"]["id"]), operator, ada, tenant, number: 0 }
+        let item = impossible(setting, &tenant.account).await;
+        Self { setting, revocation: text(&revoked["item"]["id"]), item, operator, ada, tenant, number: 0 }
     }
 
     /// A request of what is there, and of names that are free.
@@ -45,6 +48,7 @@ impl<'a> Stage<'a> {
             "scope_type" => Some("team".to_owned()),
             "email" => Some("ada@acme.com".to_owned()),
             "revocation_id" => Some(self.revocation.clone()),
+            "item_id" if operation.path.contains("/provision/") => Some(self.item.clone()),
             "cascade" => Some("true".to_owned()),
             _ => self.tenant.id_for(operation, name, "team"),
         });
@@ -80,6 +84,15 @@ impl<'a> Stage<'a> {
         }
         self.operator.clone()
     }
+}
+
+/// A role that the project does not have, wanted all the same; gives the item's id.
+async fn impossible(setting: &Setting, account: &str) -> String {
+    let path = |rest: &str| format!("/v1/accounts/{account}/zitadel/provision/{rest}");
+    let body = json!({"user_id": "1", "role_keys": ["no_such_role"], "project_id": setting.project});
+    let refused = setting.operator().post(&path("user-grant"), body).await;
+    assert_eq!(refused.status.as_u16(), 502, "{}", refused.text());
+    text(&setting.operator().get(&path("drift")).await.ok()["items"][0]["id"])
 }
 
 fn address(number: u32) -> String {

@@ -46,7 +46,7 @@ impl Setting {
         format!("/v1/accounts/{}/{rest}", self.account)
     }
 
-    fn provision(&self, rest: &str) -> String {
+    pub(crate) fn provision(&self, rest: &str) -> String {
         self.path(&format!("zitadel/provision/{rest}"))
     }
 
@@ -68,6 +68,11 @@ impl Setting {
         json!({
             "project_id": self.project, "organization_id": self.org, "resolve_user_ids_from_zitadel": true,
         })
+    }
+
+    /// The account bound to its organisation and the project.
+    pub(crate) fn binding(&self) -> Value {
+        json!({"project_id": self.project, "organization_id": self.org})
     }
 
     pub(crate) async fn post(&self, rest: &str, body: Value) -> Value {

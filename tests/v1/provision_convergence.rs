@@ -8,9 +8,10 @@ use alchemi::id::RandomIds;
 use alchemi::provision::Provisioner;
 use alchemi::store::{DatabaseConfig, Store};
 use alchemi::zitadel::{Management, ManagementConfig};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::common::zitadel::{self, Zitadel};
+use crate::common::fifty::{ADMINS, Fifty};
+use crate::common::zitadel;
 use crate::common::{Gateway, backends};
 use crate::provision::{Setting, configure};
 
@@ -19,37 +20,17 @@ use crate::provision::{Setting, configure};
 #[tokio::test]
 async fn a_bootstrap_of_fifty_that_is_killed_at_every_step_converges() {
     for backend in backends().await {
-        let zitadel = Zitadel::start("127.0.0.1:0".parse().unwrap()).await;
-        let owner = zitadel.org("Platform");
-        let org = zitadel.org("Acme");
-        let project = zitadel.project(&owner, "gateway");
+        let scene = Fifty::new().await;
+        let zitadel = &scene.zitadel;
         // A gateway whose own worker cannot reach Zitadel, so that only ours works; it writes down what is wanted.
         let mut gateway = Gateway::start_with(backend.clone(), |config| {
             configure(config, "http://127.0.0.1:9");
         })
         .await;
         let account = gateway.account("Acme").await;
-        let mut users = Vec::new();
-        for n in 0..50 {
-            let email = format!("admin{n}@acme.com");
-            users.push(zitadel.user(&org, &email));
-            let body = json!({"user_email": email, "role": "copilot_org_admin"});
-            gateway.operator().post(&format!("/v1/accounts/{account}/admins"), body).await.ok();
-        }
-        let eve = zitadel.user(&org, "eve@acme.com");
-        {
-            let mut world = zitadel.world();
-            world.put_role(&project, "reviewer");
-            world.add_project_grant_of(&project, &org, &["reviewer"]);
-            for user in users.iter().take(10).chain([&eve]) {
-                world.put_grant(user, &project, &org, &["reviewer"]);
-            }
-        }
-        let body = json!({
-            "project_id": project, "organization_id": org, "resolve_user_ids_from_zitadel": true,
-        });
+        scene.admit(&gateway.operator(), &account).await;
         let path = format!("/v1/accounts/{account}/zitadel/provision/bootstrap");
-        let made = gateway.operator().post(&path, body.clone()).await.ok();
+        let made = gateway.operator().post(&path, scene.bootstrap()).await.ok();
         assert_eq!(made["summary"]["role_sync_summary"]["created"], 0, "{made}");
 
         zitadel.knobs(|knobs| (knobs.fail_one_in, knobs.lag) = (Some(5), Duration::from_millis(20)));
@@ -88,27 +69,16 @@ async fn a_bootstrap_of_fifty_that_is_killed_at_every_step_converges() {
         assert!(kills > 50, "killed {kills} times");
         println!("killed {kills} times, {} calls", zitadel.requests().len());
         zitadel.knobs(|knobs| (knobs.fail_one_in, knobs.lag) = (None, Duration::ZERO));
-        for (n, user) in users.iter().enumerate() {
-            let held: Vec<String> = zitadel.world().roles_of(user, &project).into_iter().collect();
-            let wanted: &[&str] = if n < 10 { &["copilot_org_admin", "reviewer"] } else { &["copilot_org_admin"] };
-            assert_eq!(held, wanted, "admin{n}");
-        }
-        let mut once: Vec<String> = zitadel.world().live_grants().map(|grant| grant.user.clone()).collect();
-        let all = once.len();
-        once.sort();
-        once.dedup();
-        assert_eq!((all, once.len()), (51, 51), "one grant for each");
-        let held: Vec<String> = zitadel.world().roles_of(&eve, &project).into_iter().collect();
-        assert_eq!(held, ["reviewer"]);
+        scene.check();
 
         gateway.stop().await;
         // The clock of the dead ran ahead of the one that follows.
         gateway.database.rows(r#"DELETE FROM "Alchemi_ZitadelLeaseTable" RETURNING project_id"#, &[]).await;
         let healthy = gateway.beside(|config| configure(config, zitadel.url())).await;
         let writes = zitadel.world().writes;
-        let again = healthy.operator().post(&path, body).await.ok();
+        let again = healthy.operator().post(&path, scene.bootstrap()).await.ok();
         assert_eq!(zitadel.world().writes, writes, "the second bootstrap changes nothing");
-        assert_eq!(again["summary"]["admin_grant_summary"]["exists"], 50, "{}", again["summary"]);
+        assert_eq!(again["summary"]["admin_grant_summary"]["exists"], ADMINS, "{}", again["summary"]);
     }
 }
 
@@ -154,4 +124,38 @@ async fn an_admin_who_is_added_later_is_granted_their_role() {
         setting.admin("late@acme.com", "account_admin").await;
         setting.until_roles(&late, &["account_admin"]).await;
     }
+}
+
+/// What Zitadel has taken stands in the audit although its lists do not show it in time.
+#[tokio::test]
+async fn a_write_is_audited_although_no_list_shows_it() {
+    let of_each = backends().await.into_iter().map(async |backend| {
+        let setting = Setting::new(backend).await;
+        let [ada, bob] = ["ada", "bob"].map(|name| setting.zitadel.user(&setting.org, &format!("{name}@acme.com")));
+        setting.admin("ada@acme.com", "account_admin").await;
+        setting.post("bootstrap", setting.bootstrap()).await;
+        // Longer than lists are waited for.
+        setting.zitadel.knobs(|knobs| knobs.lag = Duration::from_secs(60));
+        setting.operator().delete(&setting.path("admins/ada@acme.com")).await.ok();
+        let body = json!({"user_id": bob, "role_keys": ["end_user"]});
+        let late = setting.operator().post(&setting.path("zitadel/provision/user-grant"), body).await;
+        assert_eq!(
+            (late.status.as_u16(), late.json()["reason"].clone()),
+            (502, json!("not_listed_yet")),
+            "{}",
+            late.text()
+        );
+        let all = setting.operator().get(&setting.path("audit")).await.ok()["items"].clone();
+        let said = |did: &str, target: &str| {
+            let of_item = |row: &&Value| row["table_name"] == "Alchemi_ZitadelItemTable";
+            let mut rows = all.as_array().unwrap().iter().filter(of_item).map(|row| &row["updated_values"]);
+            let found = rows.find(|row| row["zitadel"] == did && row["target"] == target);
+            found.unwrap_or_else(|| panic!("no {did} of {target} in {all:#}")).clone()
+        };
+        let removed = said("removed", "ada@acme.com");
+        assert_eq!((&removed["taken_back"], &removed["user_id"]), (&json!(["account_admin"]), &json!(ada)));
+        let created = said("created", &bob);
+        assert_eq!((&created["role_keys"], &created["confirmed"]), (&json!(["end_user"]), &json!(true)));
+    });
+    futures_util::future::join_all(of_each).await;
 }

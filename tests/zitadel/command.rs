@@ -1,13 +1,9 @@
 //! `alchemi zitadel …`, as a process.
 
-use std::process::Stdio;
-use std::time::Duration;
-
 use jsonwebtoken::Algorithm;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 
+use crate::common::process::Place;
 use crate::common::zitadel::{TOKEN, Zitadel};
 use crate::common::{Backend, Gateway, Person, backends};
 
@@ -35,27 +31,23 @@ async fn run(setting: &Setting, arguments: &[&str], input: &str) -> (i32, String
 
 /// The same with another credential; none, if it is empty.
 async fn run_with(setting: &Setting, arguments: &[&str], input: &str, token: &str) -> (i32, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_alchemi"))
-        .arg("zitadel")
-        .args(arguments)
-        .env_clear()
-        .env("DATABASE_URL", setting.gateway.database_url())
-        .env("ZITADEL_ISSUER", setting.gateway.issuer.url())
-        .env("ZITADEL_PROJECT_ID", setting.gateway.issuer.project_id())
-        .env("ZITADEL_MGMT_API_BASE_URL", setting.zitadel.url())
-        .envs((!token.is_empty()).then_some(("ZITADEL_MGMT_API_TOKEN", token)))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(input.as_bytes()).await.unwrap();
-    drop(stdin);
-    let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
-    (output.status.code().unwrap(), text)
+    let mut place = Place::new()
+        .with("DATABASE_URL", setting.gateway.database_url())
+        .with("ZITADEL_ISSUER", setting.gateway.issuer.url())
+        .with("ZITADEL_PROJECT_ID", setting.gateway.issuer.project_id())
+        .with("ZITADEL_MGMT_API_BASE_URL", setting.zitadel.url());
+    if !token.is_empty() {
+        place = place.with("ZITADEL_MGMT_API_TOKEN", token);
+    }
+    let arguments: Vec<String> = ["zitadel"].iter().chain(arguments).map(|&argument| argument.to_owned()).collect();
+    let input = input.to_owned();
+    // The stand-in answers meanwhile.
+    let ended = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        place.run_with(&arguments, &input)
+    });
+    let ended = ended.await.unwrap();
+    (ended.status, ended.out + &ended.err)
 }
 
 #[tokio::test]
@@ -89,6 +81,19 @@ async fn an_account_is_planned_bootstrapped_and_compared() {
         let told: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(code == 0 && told["in_sync"] == true, "{text}");
 
+        // Why it cannot be told is said, and fails; that it was never to be asked does not fail a plan.
+        let wrong = async |arguments: &[&str], token: &str| run_with(&setting, arguments, "", token).await;
+        let dry = [&["bootstrap", "--dry-run"], &of[..], &place].concat();
+        for asked in [&dry, &[&["plan"], &of[..]].concat(), &[&["drift"], &of[..]].concat()] {
+            let (code, text) = wrong(asked, "wrong").await;
+            assert!(
+                code == 1 && text.contains("cannot be told: Zitadel refused: unauthenticated"),
+                "{asked:?}: {text}"
+            );
+            let (code, text) = wrong(asked, "").await;
+            assert!(text.contains("Zitadel management client is not configured"), "{asked:?}: {text}");
+            assert_eq!(code, i32::from(asked[0] == "drift"), "{asked:?}: {text}");
+        }
         setting.zitadel.world().grants.clear();
         let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
         assert!(code == 1 && text.contains("not held: account_admin") && text.contains("puts it right"), "{text}");

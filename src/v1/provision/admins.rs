@@ -1,7 +1,9 @@
 //! The admins' grants.
 
+use super::bootstrap::dry_project_grant;
 use super::*;
 use crate::provision::{UserLookup, Why};
+use crate::zitadel::UserGrant;
 
 /// What an admin is to be granted.
 pub(super) struct Intended {
@@ -16,7 +18,6 @@ impl AdminGrants {
         &self,
         admins: Vec<AccountAdmin>,
         config: &ZitadelConfig,
-        prefix: &str,
         synced: &mut GrantsSynced,
     ) -> Vec<Intended> {
         synced.admins_total = admins.len();
@@ -29,7 +30,7 @@ impl AdminGrants {
                 role_keys,
                 candidates: Vec::new(),
             };
-            let Ok(key) = role_key(config, prefix, &admin.role) else {
+            let Ok(key) = role_key(config, prefix_of(config), &admin.role) else {
                 synced.unresolved_admins.push(unresolved("unknown_role", Vec::new()));
                 continue;
             };
@@ -77,7 +78,7 @@ impl GrantsSynced {
         intended: Vec<Intended>,
         items: &[ProvisionItem],
         outcomes: &Outcomes,
-        skip_existing: bool,
+        [skip_existing, suspended]: [bool; 2],
     ) {
         for (intended, item) in intended.into_iter().zip(items) {
             let outcome = outcomes.get(item.id.as_str());
@@ -86,7 +87,11 @@ impl GrantsSynced {
                 _ => {
                     let user_id = outcome.and_then(|outcome| outcome.user_id()).or(item.user_id.as_deref());
                     let user_id = user_id.map(str::to_owned);
-                    self.add(intended, user_id, ItemResult::of(item, outcomes, skip_existing));
+                    let result = match suspended {
+                        true => ItemResult::withheld(),
+                        false => ItemResult::of(item, outcomes, skip_existing),
+                    };
+                    self.add(intended, user_id, result);
                 }
             }
         }
@@ -108,12 +113,12 @@ pub(super) async fn dry_grants(
     synced: &mut GrantsSynced,
 ) {
     let remote = call.app.provisioner.remote();
-    let there = remote.grants(project, organization).await.ok();
+    let there = remote.grants(project, organization).await;
     for one in intended {
         let user_id = match &one.user_id {
-            Some(id) => Some(id.clone()),
+            Some(id) => Ok(id.clone()),
             None => match remote.user(&one.admin.user_email, organization).await {
-                Ok(UserLookup::Found(user)) => Some(user.user_id),
+                Ok(UserLookup::Found(user)) => Ok(user.user_id),
                 Ok(UserLookup::Nobody) => {
                     synced.unresolved(one, &Why::UserNotFound);
                     continue;
@@ -122,19 +127,21 @@ pub(super) async fn dry_grants(
                     synced.unresolved(one, &Why::AmbiguousEmail(candidates));
                     continue;
                 }
-                Err(_) => None,
+                Err(error) => Err(error),
             },
         };
-        let holds = |id: &String| {
-            let held = there.as_ref()?.iter().filter(|grant| grant.user == *id && grant.active);
+        let holds = |id: &String, grants: &[UserGrant]| {
+            let held = grants.iter().filter(|grant| grant.user == *id && grant.active);
             let held: Vec<&String> = held.flat_map(|grant| &grant.role_keys).collect();
-            Some(one.keys.iter().all(|key| held.contains(&key)))
+            one.keys.iter().all(|key| held.contains(&key))
         };
-        let present = user_id.as_ref().and_then(holds);
+        let present = user_id.as_ref().and_then(|id| there.as_ref().map(|grants| holds(id, grants)));
         let request = serde_json::json!({
-            "user_id": user_id, "project_id": project, "organization_id": organization, "role_keys": one.keys,
+            "user_id": user_id.as_ref().ok(), "project_id": project, "organization_id": organization,
+            "role_keys": one.keys,
         });
-        synced.add(one, user_id, ItemResult::dry(request, remote_word(present)));
+        let result = ItemResult::dry(request, present);
+        synced.add(one, user_id.ok(), result);
     }
 }
 
@@ -142,43 +149,48 @@ pub(super) async fn dry_grants(
 ///
 /// An admin whose e-mail address several users of Zitadel have is left out, with the
 /// candidates; name the right one in `user_id_by_email`. Where the project is another
-/// organisation's, the one that grants is first let to.
+/// organisation's, the one that grants is first let to. In a suspended account they are granted
+/// once it is active.
 #[utoipa::path(post, path = "/v1/accounts/{account_id}/zitadel/provision/sync-admin-grants", tag = "accounts",
     params(AtAccount), request_body = AdminGrantSync,
-    responses((status = 200, description = "What came of each admin", body = Provisioned<GrantsSynced>), Refusals))]
+    responses((status = 200, description = "What came of each admin", body = Provisioned<AdminGrantsSynced>), Refusals))]
 pub async fn sync_zitadel_admin_grants(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(mut sync): Body<AdminGrantSync>,
 ) -> super::super::answer::Outcome {
     let who = sync.who();
+    let project = aimed(&call, &id, sync.project_id).await?;
     let (mut tx, bound) = begin_bound(&call, id.clone()).await?;
-    let project = project_of(sync.project_id, &bound.config)?;
-    let organization = sync.organization_id.map(Name::into_string).or_else(|| bound.config.organization_id.clone());
-    let prefix = prefix_of(sync.role_prefix, &bound.config);
-    let mut result = GrantsSynced::default();
-    let intended = who.intended(tx.all_admins().await?, &bound.config, &prefix, &mut result);
+    let config = prefixed(sync.role_prefix, bound.config);
+    let organization = sync.organization_id.map(Name::into_string).or_else(|| config.organization_id.clone());
+    let mut grants = GrantsSynced::default();
+    let intended = who.intended(tx.all_admins().await?, &config, &mut grants);
     let asked = serde_json::json!({
         "operation": "sync_admin_grants", "project_id": project, "organization_id": organization,
         "dry_run": sync.dry_run,
     });
-    if sync.dry_run {
+    let may = may_grant(&tx.provision_items().await?, &project, organization.as_deref(), granted_keys(&intended));
+    let project_grant = if sync.dry_run {
         drop(tx);
-        dry_grants(&call, &project, organization.as_deref(), intended, &mut result).await;
+        dry_grants(&call, &project, organization.as_deref(), intended, &mut grants).await;
+        dry_project_grant(&call, may.as_ref()).await
     } else {
         if !call.app.provisioner.is_configured() {
             return Err(not_configured().into());
         }
-        let may = may_grant(&mut tx, &project, organization.as_deref(), granted_keys(&intended)).await?;
-        let grants = intended.iter().map(|one| one.wanted(&project, organization.as_deref()));
-        let wanted: Vec<_> = may.into_iter().chain(grants).collect();
-        let mut items = want_all(tx, &asked, &wanted).await?;
+        let wanted = intended.iter().map(|one| one.wanted(&project, organization.as_deref()));
+        let wanted: Vec<_> = may.into_iter().chain(wanted).collect();
+        let items = want_all(tx, &asked, &wanted).await?;
         let outcomes = converged(&call, &id, &project, &items).await?;
-        items.retain(|item| item.kind == ItemKind::UserGrant);
-        result.made(intended, &items, &outcomes, who.skip_existing);
-    }
+        let (grant, items): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.kind == ItemKind::ProjectGrant);
+        grants.made(intended, &items, &outcomes, [who.skip_existing, bound.suspended]);
+        grant.first().map(|item| ItemResult::of(item, &outcomes, true))
+    };
     let came = serde_json::json!({
-        "summary": result.grants_summary, "unresolved_count": result.unresolved_admins.len(),
+        "summary": grants.grants_summary, "unresolved_count": grants.unresolved_admins.len(),
+        "project_grant": project_grant,
     });
+    let result = AdminGrantsSynced { grants, project_grant };
     audited(&call, &id, &asked, came, &Provisioned { status: StatusOk::OK, result }).await
 }

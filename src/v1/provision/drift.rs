@@ -4,8 +4,9 @@ use std::collections::btree_map::Entry;
 
 use super::*;
 use crate::clock::Timestamp;
-use crate::model::provision::ItemState;
-use crate::zitadel::UserGrant;
+use crate::model::provision::{GrantPlace, ItemState};
+use crate::provision::UserLookup;
+use crate::zitadel::{Error, UserGrant};
 
 /// One thing that is to be so, and whether it is.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -72,6 +73,10 @@ pub struct Drift {
     /// `known`, or `unknown` where there are no credentials, or nobody answers.
     #[schema(example = "known")]
     remote: &'static str,
+    /// Why it is not known, place by place.
+    remote_problems: Vec<RemoteProblem>,
+    /// Whether the account's binding is in use: while it is switched off nothing is granted.
+    enabled: bool,
     /// Whether everything is known to be as wanted; `false` while nothing is wanted.
     in_sync: bool,
     /// Everything that is to be so.
@@ -82,6 +87,8 @@ pub struct Drift {
 
 /// What Zitadel holds of a project and an organisation.
 struct Held {
+    /// Whose the project is.
+    owner: String,
     roles: Vec<String>,
     /// `None` inside: the project is the organisation's own.
     project_grant: Option<Option<Vec<String>>>,
@@ -89,17 +96,18 @@ struct Held {
 }
 
 /// Places are few: usually one.
-type Places = BTreeMap<(String, Option<String>), Option<Held>>;
+type Places = BTreeMap<(String, Option<String>), Result<Held, Error>>;
 
-async fn held(provisioner: &Provisioner, project: &str, organization: Option<&str>) -> Option<Held> {
+async fn held(provisioner: &Provisioner, project: &str, organization: Option<&str>) -> Result<Held, Error> {
     let remote = provisioner.remote();
-    let roles = remote.roles(project, organization).await.ok()?;
+    let owner = remote.owner(project, organization).await?;
+    let roles = remote.roles(project, organization).await?;
     let project_grant = match organization {
-        Some(organization) => remote.project_grant(project, organization).await.ok()?.map(|g| g.map(|g| g.role_keys)),
+        Some(organization) => remote.project_grant(project, organization).await?.map(|g| g.map(|g| g.role_keys)),
         None => None,
     };
-    let grants = remote.grants(project, organization).await.ok()?;
-    Some(Held { roles, project_grant, grants })
+    let grants = remote.grants(project, organization).await?;
+    Ok(Held { owner, roles, project_grant, grants })
 }
 
 /// Show how what is wanted and what is there differ
@@ -111,12 +119,11 @@ pub async fn get_zitadel_drift(
     call: Call<SuperAdmin>,
     Path(AtAccount { account_id: id }): Path<AtAccount>,
 ) -> super::super::answer::Outcome {
-    let (mut tx, bound) = read_bound(&call, id.clone()).await?;
-    let items = tx.provision_items().await?;
-    let suspended = tx.this_account().await?.is_some_and(|a| a.status != crate::model::accounts::AccountStatus::Active);
+    let (mut tx, Bound { config, suspended, .. }) = read_bound(&call, id.clone()).await?;
+    let (items, admins) = (tx.provision_items().await?, tx.all_admins().await?);
     drop(tx);
     let mut places = Places::new();
-    let own = bound.config.project_id.clone().map(|project| (project, bound.config.organization_id.clone()));
+    let own = config.project_id.clone().map(|project| (project, config.organization_id.clone()));
     let wanted = items.iter().map(|item| (item.project_id.clone(), item.organization_id.clone()));
     for place in wanted.chain(own) {
         if let Entry::Vacant(vacant) = places.entry(place) {
@@ -125,18 +132,47 @@ pub async fn get_zitadel_drift(
             vacant.insert(held);
         }
     }
-    let unexpected = unexpected(&bound.config, &items, &places);
-    let known = !places.is_empty() && places.values().all(Option::is_some);
-    let items: Vec<ItemShown> = items.into_iter().map(|item| shown(item, &places, suspended)).collect();
+    let unexpected = Others { call: &call, config: &config, items: &items, admins }.unexpected(&places).await?;
+    let mut shown = Vec::with_capacity(items.len());
+    for item in items {
+        shown.push(compared(&call, item, &places, suspended).await?);
+    }
+    let remote_problems: Vec<RemoteProblem> = places
+        .iter()
+        .filter_map(|((project, organization), held)| {
+            Some(RemoteProblem::of(project, organization.as_deref(), held.as_ref().err()?))
+        })
+        .collect();
+    let known = !places.is_empty() && remote_problems.is_empty();
     let in_sync = known
-        && !items.is_empty()
-        && items.iter().all(|item| item.remote == "as_wanted" && item.state == ItemState::Applied);
+        && !shown.is_empty()
+        && shown.iter().all(|item| item.remote == "as_wanted" && item.state == ItemState::Applied);
     let remote = if known { "known" } else { "unknown" };
-    Ok(Answer::of(&Drift { account_id: id, remote, in_sync, items, unexpected }))
+    let enabled = config.enabled;
+    Ok(Answer::of(&Drift { account_id: id, remote, remote_problems, enabled, in_sync, items: shown, unexpected }))
 }
 
-fn shown(item: ProvisionItem, places: &Places, suspended: bool) -> ItemShown {
-    let held = places.get(&(item.project_id.clone(), item.organization_id.clone())).and_then(Option::as_ref);
+/// An item beside what is there. What another account wants of the same user stays when this one
+/// wants it no more, and is not left over.
+async fn compared(
+    call: &Call<SuperAdmin>,
+    item: ProvisionItem,
+    places: &Places,
+    suspended: bool,
+) -> Result<ItemShown, Halt> {
+    let place = places.get(&(item.project_id.clone(), item.organization_id.clone()));
+    let held = place.and_then(|held| held.as_ref().ok());
+    let besides = match (held, user_of(&item)) {
+        (Some(held), Some(user)) if !wanted_and_retired(&item, suspended).1.is_empty() => {
+            let place = GrantPlace::of(&item.project_id, item.organization_id.as_deref(), &held.owner);
+            call.read().await?.wanted_besides(place, user, Some(&item.id)).await?
+        }
+        _ => Vec::new(),
+    };
+    Ok(shown(item, held, &besides, suspended))
+}
+
+fn shown(item: ProvisionItem, held: Option<&Held>, besides: &[String], suspended: bool) -> ItemShown {
     let held_keys = held.and_then(|held| held_keys(&item, held));
     let (wanted, retired) = wanted_and_retired(&item, suspended);
     let held = |key: &String| held_keys.as_ref().is_some_and(|held| held.contains(key));
@@ -144,7 +180,7 @@ fn shown(item: ProvisionItem, places: &Places, suspended: bool) -> ItemShown {
         Some(_) => wanted.into_iter().filter(|key| !held(key)).collect(),
         None => Vec::new(),
     };
-    let surplus_keys: Vec<String> = retired.into_iter().filter(held).collect();
+    let surplus_keys: Vec<String> = retired.into_iter().filter(|key| held(key) && !besides.contains(key)).collect();
     let remote = match held_keys {
         Some(_) if missing_keys.is_empty() && surplus_keys.is_empty() => "as_wanted",
         Some(_) => "differs",
@@ -196,33 +232,79 @@ fn held_keys(item: &ProvisionItem, held: &Held) -> Option<Vec<String>> {
             Some(keys) => keys.clone().unwrap_or_default(),
         },
         ItemKind::UserGrant => {
-            let user = item.user_id.as_deref().or((!item.target.contains('@')).then_some(item.target.as_str()))?;
+            let user = user_of(item)?;
             let grants = held.grants.iter().filter(|grant| grant.user == user && grant.active);
             grants.flat_map(|grant| grant.role_keys.clone()).collect()
         }
     })
 }
 
-/// Admin roles in the account's own place that nobody here has asked for.
-fn unexpected(config: &ZitadelConfig, items: &[ProvisionItem], places: &Places) -> Vec<UnexpectedGrant> {
-    let Some(project) = &config.project_id else { return Vec::new() };
-    let prefix = config.role_prefix.as_deref().unwrap_or_default();
-    let admin_roles: Vec<String> =
-        roles_of(config, prefix).into_iter().filter(|role| role.base_key != "end_user").map(|role| role.key).collect();
-    let Some(Some(held)) = places.get(&(project.clone(), config.organization_id.clone())) else { return Vec::new() };
-    let wanted = |user: &str, key: &String| {
-        let of_user = |item: &&ProvisionItem| item.user_id.as_deref() == Some(user) || item.target == user;
-        items.iter().filter(of_user).any(|item| item.role_keys.contains(key))
-    };
-    let extra = |grant: &UserGrant| {
-        let role_keys: Vec<String> = grant
-            .role_keys
-            .iter()
-            .filter(|key| admin_roles.contains(key) && !wanted(&grant.user, key))
-            .cloned()
-            .collect();
-        let (user_id, grant_id) = (grant.user.clone(), grant.id.clone());
-        (!role_keys.is_empty()).then_some(UnexpectedGrant { user_id, grant_id, role_keys })
-    };
-    held.grants.iter().filter(|grant| grant.active).filter_map(extra).collect()
+/// Who a grant is of, if it is known.
+fn user_of(item: &ProvisionItem) -> Option<&str> {
+    let by_id = || (!item.target.contains('@')).then_some(item.target.as_str());
+    (item.kind == ItemKind::UserGrant).then(|| item.user_id.as_deref().or_else(by_id))?
+}
+
+/// What is looked at to find who holds an admin role that nobody has asked for.
+struct Others<'a> {
+    call: &'a Call<SuperAdmin>,
+    config: &'a ZitadelConfig,
+    items: &'a [ProvisionItem],
+    admins: Vec<AccountAdmin>,
+}
+
+impl Others<'_> {
+    /// Admin roles in the account's own place that neither it nor another account has asked for.
+    async fn unexpected(&self, places: &Places) -> Result<Vec<UnexpectedGrant>, Halt> {
+        let Some(project) = &self.config.project_id else { return Ok(Vec::new()) };
+        let organization = self.config.organization_id.as_deref();
+        let place = places.get(&(project.clone(), self.config.organization_id.clone()));
+        let Some(Ok(held)) = place else { return Ok(Vec::new()) };
+        let admin_roles = roles_of(self.config).into_iter().filter(|role| role.base_key != "end_user");
+        let admin_roles: Vec<String> = admin_roles.map(|role| role.key).collect();
+        let mut unexpected = Vec::new();
+        for grant in held.grants.iter().filter(|grant| grant.active) {
+            let is_extra = |key: &&String| admin_roles.contains(key) && !self.wants(&grant.user, key);
+            let role_keys: Vec<String> = grant.role_keys.iter().filter(is_extra).cloned().collect();
+            unexpected.push(UnexpectedGrant { user_id: grant.user.clone(), grant_id: grant.id.clone(), role_keys });
+        }
+        unexpected.retain(|grant| !grant.role_keys.is_empty());
+        if unexpected.is_empty() {
+            return Ok(unexpected);
+        }
+        let unresolved = self.unresolved(organization).await;
+        let place = GrantPlace::of(project, organization, &held.owner);
+        for grant in &mut unexpected {
+            let elsewhere = self.call.read().await?.wanted_besides(place, &grant.user_id, None).await?;
+            let own = |key: &String| unresolved.iter().any(|(user, role)| *user == grant.user_id && role == key);
+            grant.role_keys.retain(|key| !elsewhere.contains(key) && !own(key));
+        }
+        unexpected.retain(|grant| !grant.role_keys.is_empty());
+        Ok(unexpected)
+    }
+
+    fn wants(&self, user: &str, key: &String) -> bool {
+        let of_user = |item: &&ProvisionItem| user_of(item) == Some(user);
+        self.items.iter().filter(of_user).any(|item| item.role_keys.contains(key))
+    }
+
+    /// Admins whom no grant here has been resolved for, with their role: everybody whom their
+    /// address may mean.
+    async fn unresolved(&self, organization: Option<&str>) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for admin in &self.admins {
+            let is_resolved = |item: &ProvisionItem| item.target == admin.user_email && item.user_id.is_some();
+            let Ok(key) = role_key(self.config, prefix_of(self.config), &admin.role) else { continue };
+            if self.items.iter().any(is_resolved) {
+                continue;
+            }
+            let users = match self.call.app.provisioner.remote().user(&admin.user_email, organization).await {
+                Ok(UserLookup::Found(user)) => vec![user],
+                Ok(UserLookup::Several(users)) => users,
+                Ok(UserLookup::Nobody) | Err(_) => Vec::new(),
+            };
+            found.extend(users.into_iter().map(|user| (user.user_id, key.clone())));
+        }
+        found
+    }
 }

@@ -1,7 +1,7 @@
 //! What a bootstrap would make.
 
+use super::bootstrap::default_mappings;
 use super::*;
-use crate::model::accounts::ADMIN_ROLES;
 use crate::model::provision::StandardRole;
 
 /// How roles would be called.
@@ -45,6 +45,9 @@ pub struct Plan {
     /// `known`, or `unknown` where there are no credentials, or nobody answers.
     #[schema(example = "unknown")]
     remote: &'static str,
+    /// Why it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote_problem: Option<RemoteProblem>,
 }
 
 /// Plan what a bootstrap would make
@@ -62,22 +65,18 @@ pub async fn get_zitadel_plan(
     let (mut tx, bound) = read_bound(&call, id.clone()).await?;
     let admins = tx.all_admins().await?;
     drop(tx);
-    let mut config = bound.config;
     let asked = params.role_prefix.filter(|prefix| !prefix.trim().is_empty());
     let asked =
         asked.map(|text| text.parse::<Name>().map_err(|why| Problem::invalid("role_prefix", why))).transpose()?;
-    let prefix = prefix_of(asked, &config);
-    let roles = roles_of(&config, &prefix);
-    let keys = match &config.project_id {
-        Some(project) => call.app.provisioner.remote().roles(project, config.organization_id.as_deref()).await.ok(),
-        None => None,
-    };
+    let mut config = prefixed(asked, bound.config);
+    let roles = roles_of(&config);
+    let (keys, remote_problem) = held_roles(&call, &config).await;
     let standard_roles = roles.into_iter().map(|role| {
         let remote = remote_word(keys.as_ref().map(|keys| keys.contains(&role.key)));
         PlannedRole { role, remote }
     });
     let standard_roles = standard_roles.collect();
-    let planned = |admin: AccountAdmin| match role_key(&config, &prefix, &admin.role) {
+    let planned = |admin: AccountAdmin| match role_key(&config, prefix_of(&config), &admin.role) {
         Ok(key) => PlannedAdmin { admin, resolved_role_keys: vec![key], problem: None },
         Err(why) => {
             let problem = Some(format!("role {:?} {why}", admin.role));
@@ -86,9 +85,24 @@ pub async fn get_zitadel_plan(
     };
     let account_admins = admins.into_iter().map(planned).collect();
     if config.role_mappings.is_empty() {
-        config.role_mappings = ADMIN_ROLES.iter().map(|role| ((*role).to_owned(), format!("{prefix}{role}"))).collect();
+        config.role_mappings = default_mappings(&config);
     }
     let remote = if keys.is_some() { "known" } else { "unknown" };
-    Ok(Answer::of(&Plan { account_id: id, zitadel_config: config, standard_roles, account_admins, remote })
-        .tagged(bound.version))
+    let plan = Plan { account_id: id, zitadel_config: config, standard_roles, account_admins, remote, remote_problem };
+    Ok(Answer::of(&plan).tagged(bound.version))
+}
+
+/// The keys of the project's roles, or why they cannot be told.
+async fn held_roles(call: &Call<SuperAdmin>, config: &ZitadelConfig) -> (Option<Vec<String>>, Option<RemoteProblem>) {
+    let organization = config.organization_id.as_deref();
+    let Some(project) = &config.project_id else {
+        let detail = "the account is bound to no project".to_owned();
+        let organization_id = organization.map(str::to_owned);
+        let problem = RemoteProblem { project_id: None, organization_id, reason: "project_id_missing", detail };
+        return (None, Some(problem));
+    };
+    match call.app.provisioner.remote().roles(project, organization).await {
+        Ok(keys) => (Some(keys), None),
+        Err(error) => (None, Some(RemoteProblem::of(project, organization, &error))),
+    }
 }

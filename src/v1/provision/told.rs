@@ -10,7 +10,15 @@ use crate::id::Id;
 use crate::model::accounts::{Account, ZitadelConfig};
 use crate::model::provision::{ItemState, ProvisionItem, StandardRole};
 use crate::provision::{Did, Outcomes};
-use crate::zitadel::FoundUser;
+use crate::zitadel::{Error, FoundUser};
+
+pub(super) fn remote_word(present: Option<bool>) -> &'static str {
+    match present {
+        Some(true) => "present",
+        Some(false) => "missing",
+        None => "unknown",
+    }
+}
 
 /// How many of each.
 #[derive(Debug, Default, Clone, Copy, Serialize, utoipa::ToSchema)]
@@ -46,6 +54,23 @@ pub struct ItemResult {
     /// What is there now, on a dry run: `present`, `missing` or `unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) remote: Option<&'static str>,
+}
+
+/// Why it cannot be told what Zitadel holds of a project.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct RemoteProblem {
+    /// In which project; `null` where the account is bound to none.
+    #[schema(example = "259242039378444300")]
+    pub(super) project_id: Option<String>,
+    /// In which organisation.
+    #[schema(example = "259242039378444290")]
+    pub(super) organization_id: Option<String>,
+    /// A stable code.
+    #[schema(example = "zitadel_unavailable")]
+    pub(super) reason: &'static str,
+    /// The same, for people.
+    #[schema(example = "Zitadel cannot be reached")]
+    pub(super) detail: String,
 }
 
 /// One role.
@@ -102,6 +127,24 @@ pub struct GrantsSynced {
     pub(super) resolved_user_ids: BTreeMap<String, String>,
 }
 
+/// What came of the admins' grants, and of what they rest on.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct AdminGrantsSynced {
+    #[serde(flatten)]
+    pub(super) grants: GrantsSynced,
+    /// That the organisation may grant these roles of the project; `null` where nothing was asked.
+    pub(super) project_grant: Option<ItemResult>,
+}
+
+/// What came of a user's grant, and of what it rests on.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct UserGranted {
+    #[serde(flatten)]
+    pub(super) result: ItemResult,
+    /// That the organisation may grant these roles of the project; `null` where nothing was asked.
+    pub(super) project_grant: Option<ItemResult>,
+}
+
 /// `{"status": "ok", "result": …}`
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Provisioned<T> {
@@ -121,6 +164,9 @@ pub struct BootstrapSummary {
     pub(super) role_sync_summary: Counted,
     pub(super) admin_grant_summary: Counted,
     pub(super) unresolved_admins: Vec<Unresolved>,
+    /// On a dry run: why it cannot be told what Zitadel holds, if it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remote_problem: Option<RemoteProblem>,
 }
 
 /// What a bootstrap came to.
@@ -142,6 +188,17 @@ pub struct Bootstrapped {
     pub(super) result: BootstrapResult,
 }
 
+impl RemoteProblem {
+    pub(super) fn of(project: &str, organization: Option<&str>, error: &Error) -> Self {
+        Self {
+            project_id: Some(project.to_owned()),
+            organization_id: organization.map(str::to_owned),
+            reason: error.code(),
+            detail: error.to_string(),
+        }
+    }
+}
+
 impl Counted {
     pub(super) fn count(&mut self, status: &str) {
         let counter = match status {
@@ -161,8 +218,18 @@ impl ItemResult {
         Self { status, message: None, reason: None, user_grant_id: None, request: None, remote: None }
     }
 
-    pub(super) fn dry(request: Value, remote: &'static str) -> Self {
-        Self { reason: Some("dry_run"), request: Some(request), remote: Some(remote), ..Self::plain("skipped") }
+    /// What would be asked, and whether it is there already, or why that cannot be told.
+    pub(super) fn dry(request: Value, present: Result<bool, &Error>) -> Self {
+        let remote = remote_word(present.ok());
+        let message = present.err().map(ToString::to_string);
+        let (reason, request, remote) = (Some("dry_run"), Some(request), Some(remote));
+        Self { reason, request, remote, message, ..Self::plain("skipped") }
+    }
+
+    /// Not granted, because the account is suspended.
+    pub(super) fn withheld() -> Self {
+        let message = Some("the account is suspended; it is granted once the account is active again".to_owned());
+        Self { message, reason: Some("account_suspended"), ..Self::plain("pending") }
     }
 
     pub(super) fn of(item: &ProvisionItem, outcomes: &Outcomes, skip_existing: bool) -> Self {
