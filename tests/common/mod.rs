@@ -3,8 +3,10 @@
 
 pub(crate) mod client;
 pub(crate) mod database;
+pub(crate) mod fifty;
 pub(crate) mod gateway;
 pub(crate) mod postgres;
+pub(crate) mod process;
 pub(crate) mod zitadel;
 
 pub(crate) use client::{Client, Reply};

@@ -119,11 +119,9 @@ impl Process {
     }
 }
 
-/// The binary with a configuration file, and nothing of the environment's that it would listen to.
+/// The binary with a configuration file.
 pub(crate) fn alchemi(arguments: &[&str], config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_alchemi"));
-    let ours = |name: &str| ["ALCHEMI_", "ZITADEL_", "DATABASE_URL", "RUST_LOG"].iter().any(|p| name.starts_with(p));
-    std::env::vars().filter(|(name, _)| ours(name)).for_each(|(name, _)| _ = command.env_remove(name));
+    let mut command = crate::common::process::alchemi();
     command.args(arguments).arg("--config").arg(config);
     command
 }

@@ -1,17 +1,15 @@
 //! Secrets go in by every door that takes one, and by doors that do not, through the real process with everything
 //! logged; then nothing that comes out, and nothing that stays, holds one.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use http::{Method, header};
 use serde_json::{Value, json};
 
 use crate::common::database::Database;
-use crate::common::gateway::{MASTER_KEY, PATIENCE, SECRET_KEY};
+use crate::common::gateway::{MASTER_KEY, SECRET_KEY};
+use crate::common::process::{Running, alchemi};
 use crate::common::{Backend, Client, Reply, backends};
 use crate::operations::{Asked, operations};
 
@@ -31,52 +29,27 @@ const SPARROW: &str = "sparrow-5c1e7a";
 
 /// The process, and all that it writes.
 pub(crate) struct Process {
-    child: Child,
-    written: Arc<Mutex<String>>,
+    running: Running,
     pub(crate) url: String,
 }
 
 impl Process {
     pub(crate) fn start(folder: &Path, database: &str, keys: &str) -> Self {
-        let mut child =
-            command(folder, database, keys).arg("serve").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let written = Arc::new(Mutex::new(String::new()));
-        let outputs: [Box<dyn std::io::Read + Send>; 2] =
-            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
-        for output in outputs {
-            let written = Arc::clone(&written);
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    *written.lock().unwrap() += &(line + "\n");
-                }
-            });
-        }
-        let began = Instant::now();
-        let address = loop {
-            let text = written.lock().unwrap().clone();
-            let found = text.split(r#""address":""#).nth(1).and_then(|rest| rest.split('"').next().map(str::to_owned));
-            if let Some(address) = found {
-                break address;
-            }
-            assert!(began.elapsed() < PATIENCE, "it does not start: {text}");
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        Self { child, written, url: format!("http://{address}") }
+        let mut running = Running::start(command(folder, database, keys).arg("serve"));
+        let line = running.says(r#""address":""#);
+        let address = line.split(r#""address":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+        Self { url: format!("http://{address}"), running }
     }
 
-    pub(crate) fn stop(mut self) -> String {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        std::thread::sleep(Duration::from_millis(100));
-        self.written.lock().unwrap().clone()
+    pub(crate) fn stop(self) -> String {
+        self.running.kill()
     }
 }
 
 /// The binary with its environment, all logged.
 pub(crate) fn command(folder: &Path, database: &str, keys: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_alchemi"));
+    let mut command = alchemi();
     command
-        .env_clear()
         .env("ALCHEMI_LISTEN", "127.0.0.1:0")
         .env("ALCHEMI_DATA_DIR", folder)
         .env("DATABASE_URL", database)
