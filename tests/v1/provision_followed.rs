@@ -152,6 +152,8 @@ async fn a_binding_that_is_switched_off_is_not_believed_and_nothing_is_made_of_i
         setting.zitadel.knobs(|knobs| knobs.down = true);
         setting.admin("carol@acme.com", "account_admin").await;
         setting.operator().put(&path, switched(false)).await.ok();
+        // What was begun before has ended.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         setting.zitadel.knobs(|knobs| knobs.down = false);
 
         refusal(&client.get("/v1/audit").await, 403, "binding_off");

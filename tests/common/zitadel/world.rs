@@ -281,6 +281,10 @@ impl World {
     /// Removing a role removes it from the grants that rest on it.
     pub(super) fn set_project_grant(&mut self, project: &str, org: &str, roles: Vec<String>) -> Result<bool, Refusal> {
         let shown_from = self.shown_from();
+        let known = &self.project(project)?.roles;
+        if !roles.iter().all(|role| known.contains_key(role)) {
+            return refuse(Code::FailedPrecondition, "COMMAND-mm9F4", "One role does not exist in the project");
+        }
         let Some(grant) = self.project_grants.iter_mut().find(|g| g.project == project && g.org == org) else {
             return refuse(Code::NotFound, "PROJECT-4m9ds", "Project grant not found");
         };
