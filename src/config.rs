@@ -359,7 +359,8 @@ impl Config {
 
     /// What is allowed but should be looked after, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> = self.identity.warnings().into_iter().map(str::to_owned).collect();
+        let sections = self.identity.warnings().into_iter().chain(self.zitadel.warnings());
+        let mut warnings: Vec<String> = sections.map(str::to_owned).collect();
         match self.allocation.enforcement {
             Enforcement::Hard => {}
             Enforcement::Soft => {

@@ -143,6 +143,22 @@ impl ManagementConfig {
         })
     }
 
+    /// What is allowed and yet no use: half of a credential.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        if self.token.is_some() || self.key_file.is_some() {
+            return Vec::new();
+        }
+        match (&self.client_id, &self.client_secret) {
+            (Some(_), None) => vec![
+                "zitadel: client_id (ZITADEL_CLIENT_ID) without client_secret (ZITADEL_CLIENT_SECRET) is no credential: nothing is provisioned",
+            ],
+            (None, Some(_)) => vec![
+                "zitadel: client_secret (ZITADEL_CLIENT_SECRET) without client_id (ZITADEL_CLIENT_ID) is no credential: nothing is provisioned",
+            ],
+            _ => Vec::new(),
+        }
+    }
+
     pub(super) fn address(
         &self,
         issuer: Option<(&str, Option<&str>)>,

@@ -120,6 +120,9 @@ pub enum Error {
     /// The answer cannot be read.
     #[error("Zitadel answered what cannot be read")]
     Malformed,
+    /// The answer is larger than is read, and would be so again.
+    #[error("Zitadel answered more than is read")]
+    TooLarge,
 }
 
 /// What the token endpoint says (RFC 6749 section 5.2), if it is a word of that kind.
@@ -190,7 +193,14 @@ impl Error {
     /// Whether a write may have been done all the same: its answer is lost. What Zitadel itself
     /// says that it has failed at, the next look tells.
     pub const fn is_ambiguous(&self) -> bool {
-        matches!(self, Self::Unreachable | Self::Timeout | Self::Malformed | Self::Failed { status: 502 | 504, .. })
+        matches!(
+            self,
+            Self::Unreachable
+                | Self::Timeout
+                | Self::Malformed
+                | Self::TooLarge
+                | Self::Failed { status: 502 | 504, .. }
+        )
     }
 
     /// How long Zitadel asks to be left alone.
@@ -208,7 +218,9 @@ impl Error {
             Self::Credential(_) => "zitadel_credential_refused",
             Self::Refused { code, .. } => code.as_str(),
             Self::Throttled(_) => "zitadel_throttled",
-            Self::Failed { .. } | Self::Unreachable | Self::Timeout | Self::Malformed => "zitadel_unavailable",
+            Self::Failed { .. } | Self::Unreachable | Self::Timeout | Self::Malformed | Self::TooLarge => {
+                "zitadel_unavailable"
+            }
         }
     }
 
@@ -296,6 +308,7 @@ mod tests {
         for lost in [Error::Unreachable, Error::Timeout, Error::Malformed, failed(502), failed(504)] {
             assert!(lost.is_ambiguous() && lost.is_transient(), "{lost}");
         }
+        assert!(Error::TooLarge.is_ambiguous() && !Error::TooLarge.is_transient());
         let refusals = [refused(Code::FailedPrecondition, ""), Error::Throttled(None), failed(503)];
         for said in refusals.into_iter().chain([Error::NotConfigured, Error::of_token(b"{}")]) {
             assert!(!said.is_ambiguous(), "{said}");

@@ -78,8 +78,9 @@ impl TokenSource {
             Err(error) => {
                 let now = self.clock.now();
                 let held = current.as_mut().filter(|held| error.is_transient() && now < held.holds_until);
-                let held = held.ok_or(error)?;
-                held.fresh_until = now.plus(TRY_AGAIN);
+                let Some(held) = held else { return Err(error) };
+                let rest = error.retry_after().unwrap_or_default().max(TRY_AGAIN);
+                held.fresh_until = now.plus(rest).min(held.holds_until);
                 return Ok(held.text.clone());
             }
         };

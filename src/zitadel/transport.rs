@@ -2,7 +2,7 @@
 
 use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderValue, Method, StatusCode, header};
@@ -24,8 +24,10 @@ const MAX_ANSWER: usize = 8 * 1024 * 1024;
 const ATTEMPTS: u32 = 4;
 /// The first pause between attempts; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(150);
-/// A pause that Zitadel asks for is kept up to this; beyond, the call fails and is for later.
+/// A pause that Zitadel asks for is waited for up to this; beyond, calls fail and are for later.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest time that Zitadel is left alone, however long it asks for.
+const LONGEST_REST: Duration = Duration::from_secs(3_600);
 /// How long an instance without v2 is believed to be one.
 const PROBE_AGAIN: Duration = Duration::from_secs(3_600);
 
@@ -125,7 +127,7 @@ async fn read(request: RequestBuilder, now: Timestamp) -> Result<Answer, Error> 
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(kind)? {
         if body.len().saturating_add(chunk.len()) > MAX_ANSWER {
-            return Err(Error::Malformed);
+            return Err(Error::TooLarge);
         }
         body.extend_from_slice(&chunk);
     }
@@ -219,7 +221,7 @@ impl Transport {
     /// One attempt; a token that is refused is replaced once.
     async fn attempt(&self, ask: &Ask<'_>, another_token: &mut bool) -> Result<Vec<u8>, Error> {
         loop {
-            self.limit.wait().await;
+            self.limit.wait().await?;
             let token = self.tokens.token(&self.wire).await?;
             let mut request = self.wire.client.request(ask.method.clone(), self.wire.url(&ask.path));
             request = request.bearer_auth(token.expose()).header(header::ACCEPT, "application/json");
@@ -265,34 +267,57 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// At most so many calls in a second, evenly.
+/// At most so many calls in a second, evenly, and none while Zitadel asks to be left alone:
+/// all callers share what is throttled.
 #[derive(Debug)]
 struct RateLimit {
     every: Duration,
-    next: Mutex<Option<Instant>>,
+    turns: Mutex<Turns>,
+}
+
+#[derive(Debug, Default)]
+struct Turns {
+    next: Option<Instant>,
+    rest_until: Option<Instant>,
 }
 
 impl RateLimit {
     fn new(in_a_second: u32) -> Self {
-        Self { every: Duration::from_secs(1) / in_a_second.max(1), next: Mutex::default() }
+        Self { every: Duration::from_secs(1) / in_a_second.max(1), turns: Mutex::default() }
     }
 
-    async fn wait(&self) {
-        let turn = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let turn = next.map_or(now, |next| next.max(now));
-            *next = Some(turn + self.every);
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
+    /// Waits for a turn; where that is long because of a pause, fails at once.
+    async fn wait(&self) -> Result<(), Error> {
+        loop {
+            tokio::time::sleep_until(self.turn()?).await;
+            // A pause may have been asked for meanwhile.
+            if self.turns().rest_until.is_none_or(|until| until <= Instant::now()) {
+                return Ok(());
+            }
+        }
     }
 
-    /// Nobody calls for a while: all callers share what is throttled.
+    fn turn(&self) -> Result<Instant, Error> {
+        let mut turns = self.turns();
+        let now = Instant::now();
+        let rested = turns.rest_until.map_or(now, |until| until.max(now));
+        if rested - now > LONGEST_PAUSE {
+            return Err(Error::Throttled(Some(rested - now)));
+        }
+        let turn = turns.next.map_or(rested, |next| next.max(rested));
+        turns.next = Some(turn + self.every);
+        Ok(turn)
+    }
+
+    /// Nobody calls for a while.
     fn pause(&self, pause: Duration) {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = Instant::now() + pause.min(LONGEST_PAUSE);
-        *next = Some(next.map_or(until, |next| next.max(until)));
+        let mut turns = self.turns();
+        let until = Instant::now() + pause.min(LONGEST_REST);
+        turns.rest_until = Some(turns.rest_until.map_or(until, |rest| rest.max(until)));
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use alchemi::clock::SystemClock;
 use alchemi::zitadel::{Error, Management, ManagementConfig, Surface};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
@@ -97,8 +98,15 @@ async fn an_answer_is_bounded_in_time_and_in_size_and_never_passed_on() {
     assert_eq!(roles(&at(&url)).await, Err(Error::Timeout));
     assert!(begun.elapsed() < Duration::from_secs(10), "four attempts of a second: {:?}", begun.elapsed());
 
-    let endless = Stranger::start(|_| vec![b' '; 9 * 1024 * 1024].into_response()).await;
-    assert_eq!(roles(&at(&endless.url)).await, Err(Error::Malformed));
+    // It goes on for as long as somebody reads; so would the next one.
+    let endless = Stranger::start(|_| {
+        let body = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b' '; 256 * 1024]));
+        Body::from_stream(body).into_response()
+    })
+    .await;
+    let patient = ManagementConfig { timeout_seconds: 60, ..at(&endless.url) };
+    assert_eq!(roles(&patient).await, Err(Error::TooLarge));
+    assert_eq!(endless.asked(), 1, "it is not fetched again");
 
     let chatty =
         json!({"code": "permission_denied", "message": SECRET, "details": [{"debug": {"id": SECRET.repeat(9)}}]});
@@ -134,5 +142,51 @@ async fn a_pause_that_is_asked_for_is_kept() {
         let error = roles(&at(&closed.url)).await.unwrap_err();
         assert_eq!(error.retry_after(), Some(Duration::from_secs(600)), "{error:?}");
         assert_eq!(closed.asked(), 1, "ten minutes are for later");
+    }
+}
+
+/// A pause is the client's and not the call's: whatever else there is to ask, it is not asked meanwhile.
+#[tokio::test]
+async fn a_long_pause_holds_for_all_calls() {
+    let closed =
+        Stranger::start(|_| (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "600")]).into_response()).await;
+    let management = Management::new(&at(&closed.url), None, Arc::new(SystemClock)).unwrap();
+    let ten_minutes = Some(Duration::from_secs(600));
+    assert_eq!(management.roles("1", "2").await.unwrap_err(), Error::Throttled(ten_minutes));
+    let begun = Instant::now();
+    for error in [
+        management.roles("3", "4").await.unwrap_err(),
+        management.users_with_email("ada@acme.com", None).await.unwrap_err(),
+        management.probe().await.unwrap_err(),
+    ] {
+        let left = error.retry_after().unwrap();
+        assert!(matches!(error, Error::Throttled(_)) && Some(left) < ten_minutes, "{error:?}");
+        assert!(left > Duration::from_secs(500), "{left:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "nobody waits for it: {:?}", begun.elapsed());
+    assert_eq!(closed.asked(), 1);
+}
+
+/// Who waits for a turn when a pause is asked for waits for its end.
+#[tokio::test]
+async fn a_short_pause_holds_for_those_who_wait() {
+    let first = Arc::new(Mutex::new(true));
+    let busy = Stranger::start(move |_| match std::mem::take(&mut *first.lock().unwrap()) {
+        true => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "2")]).into_response(),
+        false => Json(json!({"projectRoles": Value::Array(Vec::new())})).into_response(),
+    })
+    .await;
+    let slow = ManagementConfig { requests_per_second: 1, ..at(&busy.url) };
+    let management = Management::new(&slow, None, Arc::new(SystemClock)).unwrap();
+    let begun = Instant::now();
+    let calls = (0..3).map(|n| {
+        let management = management.clone();
+        async move {
+            management.roles(&n.to_string(), "2").await.unwrap();
+            begun.elapsed()
+        }
+    });
+    for ended in futures_util::future::join_all(calls).await {
+        assert!(ended >= Duration::from_secs(2), "{ended:?}");
     }
 }
