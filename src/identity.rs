@@ -155,7 +155,7 @@ impl Identity {
             cache: moka::sync::Cache::builder()
                 .max_capacity(config.cache_capacity)
                 .build_with_hasher(foldhash::fast::RandomState::default()),
-            revocations: Revocations::default(),
+            revocations: Revocations::new(config.time_limits().leeway),
             revalidation: Revalidation::new(config),
             counters: Counters::default(),
             clock,
@@ -225,6 +225,15 @@ impl Identity {
             inner.ask_again(&token, digest).await;
             drop(permit);
         });
+    }
+
+    /// Whether the issuer answers questions about opaque tokens: it is asked about one that
+    /// nobody has. `None` when there is no client to ask with.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn probe_introspection(&self) -> Option<Result<(), FetchError>> {
+        Some(self.0.introspector.as_ref()?.probe().await)
     }
 
     /// The deny-list.

@@ -276,7 +276,8 @@ impl Provisioner {
         Ok(tx.this_account().await?.is_some())
     }
 
-    /// Cuts off a subject's tokens of now and before, with the transaction's commit.
+    /// Cuts off a subject's tokens of now and before, with the transaction's commit: those of
+    /// the account's issuer, or of every one where the account is bound to none.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -286,11 +287,16 @@ impl Provisioner {
         subject: &str,
         reason: &str,
     ) -> Result<Vec<Revocation>, StoreError> {
-        let mut cut = Vec::with_capacity(self.0.issuers.len());
-        for issuer in &self.0.issuers {
+        let bound = tx.zitadel_config().await?.filter(|config| config.value.enabled);
+        let issuers = match bound.and_then(|config| config.value.issuer) {
+            Some(issuer) => vec![issuer],
+            None => self.0.issuers.clone(),
+        };
+        let mut cut = Vec::with_capacity(issuers.len());
+        for issuer in issuers {
             let revocation = Revocation {
                 id: tx.new_id(),
-                issuer: issuer.clone(),
+                issuer,
                 subject: subject.to_owned(),
                 issued_before: tx.now(),
                 reason: Some(reason.to_owned()),

@@ -67,6 +67,11 @@ impl AccountFacts {
     pub fn cut_off(&self, email: &str) -> Option<Timestamp> {
         if self.cut_off.is_empty() { None } else { self.cut_off.get(&email.to_lowercase()).copied() }
     }
+
+    /// The issuer that it is bound to, whose tokens alone are for it.
+    pub fn issuer(&self) -> Option<&str> {
+        self.zitadel.as_ref()?.issuer.as_deref()
+    }
 }
 
 /// Why there are no rules.

@@ -20,6 +20,8 @@ pub struct AccountBinding {
     pub id: Id<Account>,
     /// Whether it is suspended.
     pub suspended: bool,
+    /// Its issuer, letter by letter: tokens of another one are not its own.
+    pub issuer: Option<String>,
     /// Its organisation: only roles that this one granted count.
     pub organization_id: Option<String>,
     /// What its project roles begin with.
@@ -33,6 +35,8 @@ pub struct AccountBinding {
 pub struct ClaimRules {
     /// Project roles that make a super admin.
     pub super_admin_roles: Vec<String>,
+    /// The issuers whose tokens may show them.
+    pub super_admin_issuers: Vec<String>,
     /// When set, the only organisation whose grant of them counts.
     pub super_admin_org_id: Option<String>,
     /// Domains of a token that names none.
@@ -47,6 +51,9 @@ pub enum ContextError {
     /// `X-Account-Id` names an account that is not the token's.
     #[error("Only a super admin may choose another account; leave the header X-Account-Id out")]
     NotSuperAdmin,
+    /// The account is bound to another issuer than the token's.
+    #[error("This account is bound to another identity provider than the one that issued the token")]
+    OtherIssuer,
     /// Nothing in the token ties it to the account's organisation.
     #[error(
         "The token shows neither a role granted by this account's organization nor that organization as resource owner; ask its admin for a role, and request the token with the role scopes"
@@ -68,7 +75,8 @@ impl From<ContextError> for Problem {
 ///
 /// Roles are a union over organisations, so for an account with an organisation only
 /// its own grants count, and the token must show one of them or that organisation as
-/// resource owner. A super admin is not bound to any.
+/// resource owner. Nor do another issuer's tokens count for an account with an issuer. A
+/// super admin is not bound to any.
 ///
 /// # Errors
 /// [`ContextError`], a 403.
@@ -81,6 +89,10 @@ pub fn context(
     let super_admin = is_super_admin(verified, rules);
     if override_account && !super_admin {
         return Err(ContextError::NotSuperAdmin);
+    }
+    let issuer = account.and_then(|account| account.issuer.as_deref());
+    if !super_admin && issuer.is_some_and(|own| own != &**verified.issuer()) {
+        return Err(ContextError::OtherIssuer);
     }
     let organization = account.and_then(|account| account.organization_id.as_deref());
     if let Some(organization) = organization {
@@ -107,6 +119,9 @@ pub fn context(
 }
 
 fn is_super_admin(verified: &Verified, rules: &ClaimRules) -> bool {
+    if !rules.super_admin_issuers.iter().any(|trusted| **trusted == **verified.issuer()) {
+        return false;
+    }
     rules.super_admin_roles.iter().filter_map(|role| verified.roles().get(role)).any(|grants| {
         match &rules.super_admin_org_id {
             Some(trusted) => grants.contains(trusted),

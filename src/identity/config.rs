@@ -136,6 +136,9 @@ pub struct IssuerConfig {
     /// Accepted audiences of this issuer's tokens, in place of the general ones.
     #[serde(default)]
     pub audiences: Vec<String>,
+    /// Whether its tokens may make super admins; unless said, those of the first issuer may.
+    #[serde(default)]
+    pub platform_roles: Option<bool>,
 }
 
 impl IssuerConfig {
@@ -287,6 +290,9 @@ impl IdentityConfig {
         if !self.issuers.is_empty() && self.super_admin_org_id.is_none() && !self.super_admin_roles.is_empty() {
             warnings.push("identity: without super_admin_org_id any organisation that may grant the super-admin role can make super admins");
         }
+        if self.issuers.len() > 1 && self.issuers.iter().skip(1).all(|issuer| issuer.platform_roles.is_none()) {
+            warnings.push("identity: of several issuers, the first alone makes super admins; issuers.platform_roles says it for each");
+        }
         if matches!(self.scopes_source, ScopesSource::Claim(_)) {
             warnings.push("identity: scopes are read from a claim, which an organisation's own Actions may set");
         }
@@ -300,10 +306,18 @@ impl IdentityConfig {
     pub fn claim_rules(&self) -> ClaimRules {
         ClaimRules {
             super_admin_roles: self.super_admin_roles.clone(),
+            super_admin_issuers: self.platform_issuers().map(str::to_owned).collect(),
             super_admin_org_id: self.super_admin_org_id.clone(),
             default_product_domains: self.default_product_domains.clone(),
             scopes_from_roles: self.scopes_source == ScopesSource::Roles,
         }
+    }
+
+    /// The issuers whose tokens may make super admins: who signs for one of them can be anybody
+    /// of any organisation, so that another installation's are not among them unasked.
+    fn platform_issuers(&self) -> impl Iterator<Item = &str> {
+        let trusted = |(n, issuer): &(usize, &IssuerConfig)| issuer.platform_roles.unwrap_or(*n == 0);
+        self.issuers.iter().enumerate().filter(trusted).map(|(_, issuer)| issuer.url.as_str())
     }
 
     pub(super) fn audiences_of(&self, issuer: &IssuerConfig) -> Audiences {
@@ -337,6 +351,10 @@ pub(super) fn issuer_url(issuer: &IssuerConfig) -> Result<Url, IdentityConfigErr
     let url = http_url("issuers.url (ZITADEL_ISSUER)", &issuer.url)?;
     if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
         return Err(url_error("issuers.url (ZITADEL_ISSUER)", &issuer.url, "an issuer has no query, fragment or user"));
+    }
+    if issuer.url.ends_with('/') {
+        let problem = "Zitadel's issuer has no slash at the end, and `iss` is compared letter by letter; leave it out";
+        return Err(url_error("issuers.url (ZITADEL_ISSUER)", &issuer.url, problem));
     }
     secure("issuers.url (ZITADEL_ISSUER)", &issuer.url, url)
 }

@@ -20,6 +20,19 @@ pub enum IdentityError {
     /// Nobody can tell: the issuer cannot be reached and nothing usable is cached.
     #[error("The identity provider cannot be reached to check the access token; retry shortly")]
     Unavailable,
+    /// The `kid` is not among the keys, and the issuer may not be asked yet whether it is a new one.
+    #[error(
+        "The token is signed with a key that is not known here yet; its issuer is asked again in {retry_after} seconds"
+    )]
+    KeyPending {
+        /// Seconds until it may be asked.
+        retry_after: u32,
+    },
+    /// The issuer does not answer this service's questions about tokens.
+    #[error(
+        "The access token cannot be checked: the identity provider does not accept this service's own credentials; its operator has to put that right"
+    )]
+    ClientRefused,
 }
 
 /// What is wrong with a token, in one sentence that says what to change.
@@ -74,6 +87,11 @@ pub enum Flaw {
     /// A required claim is missing or of the wrong type.
     #[error("The token's claim `{0}` is missing or has the wrong type")]
     Claim(&'static str),
+    /// A logout token names a session alone, and no access token that is accepted here names one.
+    #[error(
+        "The logout token names a session (`sid`) alone, and signed access tokens name none, so that it ends nothing; have the identity provider put `sub` into its logout tokens"
+    )]
+    SessionAlone,
     /// `act` is present and delegation is forbidden.
     #[error("Delegated tokens (claim `act`) are not accepted here")]
     Delegated,
@@ -104,7 +122,10 @@ impl From<IdentityError> for Problem {
             IdentityError::Invalid(_) => Self::unauthenticated("token_invalid", detail),
             IdentityError::Expired => Self::unauthenticated("token_expired", detail),
             IdentityError::Revoked => Self::unauthenticated("token_revoked", detail),
-            IdentityError::Unavailable => Self::unavailable("identity_unavailable", detail, RETRY_AFTER),
+            IdentityError::KeyPending { retry_after } => Self::unavailable("identity_unavailable", detail, retry_after),
+            IdentityError::Unavailable | IdentityError::ClientRefused => {
+                Self::unavailable("identity_unavailable", detail, RETRY_AFTER)
+            }
         }
     }
 }

@@ -23,6 +23,9 @@ pub enum FetchError {
     /// Not 200; redirects are not followed.
     #[error("status {0}")]
     Status(u16),
+    /// 400, 401 or 403 to a question that shows our own credentials (RFC 6749 section 5.2).
+    #[error("the issuer does not accept our client's credentials (status {0})")]
+    ClientRefused(u16),
     /// Larger than is read.
     #[error("answer too large")]
     TooLarge,
@@ -67,7 +70,7 @@ impl Fetcher {
         read(with_host(self.client.get(url), host), cap).await
     }
 
-    /// Posts a form and reads at most `cap` bytes.
+    /// Posts a form that shows our client's credentials, and reads at most `cap` bytes.
     pub(super) async fn post(
         &self,
         url: &Url,
@@ -80,7 +83,10 @@ impl Fetcher {
         if let Some((user, password)) = basic {
             request = request.basic_auth(user, Some(password));
         }
-        read(with_host(request, host), cap).await
+        read(with_host(request, host), cap).await.map_err(|error| match error {
+            FetchError::Status(status @ (400 | 401 | 403)) => FetchError::ClientRefused(status),
+            other => other,
+        })
     }
 
     /// The same path at the internal address, if `url` is the issuer's and there is one.

@@ -82,8 +82,21 @@ impl Introspector {
         let answer = self.answers.try_get_with(digest, self.exchange(token)).await;
         answer.map_err(|error: Arc<FetchError>| {
             tracing::warn!(issuer = %self.issuer.url, %error, "identity: introspection failed");
-            IdentityError::Unavailable
+            match *error {
+                FetchError::ClientRefused(_) => IdentityError::ClientRefused,
+                _ => IdentityError::Unavailable,
+            }
         })
+    }
+
+    /// Whether the issuer accepts our client and answers.
+    pub(super) async fn probe(&self) -> Result<(), FetchError> {
+        let asked = tokio::time::timeout(TIMEOUT, self.post("alchemi-asks-whether-it-may-ask"));
+        let body = asked.await.unwrap_or(Err(FetchError::Timeout))?;
+        match super::json::object(&body).and_then(|claims| claims.get("active").and_then(Value::as_bool)) {
+            Some(_) => Ok(()),
+            None => Err(FetchError::Malformed),
+        }
     }
 
     async fn exchange(&self, token: &str) -> Result<Answer, FetchError> {

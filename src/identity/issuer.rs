@@ -167,7 +167,7 @@ impl Issuer {
             None if self.is_absent(kid) => return Err(Flaw::UnknownKey.into()),
             None => {}
         }
-        let fetched = match self.refresh(Reason::UnknownKey) {
+        let searched = match self.refresh(Reason::UnknownKey) {
             Some(done) => {
                 wait(done).await;
                 true
@@ -175,14 +175,10 @@ impl Issuer {
             None => false,
         };
         // Also without a fetch of ours: one may have ended since the first look.
-        if let Some(found) = self.lookup(kid)? {
-            return Ok(found);
+        match self.lookup(kid)? {
+            Some(found) => Ok(found),
+            None => Err(self.unknown_key(kid, searched)),
         }
-        let error = self.unknown_key();
-        if fetched && error == Flaw::UnknownKey.into() {
-            self.note_absent(kid);
-        }
-        Err(error)
     }
 
     fn lookup(&self, kid: &str) -> Result<Option<Arc<Snapshot>>, IdentityError> {
@@ -190,12 +186,29 @@ impl Issuer {
         Ok(usable.as_ref().filter(|snapshot| snapshot.keys.get(kid).is_some()).cloned())
     }
 
-    /// Not among the keys; but with a failing issuer nobody can say that it is wrong.
-    fn unknown_key(&self) -> IdentityError {
-        match self.fetching().last_error {
-            Some(_) => IdentityError::Unavailable,
-            None => Flaw::UnknownKey.into(),
+    /// What is said of a `kid` that is not among the keys. That it is wrong, only a set can say
+    /// that was asked for since it was seen: while the issuer fails, or has been asked for
+    /// another one a moment ago, it may be the new key of a good token. So whoever sends made-up
+    /// ones can make a new key wait for the next search, but nobody's token wrong.
+    fn unknown_key(&self, kid: &str, searched: bool) -> IdentityError {
+        let now = self.clock.now();
+        let settled = self.younger_than(SETTLED, now).is_some();
+        let (last_error, last_search) = {
+            let fetching = self.fetching();
+            (fetching.last_error, fetching.last_search)
+        };
+        if last_error.is_some() {
+            return IdentityError::Unavailable;
         }
+        if searched {
+            self.note_absent(kid);
+        }
+        if searched || settled {
+            return Flaw::UnknownKey.into();
+        }
+        let left = COOLDOWN.saturating_sub(last_search.map_or(COOLDOWN, |at| now.since(at)));
+        let seconds = left.as_millis().div_ceil(1_000).max(1);
+        IdentityError::KeyPending { retry_after: u32::try_from(seconds).unwrap_or(u32::MAX) }
     }
 
     fn is_absent(&self, kid: &str) -> bool {
@@ -302,6 +315,9 @@ impl Issuer {
                 }
                 fetching.last_error = None;
                 fetching.absent.retain(|kid, _| keys.get(kid).is_none());
+                // What it publishes no more needs no search.
+                let withdrawn = before.iter().flat_map(|old| old.keys.kids()).filter(|kid| keys.get(kid).is_none());
+                fetching.absent.extend(withdrawn.map(|kid| (kid.to_owned(), now)));
                 self.snapshot.store(Some(Arc::new(Snapshot { keys, fetched_at: now })));
             }
             Err(error) => {

@@ -263,6 +263,11 @@ impl KeySet {
         self.keys.get(kid)
     }
 
+    /// The names of the usable keys.
+    pub fn kids(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
+    }
+
     /// How many keys are usable; at least one.
     #[expect(clippy::len_without_is_empty, reason = "a key set is never empty")]
     pub fn len(&self) -> usize {

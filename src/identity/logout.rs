@@ -20,7 +20,8 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError`] as for [`verify`](Self::verify); [`Flaw::Claim`] for `sub` when
-    /// the token names neither a subject nor a session.
+    /// the token names neither a subject nor a session; [`Flaw::SessionAlone`] when it names a
+    /// session alone and its issuer is not introspected: no other token can name its session.
     pub async fn verify_logout(&self, token: &str) -> Result<Logout, IdentityError> {
         let inner = &*self.0;
         inner.digest(token)?;
@@ -38,6 +39,10 @@ impl Identity {
         let (subject, session) = (named("sub")?, named("sid")?);
         if subject.is_none() && session.is_none() {
             return Err(Flaw::Claim("sub").into());
+        }
+        let introspected = inner.introspector.as_ref().is_some_and(|asks| asks.issuer.url == signed.issuer.url);
+        if subject.is_none() && !introspected {
+            return Err(Flaw::SessionAlone.into());
         }
         // Zitadel names the client alone in `aud`, without the project.
         let clients = Audiences::These(inner.logout_clients.clone());
@@ -59,7 +64,7 @@ impl Identity {
 /// (section 2.8), or 503 when its keys cannot be fetched, so that it tries again.
 pub fn logout_refused(error: IdentityError) -> Problem {
     let detail = match error {
-        IdentityError::Unavailable => return error.into(),
+        IdentityError::Unavailable | IdentityError::KeyPending { .. } => return error.into(),
         IdentityError::Invalid(Flaw::Audience) => {
             "The logout token is meant for another client; name its client in identity.logout_client_ids \
              (ZITADEL_LOGOUT_CLIENT_IDS) if it is one of this service's"

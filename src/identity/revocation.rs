@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -16,7 +17,7 @@ pub struct Revocation {
     pub issuer: String,
     /// Their subject.
     pub subject: String,
-    /// Tokens issued before this are refused; so are those that do not say when.
+    /// Tokens issued before this, by our clock, are refused; so are those that do not say when.
     pub issued_before: Timestamp,
 }
 
@@ -30,17 +31,30 @@ struct Denied {
 type ByIssuer = HashMap<Box<str>, Denied>;
 
 /// The deny-list, looked at on every verification, cached or not, without a lock.
+///
+/// A [`Revocation`] has its moment by our clock and a token its `iat` by the issuer's, which
+/// may be ahead: a token from before the moment may say up to the tolerated difference after
+/// it, and is refused all the same. A [`Logout`] has its moment by the issuer's own clock.
 #[derive(Debug, Default)]
-pub struct Revocations(ArcSwap<ByIssuer>);
+pub struct Revocations {
+    list: ArcSwap<ByIssuer>,
+    /// The tolerated difference between the clocks.
+    leeway: Duration,
+}
 
 /// A state of the list.
 #[derive(Debug, Clone)]
 pub struct Seen(Arc<ByIssuer>);
 
 impl Revocations {
+    /// An empty list, for tokens of issuers whose clocks may be ahead by `leeway`.
+    pub fn new(leeway: Duration) -> Self {
+        Self { list: ArcSwap::default(), leeway }
+    }
+
     /// The state of the list, to be taken before it is read from the store.
     pub fn seen(&self) -> Seen {
-        Seen(self.0.load_full())
+        Seen(self.list.load_full())
     }
 
     /// Replaces the whole list, as read from the store after `seen`. False when something
@@ -50,18 +64,18 @@ impl Revocations {
     pub fn replace(&self, seen: &Seen, revocations: Vec<Revocation>, logouts: Vec<Logout>) -> bool {
         let mut map = ByIssuer::new();
         for revocation in revocations {
-            cut_off(&mut map, &revocation);
+            self.cut_off(&mut map, &revocation);
         }
         for logout in logouts {
             end(&mut map, &logout);
         }
-        let before = self.0.compare_and_swap(&seen.0, Arc::new(map));
+        let before = self.list.compare_and_swap(&seen.0, Arc::new(map));
         Arc::ptr_eq(&before, &seen.0)
     }
 
     /// Adds one; of two for a subject, the later moment holds.
     pub fn insert(&self, revocation: &Revocation) {
-        self.change(|map| cut_off(map, revocation));
+        self.change(|map| self.cut_off(map, revocation));
     }
 
     /// Adds what a logout ends: the subject's tokens, or the session's when it names
@@ -71,7 +85,7 @@ impl Revocations {
     }
 
     fn change(&self, change: impl Fn(&mut ByIssuer)) {
-        self.0.rcu(|map| {
+        self.list.rcu(|map| {
             let mut map = HashMap::clone(map);
             change(&mut map);
             map
@@ -79,16 +93,16 @@ impl Revocations {
     }
 
     pub(super) fn revoked(&self, verified: &Verified) -> bool {
-        let map = self.0.load();
+        let map = self.list.load();
         let Some(denied) = map.get(&**verified.issuer()) else { return false };
         let before = denied.subjects.get(&**verified.subject());
         before.is_some_and(|before| verified.issued_at().is_none_or(|at| at < *before))
             || verified.session().is_some_and(|session| denied.sessions.contains(session))
     }
-}
 
-fn cut_off(map: &mut ByIssuer, Revocation { issuer, subject, issued_before }: &Revocation) {
-    deny(map, issuer, subject, *issued_before);
+    fn cut_off(&self, map: &mut ByIssuer, Revocation { issuer, subject, issued_before }: &Revocation) {
+        deny(map, issuer, subject, issued_before.plus(self.leeway));
+    }
 }
 
 fn end(map: &mut ByIssuer, logout: &Logout) {

@@ -4,7 +4,8 @@
 //! 2. Anything else: the operator's master key, else the upstream's own key, else
 //!    an opaque token, which is introspected.
 //! 3. The account is the first of the token's candidates that exists, by its id or
-//!    by its Zitadel organisation. `X-Account-Id` moves a super admin to another.
+//!    by its Zitadel organisation, and is not bound to another issuer. `X-Account-Id`
+//!    moves a super admin to another.
 
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -107,7 +108,7 @@ impl Authenticator {
         asked: bool,
         named: Option<Arc<AccountFacts>>,
     ) -> Result<Established, Problem> {
-        let own = self.own_account(verified).await?;
+        let own = self.account_of(verified).await?;
         let same = match (&named, &own) {
             (Some(named), Some(own)) => named.account.account_id == own.account.account_id,
             _ => false,
@@ -124,9 +125,15 @@ impl Authenticator {
         Ok(Established { context, account })
     }
 
-    async fn own_account(&self, verified: &Verified) -> Result<Option<Arc<AccountFacts>>, Problem> {
+    /// The first account that a token names. One that is bound to another issuer is none, as
+    /// if it did not exist: an organisation's id says nothing at another issuer.
+    ///
+    /// # Errors
+    /// 503 when the database cannot be asked.
+    pub async fn account_of(&self, verified: &Verified) -> Result<Option<Arc<AccountFacts>>, Problem> {
         for candidate in verified.account_candidates() {
-            if let Some(found) = self.rules.account(candidate).await? {
+            let found = self.rules.account(candidate).await?;
+            if let Some(found) = found.filter(|facts| facts.issuer().is_none_or(|own| own == &**verified.issuer())) {
                 return Ok(Some(found));
             }
         }
@@ -165,6 +172,7 @@ fn binding(facts: &AccountFacts) -> AccountBinding {
     AccountBinding {
         id: facts.account.account_id.clone(),
         suspended: facts.suspended(),
+        issuer: facts.issuer().map(str::to_owned),
         organization_id: zitadel.and_then(|z| z.organization_id.clone()),
         role_prefix: zitadel.and_then(|z| z.role_prefix.clone()),
         role_mappings: zitadel.map(|z| z.role_mappings.clone()).unwrap_or_default(),

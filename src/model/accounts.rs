@@ -293,7 +293,7 @@ pub struct ZitadelConfig {
     /// an operator's acts for the account, and nobody is granted anything in Zitadel.
     #[schema(required = false)]
     pub enabled: bool,
-    /// The issuer, for reference.
+    /// The issuer: tokens of another one are not for the account.
     pub issuer: Option<String>,
     /// The audience, for reference.
     pub audience: Option<String>,

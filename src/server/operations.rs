@@ -6,12 +6,39 @@ use http::StatusCode;
 use serde::Serialize;
 
 use crate::context::Granted;
-use crate::identity::Identity;
+use crate::identity::{Identity, IssuerStatus};
 use crate::proxy::balance::Balancer;
 use crate::secret::KeyRing;
 use crate::store::Store;
 use crate::store::conservation::Books;
 use crate::telemetry::Metrics;
+
+/// What is to be said of how accounts are bound to organisations and issuers.
+fn loosely_bound(accounts: &[(Option<String>, i64, i64)], issuers: &[IssuerStatus]) -> Vec<String> {
+    const BIND: &str = "(PUT /v1/accounts/{account_id}/zitadel/config)";
+    let mut warnings = Vec::new();
+    let unbound: i64 = accounts.iter().map(|(_, _, unbound)| unbound).sum();
+    if unbound > 0 {
+        warnings.push(format!(
+            "{unbound} accounts are bound to no Zitadel organisation {BIND}: roles of the project count there, \
+             whichever organisation granted them"
+        ));
+    }
+    for (bound, count, _) in accounts {
+        match bound {
+            None if issuers.len() > 1 => warnings.push(format!(
+                "{count} accounts are bound to no issuer {BIND}: tokens of all {} count there",
+                issuers.len()
+            )),
+            Some(issuer) if !issuers.iter().any(|known| known.issuer == *issuer) => warnings.push(format!(
+                "{count} accounts are bound to the issuer {issuer}, which is none of identity.issuers {BIND}: nobody \
+                 of theirs is let in"
+            )),
+            _ => {}
+        }
+    }
+    warnings
+}
 
 /// The dependencies that readiness looks at.
 #[derive(Debug, Clone)]
@@ -90,13 +117,9 @@ impl Operations {
 
     async fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.to_vec();
-        let unbound = async { self.store.read(&Granted::system()).await?.unbound_accounts().await };
-        match unbound.await {
-            Ok(0) => {}
-            Ok(count) => warnings.push(format!(
-                "{count} accounts are bound to no Zitadel organisation (PUT /v1/accounts/{{account_id}}/zitadel/config): \
-                 roles of the project count there, whichever organisation granted them"
-            )),
+        let bound = async { self.store.read(&Granted::system()).await?.accounts_by_issuer().await };
+        match bound.await {
+            Ok(accounts) => warnings.extend(loosely_bound(&accounts, &self.identity.status())),
             Err(error) => tracing::debug!(%error, "accounts cannot be counted"),
         }
         if let Some(last) = self.books.last().filter(|last| last.differences > 0) {

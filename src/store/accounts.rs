@@ -86,18 +86,20 @@ impl Tx<Platform> {
         Ok(slice.page(rows, |a| (a.created_at, a.account_id.as_str())))
     }
 
-    /// How many active accounts are bound to no Zitadel organisation.
+    /// How many active accounts are bound to which issuer, and how many of those to no Zitadel
+    /// organisation: issuer, accounts, of them without an organisation.
     ///
     /// # Errors
     /// [`StoreError`](super::StoreError).
-    pub async fn unbound_accounts(&mut self) -> Result<i64> {
-        on!(self, |c| sqlx::query_scalar(
-            r#"SELECT CAST(COUNT(*) AS BIGINT) FROM "Alchemi_AccountTable" a
+    pub async fn accounts_by_issuer(&mut self) -> Result<Vec<(Option<String>, i64, i64)>> {
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT z.issuer, CAST(COUNT(*) AS BIGINT), CAST(COUNT(*) - COUNT(z.organization_id) AS BIGINT)
+               FROM "Alchemi_AccountTable" a
                LEFT JOIN "Alchemi_AccountZitadelTable" z ON z.account_id = a.account_id AND z.enabled
-               WHERE a.status = $1 AND z.organization_id IS NULL"#
+               WHERE a.status = $1 GROUP BY z.issuer"#
         )
         .bind(AccountStatus::Active)
-        .fetch_one(c)
+        .fetch_all(c)
         .await)
     }
 

@@ -61,8 +61,9 @@ pub struct LogoutForm {
 ///
 /// For the identity provider: register the address as the application's back-channel
 /// logout URI. Zitadel's access tokens do not name their session, so every token of the
-/// subject that was issued up to then is refused, at once here and within a second by
-/// the other gateways. A logout token is taken once.
+/// subject that its issuer gave out up to then is refused, at once here and within a second
+/// by the other gateways. A logout token is taken once. One without `sub` ends the opaque
+/// tokens that name its session, and is refused where tokens of its issuer are not introspected.
 #[utoipa::path(post, path = "/v1/auth/zitadel/backchannel-logout", tag = "revocations", security(()),
     request_body(content = LogoutForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, description = "The tokens are refused from now on", body = StatusOk), Refusals))]

@@ -9,6 +9,7 @@ use super::accounts::{ACCOUNT_NOT_FOUND, AtAccount, held_account};
 use super::answer::{Answer, Halt, Outcome, Refusals, StatusOk, or_404, taken};
 use super::call::{Call, IfMatch, SuperAdmin};
 use super::input::{Body, Path};
+use super::revocations::accepted;
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::accounts::{
@@ -62,6 +63,8 @@ pub struct NewZitadelConfig {
     #[serde(default = "yes")]
     #[schema(default = true)]
     enabled: bool,
+    /// One of the gateway's issuers: tokens of another one are not for the account, whatever they
+    /// name. Where several are configured and none is named here, those of each count.
     #[serde(default, deserialize_with = "blank_is_none")]
     #[schema(value_type = Option<String>, example = "https://login.example.com")]
     issuer: Option<ServiceUrl>,
@@ -266,6 +269,9 @@ pub async fn put_zitadel_config(
     Body(new): Body<NewZitadelConfig>,
 ) -> Outcome {
     let new = new.checked()?;
+    if let Some(issuer) = &new.issuer {
+        accepted(&call.app, issuer)?;
+    }
     let mut tx = begin_within(&call, id.clone()).await?;
     let (before, version) = parts(tx.zitadel_config().await?);
     call.expects(version)?;

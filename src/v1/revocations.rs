@@ -48,14 +48,16 @@ impl fmt::Debug for CutOff {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewRevocation {
-    /// The issuer; may be left out where only one is configured.
+    /// The issuer, of whose tokens alone it holds; may be left out where only one is configured.
     #[serde(default)]
     #[schema(example = "https://login.example.com")]
     issuer: Option<String>,
     /// The token's `sub`.
     #[schema(value_type = String, example = "259242039378444290")]
     subject: Name,
-    /// Tokens issued before this are refused; now, if left out.
+    /// Tokens issued before this are refused; now, if left out. The issuer's clock may be
+    /// ahead by `identity.leeway_seconds`: tokens that say a moment up to so much later are
+    /// refused too.
     #[serde(default)]
     issued_before: Option<Timestamp>,
     /// Why.
@@ -76,15 +78,24 @@ fn entry(action: Action, revocation: &Revocation) -> Entry<'_> {
     Entry { action, table: "Alchemi_RevocationTable", id: revocation.id.as_str(), label: Label::Iam }
 }
 
-/// An issuer that is not accepted has no tokens to cut off: a misspelt one must not
-/// look as if it had worked.
 fn issuer_of(app: &App, named: Option<String>) -> Result<String, Problem> {
     match (named, &*app.issuers) {
-        (Some(issuer), known) if known.is_empty() || known.contains(&issuer) => Ok(issuer),
+        (Some(issuer), _) => accepted(app, &issuer).map(|()| issuer),
         (None, [only]) => Ok(only.clone()),
         (None, []) => Err(Problem::invalid("/issuer", "is required")),
-        (_, known) => Err(Problem::invalid("/issuer", format!("must be one of: {}", known.join(", ")))),
+        (None, known) => Err(one_of(known)),
     }
+}
+
+/// Refuses an issuer whose tokens are not accepted: a misspelt one must not look as if it
+/// had worked.
+pub(super) fn accepted(app: &App, issuer: &str) -> Result<(), Problem> {
+    let known = &*app.issuers;
+    if known.is_empty() || known.iter().any(|own| own == issuer) { Ok(()) } else { Err(one_of(known)) }
+}
+
+fn one_of(known: &[String]) -> Problem {
+    Problem::invalid("/issuer", format!("must be one of: {}", known.join(", ")))
 }
 
 /// List revocations
@@ -98,8 +109,9 @@ pub async fn list_revocations(call: Call<SuperAdmin>, Paging(slice): Paging<100>
 /// Cut off a subject's tokens
 ///
 /// This gateway refuses the tokens of the subject that were issued before the moment at
-/// once, the others as soon as the change reaches them. A subject that is cut off already keeps the
-/// later of the two moments.
+/// once, the others as soon as the change reaches them. Of several issuers, each is told by
+/// itself. A subject that is cut off already keeps the later of the two moments; who signs in
+/// again is let in once `identity.leeway_seconds` are over.
 #[utoipa::path(post, path = "/v1/auth/revocations", tag = "revocations", request_body = NewRevocation,
     responses((status = 200, description = "What holds for the subject now", body = Item<Revocation>), Refusals))]
 pub async fn create_revocation(call: Call<SuperAdmin>, Body(new): Body<NewRevocation>) -> Outcome {

@@ -20,6 +20,7 @@ async fn verified(roles: Value, extra: Value) -> Arc<Verified> {
 fn rules() -> ClaimRules {
     ClaimRules {
         super_admin_roles: vec!["super_admin".to_owned()],
+        super_admin_issuers: Vec::new(),
         super_admin_org_id: None,
         default_product_domains: vec!["console".to_owned(), "copilot".to_owned()],
         scopes_from_roles: true,
@@ -30,6 +31,7 @@ fn account(organization: Option<&str>) -> AccountBinding {
     AccountBinding {
         id: "acc".parse().unwrap(),
         suspended: false,
+        issuer: None,
         organization_id: organization.map(str::to_owned),
         role_prefix: None,
         role_mappings: BTreeMap::new(),
@@ -81,7 +83,7 @@ async fn mappings_and_prefixes_are_applied_backwards() {
         role_mappings: mappings(&[("console_org_admin", "boss"), ("super_admin", "super")]),
         ..account(Some("A"))
     };
-    let context = context(&token, Some(&renamed), false, &rules()).unwrap();
+    let context = context(&token, Some(&renamed), false, &trusting(&token)).unwrap();
     assert_eq!(context.roles(), ["acme_copilot_org_admin", "beta_account_admin", "console_org_admin"]);
     assert!(!context.is_super_admin());
 }
@@ -89,8 +91,9 @@ async fn mappings_and_prefixes_are_applied_backwards() {
 #[tokio::test]
 async fn a_super_admin_is_one_by_the_trusted_organisation() {
     let token = verified(json!({"super_admin": {"OPS": "ops"}, "end_user": {"A": "a"}}), json!({})).await;
-    let trusting = |org: &str| ClaimRules { super_admin_org_id: Some(org.to_owned()), ..rules() };
-    for rules in [rules(), trusting("OPS")] {
+    let anywhere = trusting(&token);
+    let trusting = |org: &str| ClaimRules { super_admin_org_id: Some(org.to_owned()), ..anywhere.clone() };
+    for rules in [anywhere.clone(), trusting("OPS")] {
         let context = context(&token, Some(&account(Some("C"))), true, &rules).unwrap();
         assert!(context.is_super_admin() && context.super_admin().is_ok());
         assert_eq!(context.roles(), ["super_admin"]);
@@ -101,6 +104,35 @@ async fn a_super_admin_is_one_by_the_trusted_organisation() {
     let error = context(&token, Some(&account(Some("A"))), true, &trusting("A")).unwrap_err();
     assert_eq!(error, ContextError::NotSuperAdmin);
     assert_eq!(Problem::from(error).status(), 403);
+}
+
+/// Rules by which tokens of this one's issuer may make super admins.
+fn trusting(token: &Verified) -> ClaimRules {
+    ClaimRules { super_admin_issuers: vec![token.issuer().to_string()], ..rules() }
+}
+
+#[tokio::test]
+async fn a_super_admin_is_one_by_a_trusted_issuer() {
+    let token = verified(json!({"super_admin": {"OPS": "ops"}}), json!({})).await;
+    for issuers in [Vec::new(), vec!["https://login.example.com".to_owned()], vec![format!("{}/", token.issuer())]] {
+        let rules = ClaimRules { super_admin_issuers: issuers, ..rules() };
+        let context = context(&token, Some(&account(None)), false, &rules).unwrap();
+        assert!(!context.is_super_admin() && context.roles().is_empty());
+    }
+    assert!(context(&token, None, false, &trusting(&token)).unwrap().is_super_admin());
+}
+
+#[tokio::test]
+async fn an_account_admits_tokens_of_its_issuer() {
+    let token = verified(json!({"super_admin": {"A": "a"}, "account_admin": {"A": "a"}}), json!({})).await;
+    let of = |issuer: &str| AccountBinding { issuer: Some(issuer.to_owned()), ..account(Some("A")) };
+    assert_eq!(roles(context(&token, Some(&of(token.issuer())), false, &rules())), ["account_admin"]);
+    for other in ["https://login.example.com", &format!("{}/", token.issuer()), ""] {
+        let error = context(&token, Some(&of(other)), false, &rules()).unwrap_err();
+        assert_eq!(error, ContextError::OtherIssuer);
+        assert_eq!(Problem::from(error).code(), "account_mismatch");
+        assert!(context(&token, Some(&of(other)), true, &trusting(&token)).is_ok(), "an operator is of no account");
+    }
 }
 
 #[tokio::test]

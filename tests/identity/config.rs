@@ -45,6 +45,7 @@ fn what_is_wrong_is_said_in_one_sentence() {
         (IdentityConfig { issuers: issuer("ftp://login.example.com"), ..valid() }, "expected a URL"),
         (IdentityConfig { issuers: issuer("login"), ..valid() }, "`login`"),
         (IdentityConfig { issuers: issuer("https://u:p@login.example.com"), ..valid() }, "no query"),
+        (IdentityConfig { issuers: issuer("https://login.example.com/"), ..valid() }, "no slash at the end"),
         (IdentityConfig { leeway_seconds: 31, ..valid() }, "leeway_seconds = 31"),
         (IdentityConfig { introspection_cache_seconds: 61, ..valid() }, "introspection_cache_seconds"),
         (IdentityConfig { jwks_max_stale_seconds: 10, ..valid() }, "at least jwks_ttl_seconds"),
@@ -68,4 +69,31 @@ fn what_is_dangerous_is_warned_about() {
     assert_eq!((any.check(), any.warnings().len()), (Ok(()), 1));
     let open = IdentityConfig { super_admin_org_id: None, scopes_source: ScopesSource::Claim("s".into()), ..valid() };
     assert_eq!(open.warnings().len(), 2);
+    let several = |platform_roles| IdentityConfig {
+        issuers: vec![
+            IssuerConfig::at("https://login.example.com"),
+            IssuerConfig { platform_roles, ..IssuerConfig::at("https://login.example.org") },
+        ],
+        ..valid()
+    };
+    assert!(several(None).warnings()[0].contains("the first alone makes super admins"));
+    assert!(several(Some(false)).warnings().is_empty() && several(Some(true)).warnings().is_empty());
+}
+
+/// Whose word makes an operator, is said and not guessed: of several issuers, the first one's, unless said otherwise.
+#[test]
+fn super_admins_come_from_the_first_issuer_unless_said() {
+    let [first, second] = ["https://login.example.com", "https://login.example.org"];
+    let rules = |one: Option<bool>, two: Option<bool>| {
+        let issuer = |url: &str, platform_roles| IssuerConfig { platform_roles, ..IssuerConfig::at(url) };
+        let config = IdentityConfig { issuers: vec![issuer(first, one), issuer(second, two)], ..valid() };
+        config.claim_rules().super_admin_issuers
+    };
+    assert_eq!(valid().claim_rules().super_admin_issuers, [first]);
+    assert_eq!(rules(None, None), [first]);
+    assert_eq!(rules(None, Some(true)), [first, second]);
+    assert_eq!(rules(Some(false), Some(true)), [second]);
+    assert_eq!(rules(Some(false), None), [""; 0]);
+    let written = json!({"url": first, "platform_roles": false});
+    assert_eq!(serde_json::from_value::<IssuerConfig>(written).unwrap().platform_roles, Some(false));
 }

@@ -150,7 +150,57 @@ async fn a_key_that_is_used_as_soon_as_it_is_published_is_found() {
     // The next search has to wait, whatever is searched for.
     clock.advance(Duration::from_secs(29));
     let unknown = RSA.sign("unknown", &issuer.claims(json!({})));
-    assert_eq!(identity.verify(&unknown).await.unwrap_err(), Flaw::UnknownKey.into());
+    assert_eq!(identity.verify(&unknown).await.unwrap_err(), IdentityError::KeyPending { retry_after: 1 });
+    assert_eq!(issuer.fetches(), 2);
+}
+
+/// Made-up names can make a new key wait for the next search, but nobody hears that a good token is wrong.
+#[tokio::test]
+async fn a_new_key_behind_made_up_ones_is_pending_and_never_wrong() {
+    let issuer = TestIssuer::start().await;
+    let (identity, clock) = issuer.identity();
+    let known = issuer.token(json!({}));
+    identity.verify(&known).await.unwrap();
+    clock.advance(Duration::from_secs(2));
+    let made_up = |n: usize| RSA.sign(&format!("made-up-{n}"), &issuer.claims(json!({"n": n})));
+    let first = made_up(0);
+    assert_eq!(identity.verify(&first).await.unwrap_err(), Flaw::UnknownKey.into(), "it was searched for");
+    assert_eq!(issuer.fetches(), 2);
+
+    clock.advance(Duration::from_secs(10));
+    issuer.publish(vec![RSA.jwk("rsa"), RSA_OTHER.jwk("next")]);
+    let new = RSA_OTHER.sign("next", &issuer.claims(json!({})));
+    for n in 1..100 {
+        assert_eq!(identity.verify(&made_up(n)).await.unwrap_err(), IdentityError::KeyPending { retry_after: 20 });
+    }
+    assert_eq!(identity.verify(&new).await.unwrap_err(), IdentityError::KeyPending { retry_after: 20 });
+    assert_eq!(identity.verify(&first).await.unwrap_err(), Flaw::UnknownKey.into(), "this one is known to be wrong");
+    identity.verify(&known).await.unwrap();
+    identity.verify(&issuer.token(json!({"n": 1}))).await.expect("known keys know no difference");
+    assert_eq!(issuer.fetches(), 2);
+
+    // Whoever asks first when the time is over, the new key is found.
+    clock.advance(Duration::from_secs(20));
+    assert_eq!(identity.verify(&made_up(100)).await.unwrap_err(), Flaw::UnknownKey.into());
+    identity.verify(&new).await.unwrap();
+    assert_eq!(issuer.fetches(), 3);
+}
+
+#[tokio::test]
+async fn a_withdrawn_key_is_wrong_without_a_search() {
+    let issuer = TestIssuer::start().await;
+    let (identity, clock) = issuer.identity();
+    let tokens = [issuer.token(json!({})), EC.sign("ec", &issuer.claims(json!({})))];
+    for token in &tokens {
+        identity.verify(token).await.unwrap();
+    }
+    issuer.publish(vec![ED.jwk("ed")]);
+    clock.advance(Duration::from_secs(300));
+    identity.verify(&ED.sign("ed", &issuer.claims(json!({})))).await.unwrap();
+    clock.advance(Duration::from_secs(5));
+    for token in &tokens {
+        assert_eq!(identity.verify(token).await.unwrap_err(), Flaw::UnknownKey.into());
+    }
     assert_eq!(issuer.fetches(), 2);
 }
 

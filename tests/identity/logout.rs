@@ -100,6 +100,20 @@ async fn a_logout_token_is_for_one_of_our_clients() {
     assert_eq!(identity(&config).0.verify(&access).await.unwrap_err(), Flaw::Audience.into());
 }
 
+/// Signed access tokens name no session: a logout of a session alone would end nothing, and is not taken for done.
+#[tokio::test]
+async fn a_session_alone_is_refused_where_no_token_names_one() {
+    let issuer = TestIssuer::start().await;
+    let (identity, _) = issuer.identity();
+    let refused = identity.verify_logout(&logout(&issuer, json!({"sub": null}))).await.unwrap_err();
+    assert_eq!(refused, Flaw::SessionAlone.into());
+    let problem = logout_refused(refused);
+    assert_eq!((problem.status(), problem.code()), (400, "logout_token_invalid"));
+    assert!(problem.detail().contains("put `sub` into its logout tokens"), "{}", problem.detail());
+    let pending = logout_refused(IdentityError::KeyPending { retry_after: 7 });
+    assert_eq!((pending.status(), pending.headers()["retry-after"].to_str().unwrap()), (503, "7"));
+}
+
 #[tokio::test]
 async fn a_session_without_a_subject_ends_what_names_it() {
     let issuer = TestIssuer::start().await;

@@ -202,6 +202,7 @@ fn binding(account: &Id<Account>, suspended: bool) -> AccountBinding {
     AccountBinding {
         id: account.clone(),
         suspended,
+        issuer: None,
         organization_id: None,
         role_prefix: None,
         role_mappings: BTreeMap::new(),

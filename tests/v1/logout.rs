@@ -93,6 +93,8 @@ async fn what_is_no_logout_token_ends_nothing() {
             logout_token(&gateway, &eve, json!({"nonce": "n"})),
             logout_token(&gateway, &eve, json!({"jti": null})),
             logout_token(&gateway, &eve, json!({"sub": null, "sid": null})),
+            // Signed access tokens name no session.
+            logout_token(&gateway, &eve, json!({"sub": null})),
             logout_token(&gateway, &eve, json!({"aud": ["somebody-else"]})),
             logout_token(&gateway, &eve, json!({"iss": "https://login.example.org"})),
         ] {

@@ -32,6 +32,7 @@ mod gateway;
 mod guardrails;
 mod idempotency;
 mod identities;
+mod issuers;
 mod logout;
 mod marketplace;
 mod models;

@@ -161,6 +161,27 @@ async fn an_admin_is_cut_off_at_every_issuer() {
     }
 }
 
+/// Where the account is bound to an issuer, the same id at another one is somebody else's.
+#[tokio::test]
+async fn an_admin_of_a_bound_account_is_cut_off_at_its_issuer() {
+    for backend in backends().await {
+        let gateway = Gateway::start_with(backend, |config| {
+            config.identity.issuers.push(IssuerConfig::at("https://login.example.com"));
+        })
+        .await;
+        let account = gateway.account("Acme").await;
+        let (operator, path) = (gateway.operator(), format!("/v1/accounts/{account}"));
+        operator.put(&format!("{path}/zitadel/config"), json!({"issuer": gateway.issuer.url()})).await.ok();
+        operator.post(&format!("{path}/admins"), json!({"user_email": "ada@acme.com"})).await.ok();
+        let user = json!({"email": "ada@acme.com", "identity_user_id": "ada-subject"});
+        gateway.operator_for(&account).post("/v1/copilot/users", user).await.ok();
+        operator.delete(&format!("{path}/admins/ada@acme.com")).await.ok();
+        let query = r#"SELECT issuer FROM "Alchemi_RevocationTable" WHERE subject = $1"#;
+        let rows = gateway.database.rows(query, &["ada-subject"]).await;
+        assert_eq!(rows.iter().map(|row| &row["issuer"]).collect::<Vec<_>>(), [gateway.issuer.url()]);
+    }
+}
+
 #[tokio::test]
 async fn an_admin_is_cut_off_in_an_account_that_zitadel_is_not_told_of() {
     for backend in backends().await {
@@ -256,6 +277,8 @@ async fn grants_tokens_and_roles_are_one_circle() {
         let gateway = Gateway::start_with(backend, |config| {
             configure(config, zitadel.url());
             config.identity.issuers = vec![IssuerConfig::at(zitadel.url())];
+            // One machine has one clock, and who signs in again is let in at once.
+            config.identity.leeway_seconds = 0;
             config.identity.project_id = Some(project.clone());
             config.identity.introspection_client_id = Some(API.0.to_owned());
             config.identity.introspection_client_secret = Some(API.1.into());
