@@ -55,7 +55,7 @@ enum Command {
         #[arg(long, value_name = "DATABASE")]
         print: Option<Backend>,
     },
-    /// Check the configuration and print what is in force, secrets masked
+    /// Check the configuration, and the files that it names, and print what is in force, secrets masked
     #[command(after_help = "Every key with its default and meaning is in examples/alchemi.toml, \
         which `alchemi check-config --example` prints. Environment variables override the file.")]
     CheckConfig {
@@ -196,9 +196,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Migrate { print: Some(backend), .. } => maintenance::print_migrations(backend),
         Command::Migrate { file, print: None } => maintenance::migrate(&load_for_database(&file)?),
         Command::CheckConfig { example: true, .. } => say(config::DEFAULTS.trim_end()),
-        Command::CheckConfig { file, .. } => {
-            say(config::show(file.config.as_deref()).map_err(Failure::misconfigured)?.trim_end())
-        }
+        Command::CheckConfig { file, .. } => check_config(&file),
         Command::Openapi => say(&crate::v1::description().to_pretty_json().map_err(Failure::failed)?),
         Command::Keygen { kind } => maintenance::keygen(kind),
         Command::Audit { command: AuditCommand::Verify { file, account } } => {
@@ -221,6 +219,16 @@ fn execute(command: Command) -> Result<(), Failure> {
             say(String::from_utf8_lossy(&text).trim_end())
         }
     }
+}
+
+/// Checks what `serve` would before it listens; what is allowed but open goes to standard error.
+fn check_config(file: &ConfigFile) -> Result<(), Failure> {
+    let config = load(file)?;
+    crate::server::check(&config).map_err(serve::start_failure)?;
+    for warning in config.warnings() {
+        let _ = writeln!(std::io::stderr(), "alchemi: warning: {warning}");
+    }
+    say(config::show(file.config.as_deref()).map_err(Failure::misconfigured)?.trim_end())
 }
 
 fn load(file: &ConfigFile) -> Result<Config, Failure> {

@@ -315,6 +315,26 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Sta
     TcpListener::bind(address).await.map_err(|reason| StartError::Listen { key, address, reason })
 }
 
+/// Checks what a configuration names outside of itself, key files and certificates, as the
+/// start would, and asks nobody.
+///
+/// # Errors
+/// [`StartError`], as [`Server::start`].
+pub fn check(config: &Config) -> Result<(), StartError> {
+    let (clock, wrong): (SharedClock, _) = (Arc::new(SystemClock), |text| StartError::Config(ConfigError(text)));
+    Identity::new(&config.identity, Arc::clone(&clock)).map_err(|error| wrong(error.to_string()))?;
+    management(config, &clock)?;
+    config.tls.as_ref().map(Tls::open).transpose().map_err(wrong)?;
+    Ok(())
+}
+
+fn management(config: &Config, clock: &SharedClock) -> Result<Management, StartError> {
+    let issuer = config.identity.issuers.first();
+    let address = issuer.map(|issuer| (issuer.url.as_str(), issuer.internal_url.as_deref()));
+    Management::new(&config.zitadel, address, Arc::clone(clock))
+        .map_err(|error| StartError::Config(ConfigError(error.to_string())))
+}
+
 /// What makes roles and grants in Zitadel, and cuts off in this process whoever loses one.
 pub(crate) fn provisioner(
     config: &Config,
@@ -322,10 +342,7 @@ pub(crate) fn provisioner(
     identity: &Identity,
     clock: &SharedClock,
 ) -> Result<Provisioner, StartError> {
-    let issuer = config.identity.issuers.first();
-    let address = issuer.map(|issuer| (issuer.url.as_str(), issuer.internal_url.as_deref()));
-    let management = Management::new(&config.zitadel, address, Arc::clone(clock))
-        .map_err(|error| StartError::Config(ConfigError(error.to_string())))?;
+    let management = management(config, clock)?;
     let identity = identity.clone();
     let issuers = config.identity.issuers.iter().map(|issuer| issuer.url.clone()).collect();
     Ok(Provisioner::new(store.clone(), management, issuers).with_cut_off(move |issuer, subject, issued_before| {

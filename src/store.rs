@@ -150,6 +150,16 @@ impl Store {
         })))
     }
 
+    /// [Opens](Self::open) a database that is there: for commands that look after one, and
+    /// would find an empty one in a folder that is not the gateway's.
+    ///
+    /// # Errors
+    /// [`StoreError::Setup`] that names the path, and as [`open`](Self::open).
+    pub async fn open_existing(config: &DatabaseConfig, clock: SharedClock, ids: Arc<dyn IdSource>) -> Result<Self> {
+        dialect::expect_there(config)?;
+        Self::open(config, clock, ids).await
+    }
+
     /// `sqlite` or `postgres`.
     pub fn backend(&self) -> &'static str {
         match &self.0.pools {

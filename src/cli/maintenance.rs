@@ -20,7 +20,8 @@ pub(super) fn print_migrations(backend: Backend) -> Result<(), Failure> {
 
 pub(super) fn migrate(config: &Config) -> Result<(), Failure> {
     block_on(async {
-        let store = open(config).await?;
+        let store = Store::open(&config.database, Arc::new(SystemClock), Arc::new(RandomIds)).await;
+        let store = store.map_err(store_failure)?;
         let applied = migrate::apply(&store).await.map_err(store_failure)?;
         for migration in &applied {
             say(&format!("applied {:04}_{}", migration.version, migration.name))?;
@@ -170,7 +171,7 @@ pub(super) fn healthcheck(url: &str) -> Result<(), Failure> {
 }
 
 async fn open(config: &Config) -> Result<Store, Failure> {
-    Store::open(&config.database, Arc::new(SystemClock), Arc::new(RandomIds)).await.map_err(store_failure)
+    Store::open_existing(&config.database, Arc::new(SystemClock), Arc::new(RandomIds)).await.map_err(store_failure)
 }
 
 fn store_failure(error: StoreError) -> Failure {

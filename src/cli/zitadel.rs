@@ -135,7 +135,8 @@ fn from_input() -> Result<String, Failure> {
 async fn open(file: &ConfigFile) -> Result<Parts, Failure> {
     let config = load(file)?;
     let clock: SharedClock = Arc::new(SystemClock);
-    let store = Store::open(&config.database, Arc::clone(&clock), Arc::new(RandomIds)).await.map_err(unusable)?;
+    let store = Store::open_existing(&config.database, Arc::clone(&clock), Arc::new(RandomIds)).await;
+    let store = store.map_err(unusable)?;
     let pending = crate::store::migrate::pending(&store).await.map_err(unusable)?;
     if let Some(first) = pending.first() {
         return Err(Failure::misconfigured(format!(
@@ -180,7 +181,10 @@ async fn call(of: &OfAccount, method: Method, rest: &str, body: Option<Value>) -
     }
     let detail = body.get("detail").and_then(Value::as_str).unwrap_or("refused").to_owned();
     Err(match word(&body, "code") {
-        "zitadel_not_configured" if status == 400 => Failure::misconfigured(detail),
+        "zitadel_not_configured" if status == 400 => {
+            let half = parts.config.zitadel.warnings();
+            Failure::misconfigured(half.into_iter().fold(detail, |said, half| format!("{said}; {half}")))
+        }
         "project_id_missing" => Failure::failed("no project: name it by --project, or bind the account to one"),
         _ => Failure::failed(detail),
     })
@@ -312,14 +316,16 @@ async fn drift(of: &OfAccount) -> Result<(), Failure> {
         let (project, why) = (word(problem, "project_id"), word(problem, "detail"));
         return Err(Failure::failed(format!("what Zitadel holds of project {project} cannot be told: {why}")));
     }
+    let bootstrap = format!("`alchemi zitadel bootstrap --account {}`", of.account);
     Err(Failure::failed(if nothing {
-        "nothing is provisioned for this account yet: `alchemi zitadel bootstrap`"
+        format!("nothing is provisioned for this account yet: {bootstrap}")
     } else if at(&drift, "enabled") == false {
         "the account's binding is switched off: nothing is granted until `enabled` is set in its zitadel/config"
+            .to_owned()
     } else if each(at(&drift, "items")).any(|item| matches!(word(item, "state"), "failed" | "conflict")) {
-        "Zitadel does not hold what is wanted; what stands in its way is said above"
+        "Zitadel does not hold what is wanted; what stands in its way is said above".to_owned()
     } else {
-        "Zitadel does not hold what is wanted: `alchemi zitadel bootstrap` puts it right"
+        format!("Zitadel does not hold what is wanted: {bootstrap} puts it right")
     }))
 }
 
@@ -338,10 +344,19 @@ async fn status(parts: &Parts) -> Result<(), Failure> {
     }
     let project = parts.config.identity.project_id.as_deref().unwrap_or("not set: no roles are read");
     say(&format!("project     {project}"))?;
+    if let Some(answer) = parts.identity.probe_introspection().await {
+        useless |= answer.is_err();
+        let said = answer.map_or_else(|error| error.to_string(), |()| "answers".to_owned());
+        say(&format!("introspect  {said}"))?;
+    }
     let management = parts.provisioner.management();
+    let half = parts.config.zitadel.warnings();
     let said = match management.probe().await {
         Ok(surface) => format!("answers, {surface}"),
-        Err(Error::NotConfigured) => "no credentials: accounts are planned for, and nothing is made".to_owned(),
+        Err(Error::NotConfigured) => match half.first() {
+            Some(half) => half.trim_start_matches("zitadel: ").to_owned(),
+            None => "no credentials: accounts are planned for, and nothing is made".to_owned(),
+        },
         Err(error) => {
             useless = true;
             error.to_string()

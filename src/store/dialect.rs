@@ -184,6 +184,24 @@ pub(super) async fn connect(config: &DatabaseConfig) -> Result<Pools> {
     )))
 }
 
+/// Refuses a file that is not there, by its whole path.
+pub(super) fn expect_there(config: &DatabaseConfig) -> Result<()> {
+    #[cfg(feature = "sqlite")]
+    if config.url.starts_with("sqlite:")
+        && let Ok(options) = config.url.parse::<sqlx::sqlite::SqliteConnectOptions>()
+        && !options.get_filename().is_file()
+    {
+        let path = std::path::absolute(options.get_filename());
+        let path = path.unwrap_or_else(|_| options.get_filename().to_owned());
+        return Err(StoreError::Setup(format!(
+            "database.url (DATABASE_URL): there is no database at {}; run this with the gateway's own settings (--config, \
+             ALCHEMI_CONFIG, ALCHEMI_DATA_DIR), or make one by `alchemi migrate`",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
 fn acquire_timeout(config: &DatabaseConfig) -> Duration {
     Duration::from_millis(config.acquire_timeout_ms)
 }

@@ -15,6 +15,13 @@ fn ok(ended: Ended) -> String {
     ended.out
 }
 
+/// The same, with warnings perhaps.
+#[track_caller]
+fn good(ended: Ended) -> String {
+    assert!(ended.err.lines().all(|line| line.starts_with("alchemi: warning: ")), "{ended:?}");
+    ok(Ended { err: String::new(), ..ended })
+}
+
 #[test]
 fn it_says_what_it_can_do() {
     let place = Place::new();
@@ -37,13 +44,13 @@ fn the_configuration_in_force_is_shown_without_its_secrets() {
         .with("ALCHEMI_UPSTREAM_API_KEY", "sk-canary-of-the-upstream")
         .with("DATABASE_URL", "postgres://alchemi:canary-of-the-database@db/litellm");
     let file = place.file("alchemi.toml", "[limits]\nstreams = 7\n");
-    let shown = ok(place.run(&["check-config", "--config", &file]));
+    let shown = good(place.run(&["check-config", "--config", &file]));
     assert!(!shown.contains("canary") && !shown.contains(MASTER_KEY), "{shown}");
     let shown: toml::Table = shown.parse().unwrap();
     assert_eq!(shown["limits"]["streams"].as_integer(), Some(7));
     assert!(shown["database"]["url"].as_str().unwrap().ends_with("@db/litellm"));
     let from_environment = place.with("ALCHEMI_CONFIG", &file);
-    assert!(ok(from_environment.run(&["check-config"])).contains("streams = 7"));
+    assert!(good(from_environment.run(&["check-config"])).contains("streams = 7"));
     let example = ok(Place::new().run(&["check-config", "--example"]));
     assert_eq!(example.trim_end(), alchemi::config::DEFAULTS.trim_end());
 }
@@ -62,6 +69,34 @@ fn migrations_are_printed_and_applied_once() {
     assert!(place.path().join("data/alchemi.db").exists());
 }
 
+/// A command that looks after a database makes none where it finds none: it was started in the wrong folder.
+#[test]
+fn a_database_that_is_not_there_is_not_made() {
+    let place = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY);
+    let commands: &[&[&str]] = &[
+        &["zitadel", "status"],
+        &["zitadel", "plan", "--account", "acme"],
+        &["zitadel", "bootstrap", "--account", "acme"],
+        &["zitadel", "drift", "--account", "acme"],
+        &["zitadel", "why", "a.b.c"],
+        &["audit", "verify"],
+        &["ledger", "verify"],
+        &["secrets", "status"],
+        &["secrets", "rotate"],
+    ];
+    for command in commands {
+        let ended = place.run(command);
+        assert_eq!(ended.status, 2, "{command:?}: {ended:?}");
+        let path = place.path().join("data/alchemi.db");
+        for words in ["there is no database at", path.to_str().unwrap(), "--config", "alchemi migrate"] {
+            assert!(ended.err.contains(words), "{command:?}: no {words:?} in {ended:?}");
+        }
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "{command:?} leaves something behind");
+    }
+    ok(place.run(&["migrate"]));
+    ok(place.run(&["ledger", "verify"]));
+}
+
 #[test]
 fn the_description_is_the_one_that_is_served() {
     let printed: Value = serde_json::from_str(&ok(Place::new().run(&["openapi"]))).unwrap();
@@ -78,7 +113,7 @@ fn keys_are_fresh_and_of_their_kind() {
     assert_eq!(STANDARD.decode(key(&["keygen", "secret"])).unwrap().len(), 32);
     // It is good for what it is for.
     let place = Place::new().with("ALCHEMI_MASTER_KEY", &master);
-    ok(place.run(&["check-config"]));
+    good(place.run(&["check-config"]));
 }
 
 #[test]

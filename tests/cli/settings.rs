@@ -70,6 +70,39 @@ fn each_wrong_setting_is_named_with_its_remedy() {
     }
 }
 
+/// What the start would fail at, `check-config` finds.
+#[test]
+fn the_files_that_settings_name_are_looked_at() {
+    let issuer = [("ZITADEL_ISSUER", "https://id.example.com"), ("ZITADEL_PROJECT_ID", "1")];
+    let cases: &[Case] = &[
+        (&[("ZITADEL_KEY_FILE", "nowhere.json")], &["ZITADEL_KEY_FILE", "nowhere.json"]),
+        (&[("ZITADEL_INTROSPECTION_KEY_FILE", "nowhere.json")], &["introspection_key_file", "nowhere.json"]),
+        (&[("ALCHEMI_TLS_CERT", "nowhere.pem"), ("ALCHEMI_TLS_KEY", "nowhere.key")], &["nowhere.pem"]),
+        (&[("ZITADEL_ISSUER", "https://id.example.com/")], &["ZITADEL_ISSUER", "no slash at the end"]),
+    ];
+    for (environment, words) in cases {
+        let mut place = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY).with("RUST_LOG", "error");
+        for (name, value) in issuer.iter().chain(*environment) {
+            place = place.with(name, value);
+        }
+        for command in ["check-config", "serve"] {
+            one_sentence(&place.run(&[command]), 2, words);
+        }
+    }
+}
+
+#[test]
+fn what_is_left_open_is_warned_of() {
+    let place = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY).with("ZITADEL_CLIENT_ID", "provisioner");
+    let ended = place.run(&["check-config"]);
+    assert_eq!(ended.status, 0, "{ended:?}");
+    let half = "alchemi: warning: zitadel: client_id (ZITADEL_CLIENT_ID) without client_secret (ZITADEL_CLIENT_SECRET)";
+    assert!(ended.err.lines().any(|line| line.starts_with(half)), "{ended:?}");
+    let whole =
+        place.with("ZITADEL_CLIENT_SECRET", "secret").with("ZITADEL_MGMT_API_BASE_URL", "https://id.example.com");
+    assert!(!whole.run(&["check-config"]).err.contains("ZITADEL_CLIENT_ID"));
+}
+
 #[test]
 fn a_wrong_file_is_named_with_the_key() {
     let place = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY);

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::common::process::Place;
 use crate::common::zitadel::{TOKEN, Zitadel};
-use crate::common::{Backend, Gateway, Person, backends};
+use crate::common::{Backend, Gateway, MASTER_KEY, Person, UPSTREAM_KEY, backends};
 
 struct Setting {
     zitadel: Zitadel,
@@ -31,13 +31,19 @@ async fn run(setting: &Setting, arguments: &[&str], input: &str) -> (i32, String
 
 /// The same with another credential; none, if it is empty.
 async fn run_with(setting: &Setting, arguments: &[&str], input: &str, token: &str) -> (i32, String) {
+    let token = (!token.is_empty()).then_some(("ZITADEL_MGMT_API_TOKEN", token));
+    run_in(setting, arguments, input, token.as_slice()).await
+}
+
+/// The same with these variables too.
+async fn run_in(setting: &Setting, arguments: &[&str], input: &str, variables: &[(&str, &str)]) -> (i32, String) {
     let mut place = Place::new()
         .with("DATABASE_URL", setting.gateway.database_url())
         .with("ZITADEL_ISSUER", setting.gateway.issuer.url())
         .with("ZITADEL_PROJECT_ID", setting.gateway.issuer.project_id())
         .with("ZITADEL_MGMT_API_BASE_URL", setting.zitadel.url());
-    if !token.is_empty() {
-        place = place.with("ZITADEL_MGMT_API_TOKEN", token);
+    for (name, value) in variables {
+        place = place.with(name, value);
     }
     let arguments: Vec<String> = ["zitadel"].iter().chain(arguments).map(|&argument| argument.to_owned()).collect();
     let input = input.to_owned();
@@ -65,7 +71,8 @@ async fn an_account_is_planned_bootstrapped_and_compared() {
         let (code, text) = run(&setting, &[&["plan"], &of[..]].concat(), "").await;
         assert!(code == 0 && text.contains("account_admin") && text.contains("ada@acme.com"), "{text}");
         let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
-        assert!(code == 1 && text.contains("nothing is provisioned"), "{text}");
+        let hint = format!("`alchemi zitadel bootstrap --account {}`", setting.account);
+        assert!(code == 1 && text.contains("nothing is provisioned") && text.contains(&hint), "{text}");
         let (code, text) = run(&setting, &[&["bootstrap"], &of[..]].concat(), "").await;
         assert!(code == 1 && text.contains("no project: name it by --project"), "{text}");
         let place = ["--project", setting.project.as_str(), "--organization", setting.org.as_str()];
@@ -96,7 +103,8 @@ async fn an_account_is_planned_bootstrapped_and_compared() {
         }
         setting.zitadel.world().grants.clear();
         let (code, text) = run(&setting, &[&["drift"], &of[..]].concat(), "").await;
-        assert!(code == 1 && text.contains("not held: account_admin") && text.contains("puts it right"), "{text}");
+        assert!(code == 1 && text.contains("not held: account_admin"), "{text}");
+        assert!(text.contains(&format!("{hint} puts it right")), "{text}");
         let namesake = setting.zitadel.user(&setting.org, "ada@acme.com");
         setting.gateway.operator().delete(&format!("{admins}/ada@acme.com")).await.ok();
         setting.gateway.operator().post(&admins, json!({"user_email": "ada@acme.com"})).await.ok();
@@ -164,4 +172,86 @@ async fn a_token_is_explained_and_never_printed() {
     assert!(text.contains("refused: "), "{text}");
     let (code, text) = run(&setting, &["why", "opaque-token"], "").await;
     assert!(code == 1 && text.contains("opaque token, and no introspection client"), "{text}");
+    // What is no token is shown to nobody.
+    let (code, text) = run(&setting, &["why", UPSTREAM_KEY], "").await;
+    assert!(code == 1 && text.contains("a key of the upstream") && !text.contains(UPSTREAM_KEY), "{text}");
+    let master_key = [("ALCHEMI_MASTER_KEY", MASTER_KEY)];
+    let (code, text) = run_in(&setting, &["why", MASTER_KEY], "", &master_key).await;
+    assert!(code == 0 && text.contains("this is the master key") && !text.contains(MASTER_KEY), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_signed_token_is_refused_for_is_named() {
+    let setting = setting(Backend::Sqlite).await;
+    let (gateway, account) = (&setting.gateway, &setting.account);
+    let good = gateway.token(&Person::of(account, "ada").role("account_admin"));
+    let (code, text) = run(&setting, &["why", &good], "").await;
+    assert!(code == 0 && text.contains("ok      signature, by a key that its issuer publishes"), "{text}");
+    assert!(!text.contains("MISSING"), "{text}");
+
+    let other = gateway.token(&Person::of(account, "eve"));
+    let forged = format!("{}.{}", good.rsplit_once('.').unwrap().0, other.rsplit_once('.').unwrap().1);
+    let (code, text) = run(&setting, &["why", &forged], "").await;
+    assert!(code == 1 && text.contains("MISSING signature: ") && !text.contains("ok      signature"), "{text}");
+    assert!(text.contains("refused: The token's signature is wrong"), "{text}");
+
+    let config = format!("/v1/accounts/{account}/zitadel/config");
+    gateway.operator().put(&config, json!({"organization_id": "7001"})).await.ok();
+    let (code, text) = run(&setting, &["why", &good], "").await;
+    let missing =
+        "MISSING a role that organisation 7001 granted, whose grants alone count here: account_admin (by org-of-";
+    assert!(code == 1 && text.contains(missing) && text.contains("refused: "), "{text}");
+    assert!(text.contains(&format!("`alchemi zitadel drift --account {account}`")), "{text}");
+    let own = gateway.token(&Person::of(account, "ada").of_org("7001").role("account_admin"));
+    let (code, text) = run(&setting, &["why", &own], "").await;
+    assert!(code == 0 && text.contains("ok      a role that the account's organisation 7001 granted"), "{text}");
+    let bare = gateway.token(&Person::of(account, "ada").of_org("7001"));
+    let (code, text) = run(&setting, &["why", &bare], "").await;
+    assert!(code == 0 && text.contains("ok      its subject belongs to the account's organisation 7001"), "{text}");
+
+    let elsewhere = r#"UPDATE "Alchemi_AccountZitadelTable" SET issuer = 'https://login.example.com'"#;
+    gateway.database.execute(elsewhere).await;
+    let (code, text) = run(&setting, &["why", &own], "").await;
+    let missing = format!("MISSING issuer of the account {account}: it is bound to https://login.example.com");
+    assert!(code == 1 && text.contains(&missing) && text.contains("account none"), "{text}");
+
+    gateway.operator().post("/v1/auth/revocations", json!({"subject": "ada"})).await.ok();
+    let (code, text) = run(&setting, &["why", &own], "").await;
+    assert!(code == 1 && text.contains("MISSING not revoked: ") && text.contains("has been revoked"), "{text}");
+}
+
+#[tokio::test]
+async fn credentials_that_are_wrong_are_no_outage_and_half_of_one_is_named() {
+    let setting = setting(Backend::Sqlite).await;
+    let api = setting.gateway.issuer.api_client().clone();
+    let person = Person::of(&setting.account, "ada").role("account_admin");
+    setting.gateway.claims(&person);
+    let opaque = setting.gateway.issuer.opaque("ada").unwrap();
+    let client = |secret: &'static str| {
+        [("ZITADEL_INTROSPECTION_CLIENT_ID", api.id.as_str()), ("ZITADEL_INTROSPECTION_CLIENT_SECRET", secret)]
+    };
+    let (code, text) = run_in(&setting, &["why", &opaque], "", &client("wrong")).await;
+    assert!(code == 1 && text.contains("MISSING introspection: the issuer does not accept"), "{text}");
+    assert!(text.contains("does not accept this service's own credentials") && !text.contains("reached"), "{text}");
+    let (code, text) = run_in(&setting, &["status"], "", &client("wrong")).await;
+    assert!(code == 1 && text.contains("introspect  the issuer does not accept our client's credentials"), "{text}");
+
+    let right = [client("")[0], ("ZITADEL_INTROSPECTION_CLIENT_SECRET", api.secret.as_str())];
+    let (code, text) = run_in(&setting, &["why", &opaque], "", &right).await;
+    assert!(code == 0 && text.contains("ok      its issuer says that it is active"), "{text}");
+    let (code, text) = run_in(&setting, &["status"], "", &right).await;
+    assert!(code == 0 && text.contains("introspect  answers"), "{text}");
+
+    let halves = [
+        ("ZITADEL_CLIENT_ID", "client_id (ZITADEL_CLIENT_ID) without client_secret (ZITADEL_CLIENT_SECRET)"),
+        ("ZITADEL_CLIENT_SECRET", "client_secret (ZITADEL_CLIENT_SECRET) without client_id (ZITADEL_CLIENT_ID)"),
+    ];
+    let bootstrap = ["bootstrap", "--account", setting.account.as_str(), "--project", setting.project.as_str()];
+    for (variable, named) in halves {
+        let half = [(variable, "provisioner")];
+        let (_, text) = run_in(&setting, &["status"], "", &half).await;
+        assert!(text.contains(&format!("management  {named}")), "{text}");
+        let (code, text) = run_in(&setting, &bootstrap, "", &half).await;
+        assert!(code == 2 && text.contains(named), "{code} {text}");
+    }
 }

@@ -1,15 +1,18 @@
 //! What becomes of a token, check by check.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::{Failure, Parts, say, unusable};
-use crate::allocation::rules::RuleBook;
+use crate::allocation::rules::{AccountFacts, RuleBook, account_unknown};
 use crate::clock::{Clock as _, SystemClock, Timestamp};
 use crate::config::Config;
-use crate::identity::IdentityError;
-use crate::layer::Authenticator;
+use crate::identity::{Flaw, IdentityError, MasterKey, Verified};
+use crate::layer::{Authenticator, Credential};
+use crate::problem::Problem;
 use crate::server::load_revocations;
 
 /// One line of the answer.
@@ -29,33 +32,32 @@ fn bad(text: impl Into<String>) -> Check {
 /// Checks a token as the gateway would, and what it does not get to see because of an
 /// earlier check.
 pub(super) async fn why(parts: &Parts, token: &str) -> Result<(), Failure> {
+    if let Some(key) = own_key(&parts.config, token)? {
+        return say(key);
+    }
     // Those who were cut off are refused whatever the token says.
     load_revocations(&parts.store, &parts.identity).await.map_err(unusable)?;
+    let verdict = parts.identity.verify(token).await;
+    let mut checks = readable(&parts.config, token);
+    checks.extend(credible(parts, token, &verdict).await);
+    tell(checks)?;
+    let verified = match verdict {
+        Ok(verified) => verified,
+        Err(error) => return Err(refused(&error.to_string())),
+    };
 
-    for check in readable(&parts.config, token) {
-        say(&format!("{} {}", if check.good { "ok     " } else { "MISSING" }, check.text))?;
-    }
     let rules = RuleBook::new(parts.store.clone(), &parts.config.allocation, parts.config.rule_terms());
     let authenticator = Authenticator::new(parts.identity.clone(), None, rules);
-    let credential = match authenticator.credential(Some(token)).await {
-        Ok(credential) => credential,
-        Err(problem) => return Err(refused(problem.detail())),
-    };
-    let established = match authenticator.establish(&credential, None).await {
-        Ok(established) => established,
-        Err(problem) => return Err(refused(problem.detail())),
-    };
+    let failed = |problem: Problem| refused(problem.detail());
+    match authenticator.account_of(&verified).await.map_err(failed)? {
+        Some(facts) => tell(grants(&verified, &facts))?,
+        None => tell(strangers(&authenticator, &verified).await.map_err(failed)?)?,
+    }
+    let established = authenticator.establish(&Credential::Token(verified), None).await.map_err(failed)?;
     let context = &established.context;
     say(&format!("subject {}", context.actor().subject))?;
     match &established.account {
-        Some(facts) => {
-            let organization = facts.zitadel.as_ref().and_then(|zitadel| zitadel.organization_id.as_deref());
-            let bound = match organization {
-                Some(id) => format!("roles that organisation {id} granted count"),
-                None => "bound to no organisation: roles that any organisation granted count".to_owned(),
-            };
-            say(&format!("account {} ({}), {bound}", facts.account.account_id, facts.account.account_name))?;
-        }
+        Some(facts) => say(&format!("account {} ({})", facts.account.account_id, facts.account.account_name))?,
         None => say("account none: no claim names an account or an organisation that is one here")?,
     }
     let roles = context.roles().join(", ");
@@ -64,11 +66,116 @@ pub(super) async fn why(parts: &Parts, token: &str) -> Result<(), Failure> {
     if context.suspended() {
         return Err(refused("the account is suspended"));
     }
+    if established.account.is_none() && !context.is_super_admin() {
+        return Err(refused(account_unknown().detail()));
+    }
     say("accepted")
+}
+
+/// What is no token, and is shown to no issuer.
+fn own_key(config: &Config, token: &str) -> Result<Option<&'static str>, Failure> {
+    let master_key = config.master_key.clone().map(MasterKey::new).transpose().map_err(Failure::misconfigured)?;
+    if master_key.is_some_and(|key| key.matches(token)) {
+        return Ok(Some("this is the master key and no token: it may do everything, in every account"));
+    }
+    if token.starts_with("sk-") && token.split('.').count() != 3 {
+        return Err(refused("this is a key of the upstream (sk-…) and no token"));
+    }
+    Ok(None)
+}
+
+fn tell(checks: Vec<Check>) -> Result<(), Failure> {
+    checks
+        .iter()
+        .try_for_each(|check| say(&format!("{} {}", if check.good { "ok     " } else { "MISSING" }, check.text)))
 }
 
 fn refused(why: &str) -> Failure {
     Failure::failed(format!("refused: {why}"))
+}
+
+/// What its issuer says of it: by its signature, or when it is asked.
+async fn credible(parts: &Parts, token: &str, verdict: &Result<Arc<Verified>, IdentityError>) -> Option<Check> {
+    let jwt = token.split('.').count() == 3;
+    Some(match verdict {
+        Ok(_) if jwt => good("signature, by a key that its issuer publishes; not revoked"),
+        Ok(_) => good("its issuer says that it is active; not revoked"),
+        Err(IdentityError::Revoked) => bad(
+            "not revoked: the subject was cut off (`GET /v1/auth/revocations`) or has signed out since it was issued; \
+             sign in again",
+        ),
+        Err(IdentityError::ClientRefused) => bad(
+            "introspection: the issuer does not accept this service's client; the id and secret, or the key file, of \
+             identity.introspection_… must be those of an application of type API in the project",
+        ),
+        Err(IdentityError::Unavailable) => bad(format!("an answer of its issuer: {}", outage(parts, jwt).await)),
+        // Said by a check of its own above, or no more than that it is none.
+        Err(
+            IdentityError::Missing
+            | IdentityError::Expired
+            | IdentityError::Invalid(
+                Flaw::Issuer | Flaw::Audience | Flaw::NotAnAccessToken | Flaw::Malformed | Flaw::OpaqueNotAccepted,
+            ),
+        ) => return None,
+        Err(IdentityError::Invalid(Flaw::Signature)) => {
+            bad("signature: the issuer's key did not make it; the token was changed, or somebody else signed it")
+        }
+        Err(IdentityError::Invalid(Flaw::Client)) => {
+            bad("client: identity.allowed_client_ids does not name the one that the token was issued to")
+        }
+        Err(error @ (IdentityError::Invalid(_) | IdentityError::KeyPending { .. })) => bad(error.to_string()),
+    })
+}
+
+/// Why the issuer says nothing.
+async fn outage(parts: &Parts, jwt: bool) -> String {
+    if !jwt && let Some(Err(error)) = parts.identity.probe_introspection().await {
+        return error.to_string();
+    }
+    let status = parts.identity.status().into_iter().find_map(|issuer| Some((issuer.issuer, issuer.last_error?)));
+    status.map_or_else(|| "it cannot be reached".to_owned(), |(issuer, error)| format!("{issuer}: {error}"))
+}
+
+/// Whose grants count in the account, and whether the token shows one.
+fn grants(verified: &Verified, facts: &AccountFacts) -> Vec<Check> {
+    let Some(organization) = facts.zitadel.as_ref().and_then(|zitadel| zitadel.organization_id.as_deref()) else {
+        return vec![good("account is bound to no organisation: roles that any organisation granted count")];
+    };
+    let granted = |(role, by): (&String, &Vec<String>)| format!("{role} (by {})", by.join(", "));
+    if verified.has_role_from(organization) {
+        return vec![good(format!("a role that the account's organisation {organization} granted"))];
+    }
+    let mut checks = Vec::new();
+    if verified.resource_owner() == Some(organization) {
+        checks.push(good(format!("its subject belongs to the account's organisation {organization}")));
+    }
+    let others: Vec<String> = verified.roles().iter().map(granted).collect();
+    checks.push(bad(match &*others.join("; ") {
+        "" => format!("a role that organisation {organization} granted"),
+        others => format!("a role that organisation {organization} granted, whose grants alone count here: {others}"),
+    }));
+    checks.push(bad(format!(
+        "or no grant: `alchemi zitadel drift --account {}` shows who holds what",
+        facts.account.account_id
+    )));
+    checks
+}
+
+/// Accounts that the token names and that are bound to another issuer.
+async fn strangers(authenticator: &Authenticator, verified: &Verified) -> Result<Vec<Check>, Problem> {
+    let mut checks = Vec::new();
+    for candidate in verified.account_candidates() {
+        let named = authenticator.rules().account(candidate).await?;
+        if let Some((facts, issuer)) = named.as_ref().and_then(|facts| Some((facts, facts.issuer()?))) {
+            checks.push(bad(format!(
+                "issuer of the account {}: it is bound to {issuer}, and the token is of {}",
+                facts.account.account_id,
+                verified.issuer()
+            )));
+            break;
+        }
+    }
+    Ok(checks)
 }
 
 fn readable(config: &Config, token: &str) -> Vec<Check> {
@@ -76,7 +183,7 @@ fn readable(config: &Config, token: &str) -> Vec<Check> {
         let introspects =
             config.identity.introspection_client_id.is_some() || config.identity.introspection_key_file.is_some();
         return vec![if introspects {
-            good("opaque token: its issuer is asked about it")
+            good("an opaque token, about which its issuer is asked")
         } else {
             bad("opaque token, and no introspection client: set the application's token type to JWT in Zitadel, or \
                  identity.introspection_client_id")
@@ -84,9 +191,9 @@ fn readable(config: &Config, token: &str) -> Vec<Check> {
     }
     let claims = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
     let Some(claims) = claims.and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).ok()) else {
-        return vec![bad(IdentityError::from(crate::identity::Flaw::Malformed).to_string())];
+        return vec![bad(IdentityError::from(Flaw::Malformed).to_string())];
     };
-    let mut checks = vec![good("a JWT, verified here"), issuer(config, &claims), audience(config, &claims)];
+    let mut checks = vec![issuer(config, &claims), audience(config, &claims)];
     checks.extend(times(&claims));
     checks.extend(kind(&claims));
     checks.extend(roles(config, &claims));
@@ -185,7 +292,7 @@ fn roles(config: &Config, claims: &Map<String, Value>) -> Vec<Check> {
              urn:zitadel:iam:org:project:id:{project}:aud and urn:zitadel:iam:org:projects:roles"
         )
     }));
-    checks.push(bad("or no grant: `alchemi zitadel drift` shows who holds what"));
+    checks.push(bad("or no grant: `alchemi zitadel drift --account ID` shows who holds what"));
     checks
 }
 
