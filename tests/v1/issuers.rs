@@ -47,7 +47,9 @@ async fn another_issuers_tokens_are_as_those_of_an_unknown_organisation() {
         let by_claim = Person::of(&account, "eve").of_org("7001").role("account_admin");
         let chat = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]});
         let stranger = gateway.sign_in(&Person::of("nothing", "eve").of_org("7999").role("account_admin"));
-        let unknown = refusal(&stranger.get("/v1/audit").await, 403, "account_unknown");
+        let unknown = refusal(&stranger.get("/v1/audit").await, 403, "account_context_required");
+        let unknown_there = stranger.post("/v1/chat/completions", chat.clone()).await;
+        assert_eq!(unknown_there.status, 403, "{}", unknown_there.text());
         for person in [&by_organisation, &by_claim] {
             let own = gateway.sign_in(person);
             assert_eq!(own.get("/v1/me/context").await.ok()["account_id"], account.as_str());
@@ -56,9 +58,10 @@ async fn another_issuers_tokens_are_as_those_of_an_unknown_organisation() {
 
             let foreign = at_the_other(&gateway, &other, person);
             assert_eq!(foreign.get("/v1/me/context").await.ok()["account_id"], json!(null));
-            let refused = refusal(&foreign.get("/v1/audit").await, 403, "account_unknown");
+            let refused = refusal(&foreign.get("/v1/audit").await, 403, "account_context_required");
             assert_eq!(refused["detail"], unknown["detail"]);
-            assert_eq!(foreign.post("/v1/chat/completions", chat.clone()).await.code(), "account_unknown");
+            let there = foreign.post("/v1/chat/completions", chat.clone()).await;
+            assert_eq!((there.status, there.code()), (unknown_there.status, unknown_there.code()));
             // Nor by asking for it.
             refusal(&foreign.within(&account).get("/v1/audit").await, 403, "account_mismatch");
         }
