@@ -25,7 +25,7 @@ use crate::id::Id;
 use crate::journal::{Entry, Journal, JournalError};
 use crate::model::accounts::Account;
 use crate::model::usage::{CostSource, RouteKind, Tokens};
-use crate::policy::budget::{Drawn, Link, shortage};
+use crate::policy::budget::{Drawn, Link, scarce, shortage};
 use crate::policy::{Denial, Permit};
 use crate::problem::Problem;
 use crate::store::ledger::{Counter, Hold, Settlement};
@@ -37,7 +37,7 @@ pub mod rules;
 mod ticket;
 
 pub use crate::model::budgets::Enforcement;
-use lease::{LeaseConfig, Leases};
+use lease::{LeaseConfig, Leases, PATIENCE_WITH_OTHERS};
 use ticket::Ticket;
 
 /// How allocations are enforced.
@@ -372,10 +372,13 @@ impl Allocations {
     /// Tries again with credits that lie idle in slices, here and in other processes.
     async fn hold_what_comes_back(&self, ticket: &mut Ticket, seen: u64) -> Result<bool, StoreError> {
         let Some(leases) = &self.0.leases else { return Ok(false) };
-        if leases.gather(ticket.account(), seen).await? && self.try_hold(ticket).await? {
+        let granted = Granted::system().over(ticket.account().clone());
+        let counters = self.0.store.read(&granted).await?.counters(ticket.links()).await?;
+        let Some(scopes) = scarce(&drawn(ticket.links(), &counters), ticket.hold) else { return Ok(false) };
+        if leases.gather(ticket.account(), &scopes, seen).await? && self.try_hold(ticket).await? {
             return Ok(true);
         }
-        if leases.ask_others(ticket.account()).await? {
+        if leases.ask_others(ticket.account(), &scopes).await? {
             for pause in PATIENCE_WITH_OTHERS {
                 tokio::time::sleep(pause).await;
                 if self.try_hold(ticket).await? {
@@ -496,10 +499,6 @@ pub fn drawn<'a>(links: &'a [Link], counters: &[Counter]) -> Vec<Drawn<'a>> {
     };
     links.iter().map(of).collect()
 }
-
-/// When it is looked whether other processes have given back what they were asked for.
-const PATIENCE_WITH_OTHERS: [Duration; 3] =
-    [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(200)];
 
 /// Pauses before attempts to undo a reservation whose commit was interrupted: it may still come to its end.
 const UNDO_AFTER_SECONDS: [u64; 6] = [1, 5, 15, 60, 300, 900];

@@ -329,7 +329,7 @@ impl<R> Tx<R> {
 
     /// Notes for the feed that `kind` of `account` has changed.
     pub(crate) fn changed_in(&mut self, account: &Id<Account>, kind: ChangeKind) {
-        let change = Change { account: account.clone(), kind };
+        let change = Change::of(account.clone(), kind);
         if !self.changes.contains(&change) {
             self.changes.push(change);
         }

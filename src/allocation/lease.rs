@@ -26,52 +26,59 @@
 //! two requests and at most a share of what remains: a half where this process is
 //! alone (SQLite), an eighth where others may be (PostgreSQL). Near the cap that is
 //! less than two requests, and nothing is leased: each request makes its own
-//! reservation. Before a request is refused, all idle slices of its account in this
-//! process go back, and other processes are asked for theirs over the change feed;
-//! for a while nobody leases from that account again.
+//! reservation. Before a request is refused, idle slices of the chains that share the
+//! scope which ran short go back in this process, and other processes are asked for
+//! theirs over the change feed; for a while nobody leases for those chains again, and
+//! everybody else goes on. Nothing is asked for where more was *used* than would leave
+//! room for the request.
 //!
 //! **Who may.** Each process is a holder of its own, made anew at each start, and says
-//! that it lives in one row. When it does not for `lease_seconds`, any other process
-//! fences it and ends its leases as `lost_lease` says. Here a slice stops giving a
-//! tenth of that time earlier. On SQLite one process has the lease lock of the
-//! file; others reserve without leases.
+//! that it lives in one row. When it does not for `lease_seconds`, as another process
+//! has watched, that one fences it and ends its leases as `lost` says ([`holder`]). Here
+//! a slice stops giving a tenth of that time earlier. On SQLite one process has the lease
+//! lock of the file; others reserve without leases.
 //!
 //! | what happens | what follows |
 //! |---|---|
-//! | a refill's commit is answered by silence | the credits wait in the lease's row, and are free when it closes |
+//! | a commit is answered by silence | the slice is given up for a new one; when nothing draws on it any more, its lease's row tells what is free |
 //! | `kill -9` | the holder is fenced when its time is over (at the next start, on SQLite); `charge`: an adjustment of what was open, `release`: free |
-//! | a process stood still, and its holder was fenced | its slices give nothing; what it settles is charged as usual, and taken back from the charge |
-//! | the database is away | slices go on until they are empty or their time is over |
+//! | a process stood still, and its holder was fenced | its slices give nothing; what it settles is charged as usual, and taken back from the charge; when nothing draws on a slice any more, so is the rest |
+//! | the database is away | slices go on until they are empty or their time is over, and keep what is idle |
 //! | an account is removed | its leases go with it; settlements become orphans of the ledger |
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use super::ticket::Ticket;
 use crate::clock::{SharedClock, Timestamp};
-use crate::context::{Domain, Granted};
 use crate::credits::Credits;
 use crate::id::Id;
 use crate::journal::Journal;
 use crate::model::accounts::Account;
-use crate::policy::budget::Link;
-use crate::store::changes::ChangeKind;
-use crate::store::leases::{Lease, LostLease};
-use crate::store::{Store, StoreError};
+use crate::model::scope::Scope;
+use crate::store::Store;
+use crate::store::changes::{Change, ChangeKind};
+use crate::store::leases::LostLease;
 
 mod balance;
+mod holder;
 #[cfg(test)]
 mod interleavings;
 mod keeper;
-pub use keeper::Keeper;
+mod returns;
+mod slice;
 
-use balance::Balance;
+pub use keeper::Keeper;
+pub(super) use slice::Slice;
+
+use holder::Watch;
+use slice::{Purse, capped};
 
 /// The atomics of [`balance`], which is compiled against others where it is model-checked.
 mod atomic {
@@ -100,14 +107,12 @@ impl Default for LeaseConfig {
     }
 }
 
-/// For how long an account that ran short is not leased from.
-const TIGHT: Duration = Duration::from_secs(3);
-
-/// How often other processes are asked for the idle credits of one account.
+/// How often other processes are asked for the idle credits of one scope.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// From how many requests in a beat on a chain is worth a lease.
-const BUSY: i64 = 4;
+/// When it is looked whether other processes have given back what they were asked for.
+pub(super) const PATIENCE_WITH_OTHERS: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(200)];
 
 /// How long a request waits for a refill before it makes a reservation of its own.
 const REFILL_PATIENCE: Duration = Duration::from_millis(20);
@@ -132,10 +137,11 @@ struct Shared {
     accounts: Mutex<HashMap<Id<Account>, Arc<Purse>>>,
     /// Who this process is to the database; empty while it may not lease.
     holder: RwLock<Arc<str>>,
-    /// Until when slices may be drawn on, in microseconds.
-    valid_until: AtomicI64,
-    /// When it was last looked for lost leases, in microseconds.
-    swept_at: AtomicI64,
+    /// How long a holder lives without a word.
+    lifetime: Duration,
+    /// When this one was last heard of, in microseconds.
+    renewed_at: AtomicI64,
+    watch: Mutex<Watch>,
     errands: mpsc::UnboundedSender<Errand>,
     /// Where it is noted which holder's requests are in it.
     journal: Option<Journal>,
@@ -152,107 +158,22 @@ struct Counts {
 #[derive(Debug)]
 enum Errand {
     Refill(Arc<Slice>),
-    Recall(Id<Account>),
+    Recall(Id<Account>, Scope),
 }
 
-/// What the slices of one account share.
-#[derive(Debug)]
-struct Purse {
-    account: Id<Account>,
-    /// Until when nothing is leased, in microseconds.
-    tight_until: AtomicI64,
-    /// When other processes may be asked again, in microseconds.
-    ask_after: AtomicI64,
-    /// How often credits went back.
-    returns: AtomicU64,
-    /// Held while credits move between a slice and the database.
-    moving: tokio::sync::Mutex<()>,
-    slices: Mutex<Vec<Arc<Slice>>>,
-}
-
-impl Purse {
-    fn is_tight(&self, now: Timestamp) -> bool {
-        now.as_micros() < self.tight_until.load(Ordering::Acquire)
+impl Shared {
+    /// How long ago this holder was last heard of, in microseconds; below zero when the clock
+    /// was set back since.
+    fn age(&self, now: Timestamp) -> i64 {
+        now.as_micros().saturating_sub(self.renewed_at.load(Ordering::Acquire))
     }
 
-    fn tighten(&self, now: Timestamp) {
-        self.tight_until.fetch_max(now.plus(TIGHT).as_micros(), Ordering::AcqRel);
+    /// Whether slices may be drawn on. A tenth of the time is kept for a clock that was set
+    /// back by as much since.
+    fn may_draw(&self, at: Timestamp) -> bool {
+        let tenth = i64::try_from(self.lifetime.as_micros() / 10).unwrap_or(0);
+        (-tenth..9 * tenth).contains(&self.age(at))
     }
-
-    fn slices(&self) -> Vec<Arc<Slice>> {
-        self.slices.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// Credits of one chain that requests of this process draw on.
-#[derive(Debug)]
-pub(super) struct Slice {
-    key: u64,
-    purse: Arc<Purse>,
-    domain: Domain,
-    /// The capped ones.
-    links: Box<[Link]>,
-    lease_id: Arc<str>,
-    holder: Arc<str>,
-    balance: Balance,
-    /// Below this it is refilled.
-    low: AtomicI64,
-    /// Asked for in this beat.
-    demand: AtomicI64,
-    requests: AtomicI64,
-    /// Asked for in an average beat.
-    burn: AtomicI64,
-    /// Requests in an average beat.
-    pace: AtomicI64,
-    /// When a refill may be tried again, in microseconds.
-    fill_after: AtomicI64,
-    /// Its lease may have a row.
-    opened: AtomicBool,
-    filled: Notify,
-}
-
-impl Slice {
-    /// The lease that it is.
-    pub(super) fn lease_id(&self) -> Arc<str> {
-        Arc::clone(&self.lease_id)
-    }
-
-    /// Puts back what a request did not use; gives what the lease is rid of.
-    pub(super) fn put_back(&self, held: Credits, used: Credits, now: Timestamp) -> Credits {
-        // Where others wait for it, it goes straight back to the counters.
-        if used >= held || self.purse.is_tight(now) {
-            return held;
-        }
-        let used = used.max(Credits::ZERO);
-        if self.balance.put(held.saturating_sub(used).nanos()) { used } else { held }
-    }
-
-    fn may_fill(&self, now: Timestamp) -> bool {
-        now.as_micros() >= self.fill_after.load(Ordering::Relaxed) && !self.purse.is_tight(now)
-    }
-
-    fn note(&self, amount: i64) {
-        self.demand.fetch_add(amount, Ordering::Relaxed);
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn is_for(&self, account: &Id<Account>, domain: Domain, links: &[Link]) -> bool {
-        self.domain == domain && self.purse.account == *account && capped(links).eq(self.links.iter())
-    }
-
-    fn lease(&self, amount: i64) -> Lease<'_> {
-        Lease {
-            id: &self.lease_id,
-            holder: &self.holder,
-            domain: self.domain,
-            links: &self.links,
-            amount: Credits::from_nanos(amount),
-        }
-    }
-}
-
-fn capped(links: &[Link]) -> impl Iterator<Item = &Link> {
-    links.iter().filter(|link| link.cap.is_some())
 }
 
 const SHARDS: usize = 64;
@@ -264,20 +185,21 @@ impl Leases {
         let (errands, inbox) = mpsc::unbounded_channel();
         let asked = errands.clone();
         store.on_change(move |change| {
-            if change.kind == ChangeKind::Leases {
-                let _ = asked.send(Errand::Recall(change.account.clone()));
+            if let Change { kind: ChangeKind::Leases, account, scope: Some(scope) } = change {
+                let _ = asked.send(Errand::Recall(account.clone(), scope.clone()));
             }
         });
         let leases = Self(Arc::new(Shared {
             store,
             clock,
+            lifetime: Duration::from_secs(config.lease_seconds.max(10)),
             config,
             hasher: foldhash::fast::FixedState::default(),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             accounts: Mutex::default(),
             holder: RwLock::new(Arc::from("")),
-            valid_until: AtomicI64::new(i64::MIN),
-            swept_at: AtomicI64::new(i64::MIN),
+            renewed_at: AtomicI64::new(i64::MIN),
+            watch: Mutex::default(),
             errands,
             journal,
             counts: Counts::default(),
@@ -293,7 +215,7 @@ impl Leases {
 
     /// Draws the ticket's hold from the slice of its chain, if there is enough.
     pub(super) fn draw(&self, ticket: &Ticket) -> Option<Arc<Slice>> {
-        if ticket.admitted_at.as_micros() >= self.0.valid_until.load(Ordering::Acquire) {
+        if !self.0.may_draw(ticket.admitted_at) {
             return None;
         }
         let key = self.key(ticket)?;
@@ -321,9 +243,7 @@ impl Leases {
     /// alone.
     pub(super) async fn draw_after_refill(&self, ticket: &Ticket) -> Option<Arc<Slice>> {
         let slice = self.note(ticket)?;
-        let busy = slice.requests.load(Ordering::Relaxed) >= BUSY || slice.pace.load(Ordering::Relaxed) >= BUSY / 2;
-        let valid = ticket.admitted_at.as_micros() < self.0.valid_until.load(Ordering::Acquire);
-        if !busy || !valid || !slice.may_fill(ticket.admitted_at) {
+        if !slice.is_busy() || !self.0.may_draw(ticket.admitted_at) || !slice.may_fill(ticket.admitted_at) {
             return None;
         }
         {
@@ -356,6 +276,7 @@ impl Leases {
             link.cap.map(Credits::nanos).hash(&mut hasher);
         }
         ticket.account().as_str().hash(&mut hasher);
+        ticket.domain().hash(&mut hasher);
         any.then(|| hasher.finish())
     }
 
@@ -372,7 +293,7 @@ impl Leases {
     /// The slice of a ticket's chain, made if need be, with the ticket's demand noted.
     fn note(&self, ticket: &Ticket) -> Option<Arc<Slice>> {
         let key = self.key(ticket)?;
-        let holder = Arc::clone(&self.0.holder.read().unwrap_or_else(PoisonError::into_inner));
+        let holder = self.holder();
         if holder.is_empty() {
             return None;
         }
@@ -382,24 +303,10 @@ impl Leases {
             shard.remove(&key);
         }
         let slice = shard.entry(key).or_insert_with(|| {
-            let slice = Arc::new(Slice {
-                key,
-                purse: Arc::clone(&purse),
-                domain: ticket.domain(),
-                links: capped(ticket.links()).cloned().collect(),
-                lease_id: Arc::from(self.0.store.new_id::<Slice>().as_str()),
-                holder,
-                balance: Balance::empty(),
-                low: AtomicI64::new(0),
-                demand: AtomicI64::new(0),
-                requests: AtomicI64::new(0),
-                burn: AtomicI64::new(0),
-                pace: AtomicI64::new(0),
-                fill_after: AtomicI64::new(i64::MIN),
-                opened: AtomicBool::new(false),
-                filled: Notify::new(),
-            });
-            purse.slices.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&slice));
+            let chain = (ticket.domain(), ticket.links());
+            let lease_id = Arc::from(self.0.store.new_id::<Slice>().as_str());
+            let slice = Arc::new(Slice::empty(key, Arc::clone(&purse), chain, lease_id, holder));
+            purse.add(&slice);
             slice
         });
         if !slice.is_for(ticket.account(), ticket.domain(), ticket.links()) {
@@ -411,164 +318,22 @@ impl Leases {
 
     fn purse(&self, account: &Id<Account>) -> Arc<Purse> {
         let mut accounts = self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        let purse = accounts.entry(account.clone()).or_insert_with(|| {
-            Arc::new(Purse {
-                account: account.clone(),
-                tight_until: AtomicI64::new(i64::MIN),
-                ask_after: AtomicI64::new(i64::MIN),
-                returns: AtomicU64::new(0),
-                moving: tokio::sync::Mutex::default(),
-                slices: Mutex::default(),
-            })
-        });
+        let purse = accounts.entry(account.clone()).or_insert_with(|| Arc::new(Purse::of(account.clone())));
         Arc::clone(purse)
     }
 
-    /// How often credits of the account went back; to be read before a reservation is tried.
-    pub(super) fn returns(&self, account: &Id<Account>) -> u64 {
-        let accounts = self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts.get(account).map_or(0, |purse| purse.returns.load(Ordering::Acquire))
+    fn known_purse(&self, account: &Id<Account>) -> Option<Arc<Purse>> {
+        self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner).get(account).cloned()
     }
 
-    /// Brings the account's idle credits in this process back. Whether any came back since `seen`.
-    pub(super) async fn gather(&self, account: &Id<Account>, seen: u64) -> Result<bool, StoreError> {
-        let purse = {
-            let accounts = self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(purse) = accounts.get(account) else { return Ok(false) };
-            Arc::clone(purse)
-        };
-        purse.tighten(self.0.clock.now());
-        self.empty(&purse).await?;
-        Ok(purse.returns.load(Ordering::Acquire) != seen)
+    fn purses(&self) -> Vec<Arc<Purse>> {
+        self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    async fn empty(&self, purse: &Purse) -> Result<(), StoreError> {
-        let _moving = purse.moving.lock().await;
-        for slice in purse.slices() {
-            self.give_back(&slice, i64::MAX).await?;
-        }
-        Ok(())
-    }
-
-    /// Asks other processes that have leases of the account for what is idle there.
-    /// `false`: there is none, or they were asked a moment ago.
-    pub(super) async fn ask_others(&self, account: &Id<Account>) -> Result<bool, StoreError> {
-        if self.0.store.backend() == "sqlite" {
-            return Ok(false);
-        }
-        let purse = self.purse(account);
+    /// What is tight must be remembered for as long as it is.
+    fn forget_empty_purses(&self) {
         let now = self.0.clock.now();
-        let due = |after: i64| (now.as_micros() >= after).then(|| now.plus(ASK_EVERY).as_micros());
-        if purse.ask_after.fetch_update(Ordering::AcqRel, Ordering::Acquire, due).is_err() {
-            return Ok(false);
-        }
-        purse.tighten(now);
-        let holder = Arc::clone(&self.0.holder.read().unwrap_or_else(PoisonError::into_inner));
-        let mut tx = self.0.store.begin(&Granted::system().over(account.clone())).await?;
-        if !tx.leased_elsewhere(&holder).await? {
-            return Ok(false);
-        }
-        tx.recall_leases();
-        tx.commit().await?;
-        Ok(true)
-    }
-
-    /// Gives at most `most` of what is free back to the counters. The purse's `moving`
-    /// is held.
-    async fn give_back(&self, slice: &Arc<Slice>, most: i64) -> Result<(), StoreError> {
-        let mut amount = slice.balance.withdraw(most);
-        while amount > 0 {
-            let open = self.hand_back(slice, amount).await?;
-            // A lease that was lost: what is still free is taken back from its charge.
-            amount = if open { 0 } else { slice.balance.close() };
-        }
-        Ok(())
-    }
-
-    /// Gives back what was taken out of the slice. `false`: its lease was lost.
-    async fn hand_back(&self, slice: &Arc<Slice>, amount: i64) -> Result<bool, StoreError> {
-        let returned = async {
-            let mut tx = self.0.store.begin(&Granted::system().over(slice.purse.account.clone())).await?;
-            let open = tx.return_lease(&slice.lease(amount)).await?;
-            tx.commit().await?;
-            Ok(open)
-        };
-        let open = returned.await.inspect_err(|error: &StoreError| {
-            // Whether it was committed is unknown: what is not put back is free when the lease closes.
-            tracing::warn!(error = error as &dyn std::error::Error, "idle credits cannot be given back");
-        })?;
-        slice.purse.returns.fetch_add(1, Ordering::AcqRel);
-        Ok(open)
-    }
-
-    /// Gives everything back, after the last settlement: this process leases no more.
-    pub async fn end(&self) {
-        self.0.valid_until.store(i64::MIN, Ordering::Release);
-        let holder =
-            std::mem::replace(&mut *self.0.holder.write().unwrap_or_else(PoisonError::into_inner), Arc::from(""));
-        if holder.is_empty() {
-            return;
-        }
-        if let Err(error) = self.end_holder(&holder).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "leases cannot be given back; they are lost later"
-            );
-        }
-    }
-
-    async fn end_holder(&self, holder: &str) -> Result<(), StoreError> {
-        let purses: Vec<_> = self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        for purse in purses {
-            let _moving = purse.moving.lock().await;
-            for slice in purse.slices() {
-                self.close(&slice).await?;
-            }
-        }
-        // What a request still holds is open in its lease's row, and is lost.
-        let mut tx = self.0.store.begin(&Granted::system()).await?;
-        tx.fence_lease_holder(holder).await?;
-        tx.commit().await
-    }
-
-    /// Closes the slice, gives back what was free, and ends the lease if nothing draws on
-    /// it any more; else it is tried again. The purse's `moving` is held.
-    ///
-    /// In this order: while there is something to draw, whoever has found the slice may do
-    /// so between a look at who uses it and its end.
-    async fn close(&self, slice: &Arc<Slice>) -> Result<bool, StoreError> {
-        self.retire(slice).await?;
-        self.forget(slice);
-        if !balance::is_unused(slice, &slice.lease_id) {
-            return Ok(false);
-        }
-        if slice.opened.load(Ordering::Acquire) {
-            let mut tx = self.0.store.begin(&Granted::system().over(slice.purse.account.clone())).await?;
-            tx.close_lease(&slice.lease(0)).await?;
-            tx.commit().await?;
-            slice.opened.store(false, Ordering::Release);
-        }
-        slice.purse.slices.lock().unwrap_or_else(PoisonError::into_inner).retain(|known| !Arc::ptr_eq(known, slice));
-        slice.purse.returns.fetch_add(1, Ordering::AcqRel);
-        Ok(true)
-    }
-
-    /// Ends the slice: what was free goes back, or, where the lease was lost, is taken back from
-    /// its charge.
-    async fn retire(&self, slice: &Arc<Slice>) -> Result<(), StoreError> {
-        let rest = slice.balance.close();
-        if rest > 0 {
-            self.hand_back(slice, rest).await?;
-        }
-        Ok(())
-    }
-
-    /// Nobody finds the slice from here on.
-    fn forget(&self, slice: &Arc<Slice>) {
-        let Some(shard) = self.shard(slice.key) else { return };
-        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-        if shard.get(&slice.key).is_some_and(|known| Arc::ptr_eq(known, slice)) {
-            shard.remove(&slice.key);
-        }
+        let mut accounts = self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts.retain(|_, purse| Arc::strong_count(purse) > 1 || purse.is_tight(now) || !purse.is_empty());
     }
 }

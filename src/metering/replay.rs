@@ -248,7 +248,7 @@ mod tests {
             killed(&fresh, &account, folder.path()).await;
             fresh.clock.advance(Duration::from_secs(60));
             let mut tx = fresh.store.begin(&Granted::system()).await.unwrap();
-            tx.fence_lease_holders(None).await.unwrap();
+            tx.fence_lease_holder("gone").await.unwrap();
             for orphan in tx.orphaned_leases(None, 10).await.unwrap() {
                 tx.end_orphan(&orphan, LostLease::Charge).await.unwrap();
             }

@@ -106,6 +106,19 @@ pub fn shortage(chain: &[Drawn<'_>], requested: Credits) -> Option<Denial> {
     })
 }
 
+/// The scopes whose credits are held, by requests or ahead of them, so that they do not fit
+/// `requested`: those with the least left, if none of the chain lacks any by now. None: more is
+/// used of a scope than leaves room for it, whatever is given back.
+pub fn scarce(chain: &[Drawn<'_>], requested: Credits) -> Option<Vec<Scope>> {
+    let with_all_back = |drawn: &Drawn<'_>| Drawn { reserved: Credits::ZERO, ..*drawn }.fits(requested);
+    if !chain.iter().all(with_all_back) {
+        return None;
+    }
+    let left = chain.iter().filter_map(Drawn::remaining).min()?;
+    let short = |drawn: &&Drawn<'_>| !drawn.fits(requested) || drawn.remaining() == Some(left);
+    Some(chain.iter().filter(short).map(|drawn| drawn.link.scope.clone()).collect())
+}
+
 impl BudgetRules {
     /// [`chain`](Self::chain), to be kept until the first of its windows ends or a cap
     /// changes by itself.

@@ -141,7 +141,8 @@ impl Tx<Platform> {
 }
 
 impl<R> Tx<R> {
-    async fn append(
+    /// Adds an event to a chain.
+    pub(super) async fn append(
         &mut self,
         chain: &Id<Account>,
         entry: Entry<'_>,

@@ -12,6 +12,7 @@ use tokio::sync::broadcast;
 use super::{Pools, Result};
 use crate::id::Id;
 use crate::model::accounts::Account;
+use crate::model::scope::{Scope, ScopeType};
 
 #[cfg(feature = "postgres")]
 pub(super) const CHANNEL: &str = "alchemi_changes";
@@ -44,7 +45,7 @@ pub enum ChangeKind {
     Revocations,
     /// Where alerts are sent, or that one is to be.
     Alerts,
-    /// Nothing: somebody asks for the account's idle leases.
+    /// Nothing: somebody asks for what lies idle in leases on a scope.
     Leases,
     /// Unknown: the feed was interrupted.
     Everything,
@@ -94,24 +95,39 @@ pub struct Change {
     pub account: Id<Account>,
     /// Which rows.
     pub kind: ChangeKind,
+    /// Of [`ChangeKind::Leases`], the scope that runs short.
+    pub scope: Option<Scope>,
 }
 
 impl Change {
     /// What a listener assumes when it may have missed something.
     pub fn everything() -> Self {
-        Self { account: Id::nobody(), kind: ChangeKind::Everything }
+        Self::of(Id::nobody(), ChangeKind::Everything)
+    }
+
+    /// `kind` of `account` has changed.
+    pub fn of(account: Id<Account>, kind: ChangeKind) -> Self {
+        Self { account, kind, scope: None }
     }
 
     #[cfg(feature = "postgres")]
     pub(super) fn encode(&self) -> String {
-        format!("{} {}", self.kind.as_str(), self.account)
+        let scope = self.scope.as_ref().map(|scope| format!(" {scope}")).unwrap_or_default();
+        format!("{} {}{scope}", self.kind.as_str(), self.account)
     }
 
     #[cfg(feature = "postgres")]
     fn decode(text: &str) -> Self {
-        let (kind, account) = text.split_once(' ').unwrap_or((text, ""));
+        // A scope's id comes last: it may have spaces in it.
+        let mut words = text.splitn(4, ' ');
+        let mut word = || words.next().unwrap_or_default();
+        let (kind, account, scope_type, scope_id) = (word(), word(), word(), word());
         match ChangeKind::ALL.into_iter().find(|k| k.as_str() == kind) {
-            Some(kind) => Self { account: Id::stored(account), kind },
+            Some(kind) => {
+                let scope_type = ScopeType::parse(scope_type, &ScopeType::ALL).ok();
+                let scope = scope_type.map(|scope_type| Scope::new(scope_type, scope_id));
+                Self { account: Id::stored(account), kind, scope }
+            }
             None => Self::everything(),
         }
     }

@@ -5,18 +5,24 @@
 //! always first, so that refilling, settling, returning and losing cannot wait for
 //! each other in a circle. What is open in a lease's row is `leased` in each of its
 //! counters.
+//!
+//! Which holders live is found out by watching their rows ([`Holder`]): one machine's
+//! clock is never compared with another's alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::changes::ChangeKind;
-use super::ledger::{Delta, Settlement};
-use super::{Result, StoreError, Tx, from_columns, on, run};
+use super::audit::Entry;
+use super::changes::{Change, ChangeKind};
+use super::ledger::{Gone, Settlement};
+use super::{Result, StoreError, Tx, from_columns, on, push_in, run};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Platform, Tenant};
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
-use crate::model::accounts::Account;
-use crate::model::scope::ScopeType;
+use crate::model::accounts::{Account, JsonText};
+use crate::model::audit::{Action, Label};
+use crate::model::budgets::{day_of, zone_of};
+use crate::model::scope::{Scope, ScopeType};
 use crate::model::usage::{CostSource, CounterKey, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens};
 use crate::policy::budget::Link;
 
@@ -57,6 +63,17 @@ pub enum LostLease {
     Release,
 }
 
+/// A process that takes leases, and is not fenced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its id.
+    pub holder: String,
+    /// Until when it has said that it lives, by its own clock: another value each time.
+    pub expires_at: Timestamp,
+}
+
+from_columns! { Holder { holder, expires_at } }
+
 /// A lease whose holder was fenced.
 #[derive(Debug, Clone)]
 pub struct Orphan {
@@ -64,13 +81,15 @@ pub struct Orphan {
     pub lease_id: String,
     /// The account.
     pub account_id: Id<Account>,
+    /// Who had taken it.
+    pub holder: String,
     /// The product domain.
     pub domain: Domain,
     /// Its counters: JSON.
     counters: String,
 }
 
-from_columns! { Orphan { lease_id, account_id, domain, counters } }
+from_columns! { Orphan { lease_id, account_id, holder, domain, counters } }
 
 /// A lease that was lost, by what is needed to take a charge back.
 struct Lost {
@@ -129,54 +148,92 @@ impl Tx<Tenant> {
         )?;
         if shrunk == 0 {
             let id = format!("{}:returned:{}", lease.id, self.new_id::<Settlement>());
-            self.take_back(lease.id, lease.amount, id).await?;
+            let reversal = self.take_back(lease.id, lease.amount, id).await?;
+            self.book_corrections(reversal.as_slice()).await?;
             return Ok(false);
         }
         let account = self.account.clone();
-        self.free(&account, &lease.links.iter().map(Link::counter).collect::<Vec<_>>(), lease.amount).await?;
+        self.free(&account, &lease.links.iter().map(|link| (link.counter(), lease.amount)).collect()).await?;
         Ok(true)
     }
 
-    /// Ends a lease that nothing draws on any more, and frees what its row still has.
+    /// Ends leases that nothing draws on any more, and frees what their rows still have. Gives
+    /// those that were not lost before: what the others were charged, is taken back by
+    /// [`reverse_lost_lease`](Self::reverse_lost_lease).
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn close_lease(&mut self, lease: &Lease<'_>) -> Result<()> {
-        let left: Option<Credits> = on!(self, |c| sqlx::query_scalar(
-            r#"DELETE FROM "Alchemi_AllocationLeaseTable" WHERE lease_id = $1 AND state = 'open' RETURNING amount"#
-        )
-        .bind(lease.id)
-        .fetch_optional(c)
-        .await)?;
-        match left {
-            Some(left) if left != Credits::ZERO => {
-                let account = self.account.clone();
-                self.free(&account, &lease.links.iter().map(Link::counter).collect::<Vec<_>>(), left).await
-            }
-            _ => Ok(()),
+    pub async fn close_leases(&mut self, leases: &[Lease<'_>]) -> Result<HashSet<String>> {
+        let mut left: HashMap<String, Credits> = HashMap::new();
+        for chunk in leases.chunks(500) {
+            let ids: Vec<_> = chunk.iter().map(|lease| lease.id).collect();
+            let rows: Vec<(String, Credits)> = on!(self, |c| {
+                let mut q =
+                    sqlx::QueryBuilder::new(r#"DELETE FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open'"#);
+                push_in!(q, "lease_id", &ids);
+                q.push(" RETURNING lease_id, amount").build_query_as().fetch_all(c).await
+            })?;
+            left.extend(rows);
         }
+        let mut freed: BTreeMap<CounterKey, Credits> = BTreeMap::new();
+        for lease in leases {
+            let Some(amount) = left.get(lease.id) else { continue };
+            for link in lease.links {
+                let sum = freed.entry(link.counter()).or_default();
+                *sum = sum.checked_add(*amount).ok_or(StoreError::Overflow)?;
+            }
+        }
+        let account = self.account.clone();
+        self.free(&account, &freed).await?;
+        Ok(left.into_keys().collect())
     }
 
-    /// Whether another process has leases of this account.
+    /// Of a lease that was lost, and that nothing draws on any more, takes back what is left of
+    /// its charge.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn leased_elsewhere(&mut self, holder: &str) -> Result<bool> {
-        let account = self.account.clone();
-        let other: Option<String> = on!(self, |c| sqlx::query_scalar(
-            r#"SELECT lease_id FROM "Alchemi_AllocationLeaseTable"
-               WHERE account_id = $1 AND holder <> $2 AND state = 'open' AND amount > 0 LIMIT 1"#
+    pub async fn reverse_lost_lease(&mut self, lease_id: &str) -> Result<()> {
+        let charged: Option<Credits> = on!(self, |c| sqlx::query_scalar(
+            r#"SELECT amount FROM "Alchemi_AllocationLeaseTable" WHERE lease_id = $1 AND state = 'charged'"#
         )
-        .bind(&account)
-        .bind(holder)
+        .bind(lease_id)
         .fetch_optional(c)
         .await)?;
+        let reversal = self.take_back(lease_id, charged.unwrap_or_default(), format!("{lease_id}:closed")).await?;
+        self.book_corrections(reversal.as_slice()).await
+    }
+
+    /// Whether another process has leases on one of these scopes of the account.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn leased_elsewhere(&mut self, holder: &str, scopes: &[Scope]) -> Result<bool> {
+        let account = self.account.clone();
+        // As it stands in the text of a lease's counters, between their braces.
+        let texts = scopes.iter().filter_map(|scope| serde_json::to_string(scope).ok());
+        let texts: Vec<_> = texts.map(|text| text.trim_matches(['{', '}']).to_owned() + ",").collect();
+        let other: Option<String> = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(
+                r#"SELECT lease_id FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open' AND amount > 0 AND account_id = "#,
+            );
+            q.push_bind(&account).push(" AND holder <> ").push_bind(holder).push(" AND (1 = 0");
+            for text in &texts {
+                q.push(" OR REPLACE(counters, ").push_bind(text).push(", '') <> counters");
+            }
+            q.push(") LIMIT 1").build_query_scalar().fetch_optional(c).await
+        })?;
         Ok(other.is_some())
     }
 
-    /// Asks every process for the account's idle credits, once this is committed.
-    pub fn recall_leases(&mut self) {
-        self.changed(ChangeKind::Leases);
+    /// Asks every process for what lies idle in its leases on these scopes of the account, once
+    /// this is committed.
+    pub fn recall_leases(&mut self, scopes: &[Scope]) {
+        let account = self.account.clone();
+        let asked = scopes
+            .iter()
+            .map(|scope| Change { scope: Some(scope.clone()), ..Change::of(account.clone(), ChangeKind::Leases) });
+        self.changes.extend(asked);
     }
 }
 
@@ -210,27 +267,40 @@ impl Tx<Platform> {
         Ok(renewed > 0)
     }
 
-    /// Fences holders that were not renewed in time; with `all_but`, every other one.
+    /// Holders that are not fenced.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn fence_lease_holders(&mut self, all_but: Option<&str>) -> Result<u64> {
-        match all_but {
-            Some(holder) => {
-                run!(
-                    self,
-                    r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1 WHERE holder <> $1 AND fenced = 0"#,
-                    holder
-                )
-            }
-            None => {
-                run!(
-                    self,
-                    r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1 WHERE expires_at <= $1 AND fenced = 0"#,
-                    self.now
-                )
-            }
-        }
+    pub async fn lease_holders(&mut self) -> Result<Vec<Holder>> {
+        on!(self, |c| sqlx::query_as(r#"SELECT holder, expires_at FROM "Alchemi_LeaseHolderTable" WHERE fenced = 0"#)
+            .fetch_all(c)
+            .await)
+    }
+
+    /// Fences a holder, unless it has said since that it lives, or its time is not over by this
+    /// process's clock either.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn fence_silent_lease_holder(&mut self, silent: &Holder) -> Result<()> {
+        run!(
+            self,
+            r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1
+               WHERE holder = $1 AND expires_at = $2 AND expires_at <= $3 AND fenced = 0"#,
+            &silent.holder,
+            silent.expires_at,
+            self.now
+        )?;
+        Ok(())
+    }
+
+    /// Fences every holder but this one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn fence_other_lease_holders(&mut self, holder: &str) -> Result<()> {
+        run!(self, r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1 WHERE holder <> $1 AND fenced = 0"#, holder)?;
+        Ok(())
     }
 
     /// Fences one holder, at its own wish or because its journal was replayed.
@@ -248,7 +318,7 @@ impl Tx<Platform> {
     /// [`StoreError`].
     pub async fn orphaned_leases(&mut self, holder: Option<&str>, limit: u32) -> Result<Vec<Orphan>> {
         on!(self, |c| sqlx::query_as(
-            r#"SELECT l.lease_id, l.account_id, l.domain, l.counters FROM "Alchemi_AllocationLeaseTable" l
+            r#"SELECT l.lease_id, l.account_id, l.holder, l.domain, l.counters FROM "Alchemi_AllocationLeaseTable" l
                JOIN "Alchemi_LeaseHolderTable" h ON h.holder = l.holder
                WHERE l.state = 'open' AND h.fenced = 1 AND ($1 = '' OR h.holder = $1) ORDER BY l.lease_id LIMIT $2"#
         )
@@ -280,14 +350,25 @@ impl Tx<Platform> {
         .await)?;
         let Some(left) = left else { return Ok(None) };
         let counters = counters(&orphan.counters)?;
-        self.free(&orphan.account_id, &counters, left).await?;
         if lost == LostLease::Release || left == Credits::ZERO {
+            self.free(&orphan.account_id, &counters.into_iter().map(|key| (key, left)).collect()).await?;
             return Ok(Some(Credits::ZERO));
         }
         let id = format!("{}:lost", orphan.lease_id);
         let entry = (EntryKind::Adjustment, "lost_lease");
-        let row = correction(id, entry, &orphan.account_id, orphan.domain, &counters, left, self.now);
-        self.add_row(row, counters).await?;
+        let mut charge = self.correction(id, entry, &orphan.account_id, orphan.domain, counters, left).await?;
+        // What it had leased is what it has used now.
+        (charge.held, charge.hold) = (charge.counters.clone(), left);
+        self.book_corrections(std::slice::from_ref(&charge)).await?;
+        let entry = Entry {
+            action: Action::Update,
+            table: "Alchemi_AllocationLeaseTable",
+            id: &orphan.lease_id,
+            label: Label::Billing,
+        };
+        let before = serde_json::json!({"state": "open", "holder": orphan.holder, "amount": left});
+        let after = serde_json::json!({"state": "charged", "amount": left, "ledger_row": charge.row.request_id});
+        self.append(&orphan.account_id, entry, Some(&before), &after).await?;
         Ok(Some(left))
     }
 
@@ -305,7 +386,8 @@ impl Tx<Platform> {
         .fetch_all(c)
         .await)?;
         for (lease_id, amount) in charged {
-            self.take_back(&lease_id, amount, format!("{lease_id}:replayed")).await?;
+            let reversal = self.take_back(&lease_id, amount, format!("{lease_id}:replayed")).await?;
+            self.book_corrections(reversal.as_slice()).await?;
         }
         Ok(())
     }
@@ -325,38 +407,42 @@ impl Tx<Platform> {
         Ok(())
     }
 
-    /// Draws what fresh rows were charged from the leases that they were admitted
-    /// under; gives those whose lease was lost meanwhile.
-    pub(super) async fn draw_leases(&mut self, fresh: &[&Settlement]) -> Result<HashSet<String>> {
+    /// Draws what fresh rows were charged from the leases that they were admitted under. Gives
+    /// those that were lost meanwhile, and what takes back their charge for these rows.
+    pub(super) async fn draw_leases(&mut self, fresh: &[&Settlement]) -> Result<(Gone, Vec<Settlement>)> {
         let mut draws: BTreeMap<&str, Credits> = BTreeMap::new();
         for settlement in fresh {
             let Some(lease) = settlement.lease.as_ref().filter(|_| settlement.hold != Credits::ZERO) else { continue };
             let sum = draws.entry(lease).or_default();
             *sum = sum.checked_add(settlement.hold).ok_or(StoreError::Overflow)?;
         }
-        self.draw_from_leases(&draws.into_iter().collect::<Vec<_>>()).await
-    }
-
-    /// Takes back what lost leases were charged for requests that have settled after all.
-    pub(super) async fn take_back_late(&mut self, fresh: &[&Settlement], gone: &HashSet<String>) -> Result<()> {
+        let leases = self.draw_from_leases(&draws.into_iter().collect::<Vec<_>>()).await?;
+        let mut gone = Gone { leases, covered: HashSet::new() };
+        let mut reversals = Vec::new();
         let mut seen: HashMap<&str, u64> = HashMap::new();
         for settlement in fresh {
-            let Some(lease) = settlement.lease.as_ref().filter(|lease| gone.contains(&***lease)) else { continue };
+            let lost = settlement.lease.as_ref().filter(|lease| gone.leases.contains(&***lease));
+            let Some(lease) = lost else { continue };
             *seen.entry(lease).or_default() += 1;
-            self.take_back(lease, settlement.hold, format!("{}:late", settlement.row.request_id)).await?;
+            let request_id = &settlement.row.request_id;
+            if let Some(reversal) = self.take_back(lease, settlement.hold, format!("{request_id}:late")).await? {
+                gone.covered.insert(request_id.clone());
+                reversals.push(reversal);
+            }
         }
         for (lease_id, count) in seen {
             tracing::warn!(lease_id, count, "requests settled after their lease was lost; the charge is adjusted");
         }
-        Ok(())
+        Ok((gone, reversals))
     }
 }
 
 impl<R> Tx<R> {
-    /// Of what a lost lease was charged, takes `amount` back with a row in the ledger.
-    async fn take_back(&mut self, lease_id: &str, amount: Credits, request_id: String) -> Result<()> {
+    /// Of what a lost lease was charged, takes `amount` off; gives the row that has to say so
+    /// in the ledger, or none where it was not charged as much.
+    async fn take_back(&mut self, lease_id: &str, amount: Credits, request_id: String) -> Result<Option<Settlement>> {
         if amount == Credits::ZERO {
-            return Ok(());
+            return Ok(None);
         }
         let lost: Option<Lost> = on!(self, |c| sqlx::query_as(
             r#"UPDATE "Alchemi_AllocationLeaseTable" SET amount = amount - $2, updated_at = $3
@@ -367,75 +453,70 @@ impl<R> Tx<R> {
         .bind(self.now)
         .fetch_optional(c)
         .await)?;
-        let Some(lost) = lost else { return Ok(()) };
-        let counters = counters(&lost.counters)?;
+        let Some(Lost { account_id, domain, counters: text }) = lost else { return Ok(None) };
         let amount = Credits::ZERO.saturating_sub(amount);
         let entry = (EntryKind::Reversal, "lost_lease");
-        let row = correction(request_id, entry, &lost.account_id, lost.domain, &counters, amount, self.now);
-        self.add_row(row, counters).await
+        self.correction(request_id, entry, &account_id, domain, counters(&text)?, amount).await.map(Some)
     }
 
-    pub(super) async fn add_row(&mut self, row: LedgerRow, counters: Vec<CounterKey>) -> Result<()> {
-        let correction =
-            Settlement { row, counters, held: Vec::new(), hold: Credits::ZERO, lease: None, reserved: false };
-        let fresh = self.write_rows(std::slice::from_ref(&correction)).await?;
-        self.add_to_counters(&fresh, &HashSet::new()).await?;
-        self.add_to_rollups(&fresh).await
+    async fn book_corrections(&mut self, corrections: &[Settlement]) -> Result<()> {
+        let fresh = self.write_rows(corrections).await?;
+        self.count_rows(&fresh, &Gone::default()).await
     }
 
-    /// Takes `amount` from what counters have leased.
-    async fn free(&mut self, account: &Id<Account>, counters: &[CounterKey], amount: Credits) -> Result<()> {
-        for key in counters {
-            self.add_to_counter(account, key, Delta { leased: amount, ..Delta::default() }).await?;
-        }
-        Ok(())
+    /// A row that no single request has caused, dated as the account dates. What the upstream
+    /// was paid is not known.
+    async fn correction(
+        &mut self,
+        request_id: String,
+        (entry, mark): (EntryKind, &str),
+        account: &Id<Account>,
+        domain: Domain,
+        counters: Vec<CounterKey>,
+        credits: Credits,
+    ) -> Result<Settlement> {
+        let metadata: Option<JsonText> =
+            on!(self, |c| sqlx::query_scalar(r#"SELECT metadata FROM "Alchemi_AccountTable" WHERE account_id = $1"#)
+                .bind(account)
+                .fetch_optional(c)
+                .await)?;
+        let zone = metadata.as_ref().map_or(jiff::tz::TimeZone::UTC, zone_of);
+        let of = |kind| counters.iter().find(|key| key.scope.scope_type == kind).map(|key| key.scope.scope_id.clone());
+        let dimensions = Dimensions {
+            org_id: of(ScopeType::Org),
+            team_id: of(ScopeType::Team),
+            user_id: of(ScopeType::User),
+            ..Dimensions::default()
+        };
+        let row = LedgerRow {
+            request_id,
+            account_id: account.clone(),
+            kind: RouteKind::Chat,
+            entry,
+            domain,
+            dimensions,
+            tokens: Tokens::default(),
+            raw_cost: Usd::ZERO,
+            credit_factor: Factor::ONE,
+            credits,
+            cost_source: CostSource::Unsettled,
+            marks: mark.to_owned(),
+            upstream_call_id: None,
+            status: 0,
+            duration_us: 0,
+            plan_id: None,
+            cycle_start: None,
+            metadata: "{}".to_owned(),
+            day: day_of(self.now, &zone),
+            created_at: self.now,
+        };
+        Ok(Settlement::of(row, counters))
     }
 }
 
 fn counters(text: &str) -> Result<Vec<CounterKey>> {
     serde_json::from_str(text)
         .map_err(|e| StoreError::Unreadable { table: "Alchemi_AllocationLeaseTable", reason: e.to_string() })
-}
-
-/// A row that no single request has caused. What the upstream was paid is not known.
-fn correction(
-    request_id: String,
-    (entry, mark): (EntryKind, &str),
-    account: &Id<Account>,
-    domain: Domain,
-    counters: &[CounterKey],
-    credits: Credits,
-    now: Timestamp,
-) -> LedgerRow {
-    let of = |kind| counters.iter().find(|key| key.scope.scope_type == kind).map(|key| key.scope.scope_id.clone());
-    let dimensions = Dimensions {
-        org_id: of(ScopeType::Org),
-        team_id: of(ScopeType::Team),
-        user_id: of(ScopeType::User),
-        ..Dimensions::default()
-    };
-    LedgerRow {
-        request_id,
-        account_id: account.clone(),
-        kind: RouteKind::Chat,
-        entry,
-        domain,
-        dimensions,
-        tokens: Tokens::default(),
-        raw_cost: Usd::ZERO,
-        credit_factor: Factor::ONE,
-        credits,
-        cost_source: CostSource::Unsettled,
-        marks: mark.to_owned(),
-        upstream_call_id: None,
-        status: 0,
-        duration_us: 0,
-        plan_id: None,
-        cycle_start: None,
-        metadata: "{}".to_owned(),
-        day: crate::model::budgets::day_of(now, &jiff::tz::TimeZone::UTC),
-        created_at: now,
-    }
 }
 
 #[cfg(test)]
@@ -497,7 +578,9 @@ mod tests {
 
     async fn lose(fresh: &Fresh, lost: LostLease) -> Vec<Option<Credits>> {
         let mut tx = fresh.store.begin(&Granted::system()).await.unwrap();
-        tx.fence_lease_holders(None).await.unwrap();
+        for holder in tx.lease_holders().await.unwrap() {
+            tx.fence_silent_lease_holder(&holder).await.unwrap();
+        }
         let orphans = tx.orphaned_leases(None, 10).await.unwrap();
         let mut charged = Vec::new();
         for orphan in &orphans {
@@ -527,10 +610,14 @@ mod tests {
             let amount = Credits::from_nanos(4 * NANO);
             let lease = Lease { id: "l", holder: "a", domain: Domain::Copilot, links: &links, amount };
             let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
-            assert!(tx.leased_elsewhere("a").await.unwrap());
+            let scopes = [links[0].scope.clone()];
+            assert!(tx.leased_elsewhere("a", &scopes).await.unwrap());
+            let other = Scope::new(ScopeType::Account, &account.as_str()[1..]);
+            assert!(!tx.leased_elsewhere("a", &[other]).await.unwrap(), "not on that scope");
             assert!(tx.return_lease(&lease).await.unwrap());
-            tx.close_lease(&lease).await.unwrap();
-            tx.close_lease(&Lease { id: "m", holder: "b", ..lease }).await.unwrap();
+            let both = [lease, Lease { id: "m", holder: "b", ..lease }];
+            assert_eq!(tx.close_leases(&both).await.unwrap().len(), 2);
+            assert_eq!(tx.close_leases(&both).await.unwrap().len(), 0, "once");
             tx.commit().await.unwrap();
             assert_eq!(counter(&fresh.store, &account).await, (2, 0));
         }

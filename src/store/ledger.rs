@@ -2,8 +2,8 @@
 //! roll-ups that add the rows up.
 //!
 //! A counter's row is locked by every transaction that touches it, always in the
-//! order of [`CounterKey`], so that two requests with overlapping chains cannot
-//! wait for each other in a circle.
+//! order of [`CounterKey`] and after every lease's, so that two requests with
+//! overlapping chains cannot wait for each other in a circle.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -86,6 +86,13 @@ pub struct Settlement {
     pub reserved: bool,
 }
 
+impl Settlement {
+    /// Of a row that nothing was held for.
+    pub(super) fn of(row: LedgerRow, counters: Vec<CounterKey>) -> Self {
+        Self { row, counters, held: Vec::new(), hold: Credits::ZERO, lease: None, reserved: false }
+    }
+}
+
 /// A reservation that nobody settled.
 #[derive(Debug, Clone)]
 pub struct Abandoned {
@@ -111,6 +118,14 @@ pub(super) struct Delta {
     pub(super) leased: Credits,
     /// Used without having been held.
     pub(super) overshoot: Credits,
+}
+
+/// Leases of a batch that were lost before it settled.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    pub(super) leases: HashSet<String>,
+    /// Requests for which the charge of their lease makes room: as much of it is taken back.
+    pub(super) covered: HashSet<String>,
 }
 
 /// What is kept where there is no cap: far from where sums of credits would not fit.
@@ -213,10 +228,8 @@ impl Tx<Tenant> {
         .fetch_optional(c)
         .await)?;
         let Some(leased) = held else { return Ok(()) };
-        for link in links.iter().filter(|link| link.cap.is_some()) {
-            self.add_to_counter(&account, &link.counter(), Delta { leased, ..Delta::default() }).await?;
-        }
-        Ok(())
+        let capped = links.iter().filter(|link| link.cap.is_some());
+        self.free(&account, &capped.map(|link| (link.counter(), leased)).collect()).await
     }
 
     /// The counters behind `links`; those that were never touched are left out.
@@ -254,22 +267,22 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`].
     pub async fn book(&mut self, row: &LedgerRow, counters: Vec<CounterKey>) -> Result<bool> {
-        let settlement = Settlement {
-            row: row.clone(),
-            counters,
-            held: Vec::new(),
-            hold: Credits::ZERO,
-            lease: None,
-            reserved: false,
-        };
+        let settlement = Settlement::of(row.clone(), counters);
         let fresh = self.write_rows(std::slice::from_ref(&settlement)).await?;
         if fresh.is_empty() {
             return Ok(false);
         }
-        self.add_to_counters(&fresh, &HashSet::new()).await?;
-        self.add_to_rollups(&fresh).await?;
+        self.count_rows(&fresh, &Gone::default()).await?;
         self.changed(ChangeKind::Budget);
         Ok(true)
+    }
+}
+
+impl<R> Tx<R> {
+    /// Adds written rows to counters and roll-ups.
+    pub(super) async fn count_rows(&mut self, rows: &[&Settlement], gone: &Gone) -> Result<()> {
+        self.add_to_counters(rows, gone).await?;
+        self.add_to_rollups(rows).await
     }
 }
 
@@ -297,20 +310,21 @@ impl Tx<Platform> {
     }
 
     async fn draw(&mut self, batch: &[Settlement], fresh: Vec<&Settlement>) -> Result<usize> {
-        let gone = self.draw_leases(&fresh).await?;
-        self.add_to_counters(&fresh, &gone).await?;
-        self.add_to_rollups(&fresh).await?;
-        self.take_back_late(&fresh, &gone).await?;
+        let (gone, mut corrections) = self.draw_leases(&fresh).await?;
         if fresh.len() < batch.len() {
-            self.adjust_late(batch, &fresh).await?;
+            corrections.extend(self.adjustments(batch, &fresh).await?);
         }
+        let mut booked = fresh.clone();
+        booked.extend(self.write_rows(&corrections).await?);
+        self.count_rows(&booked, &gone).await?;
         self.end_reservations(batch).await?;
         Ok(fresh.len())
     }
 
     /// Adjusts what was charged at its estimate, because nobody seemed to settle it, and has
     /// settled after all.
-    async fn adjust_late(&mut self, batch: &[Settlement], fresh: &[&Settlement]) -> Result<()> {
+    async fn adjustments(&mut self, batch: &[Settlement], fresh: &[&Settlement]) -> Result<Vec<Settlement>> {
+        let mut adjustments = Vec::new();
         let is_fresh = |settlement: &Settlement| fresh.iter().any(|one| std::ptr::eq(*one, settlement));
         let late = batch.iter().filter(|s| s.row.cost_source != CostSource::Unsettled && !is_fresh(s));
         for settlement in late {
@@ -336,10 +350,10 @@ impl Tx<Platform> {
                 ..row.clone()
             };
             if adjustment.raw_cost != Usd::ZERO || adjustment.credits != Credits::ZERO {
-                self.add_row(adjustment, settlement.counters.clone()).await?;
+                adjustments.push(Settlement::of(adjustment, settlement.counters.clone()));
             }
         }
-        Ok(())
+        Ok(adjustments)
     }
 
     /// Says that reservations are not abandoned before `until`.

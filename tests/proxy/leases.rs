@@ -1,16 +1,20 @@
 //! Credits that gateways take ahead of need.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use alchemi::clock::{Clock, ManualClock, SystemClock};
 use alchemi::config::Config;
+use alchemi::dev::Behaviour;
 use alchemi::metering::charge::Unpriced;
+use alchemi::server::Surroundings;
 use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::common::database::Database;
 use crate::common::gateway::PATIENCE;
-use crate::common::{Backend, Client, Gateway, backends};
-use crate::{Stage, chat, int, text};
+use crate::common::{Backend, Client, Gateway, Person, backends};
+use crate::{Stage, chat, int, open, streamed, text};
 
 /// Each request is held and charged at one hundredth.
 const MODEL: &str = "free-for-all";
@@ -24,7 +28,6 @@ fn flat(config: &mut Config) {
 fn hoarding(config: &mut Config) {
     flat(config);
     config.allocation.leases.heartbeat_ms = 3_600_000;
-    config.allocation.leases.lease_seconds = 10;
 }
 
 /// How many of so many requests at once are admitted.
@@ -197,22 +200,57 @@ async fn three_gateways_spend_the_last_credit_and_no_more() {
     }
 }
 
+/// A clock that is so far ahead of the system's, and stands still.
+fn clock(ahead: Duration) -> (Arc<ManualClock>, Surroundings) {
+    let clock = Arc::new(ManualClock::at(SystemClock.now().plus(ahead)));
+    (Arc::clone(&clock), Surroundings { clock, ..Surroundings::default() })
+}
+
+fn beating_fast(config: &mut Config) {
+    flat(config);
+    config.allocation.leases.heartbeat_ms = 20;
+}
+
+/// Lets time pass for a gateway, in steps that it can follow, until another's lease is charged; gives the charge.
+async fn given_up(stage: &Stage, clock: &ManualClock, settled: usize) -> crate::Row {
+    let charged = async {
+        loop {
+            let rows = stage.gateway.ledger(&stage.account).await;
+            if rows.len() > settled {
+                return rows.into_iter().find(|row| text(row, "marks") == "lost_lease").expect("an adjustment");
+            }
+            clock.advance(Duration::from_secs(25));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, charged).await.expect("it is given up")
+}
+
 #[tokio::test]
 async fn a_gateway_that_was_given_up_adjusts_what_it_was_charged() {
     for backend in backends().await {
         let mut stage = Stage::with(backend, hoarding).await;
+        let zone = json!({"metadata": {"timezone": "Pacific/Kiritimati"}});
+        stage.gateway.operator().patch(&format!("/v1/accounts/{}", stage.account), zone).await.ok();
         assert_eq!(burst(&stage.ada, 40).await, 40);
         stage.settled(40).await;
         let open: i64 = open_leases(&stage.gateway).await.iter().sum();
         assert!(open > 0);
-        let sql = r#"UPDATE "Alchemi_LeaseHolderTable" SET expires_at = 0 RETURNING holder"#;
-        assert_eq!(stage.gateway.database.rows(sql, &[]).await.len(), 1);
-        let second = stage.gateway.beside(flat).await;
-        let charged = stage.settled(41).await;
-        let lost = charged.iter().find(|row| text(row, "marks") == "lost_lease").expect("an adjustment");
-        assert_eq!((text(lost, "entry"), int(lost, "credits_incurred")), ("adjustment", open));
+        let (clock, surroundings) = clock(Duration::ZERO);
+        let second = stage.gateway.beside_in(surroundings, beating_fast).await;
+        let lost = given_up(&stage, &clock, 40).await;
+        assert_eq!((text(&lost, "entry"), int(&lost, "credits_incurred")), ("adjustment", open));
+        let at = jiff::Timestamp::from_microsecond(int(&lost, "created_at")).unwrap();
+        assert_eq!(text(&lost, "day"), at.in_tz("Pacific/Kiritimati").unwrap().date().to_string());
         assert_eq!(stage.counter().await, (400_000_000 + open, 0));
-        assert_eq!(second.verify_books().await.differences, []);
+        let books = second.verify_books().await;
+        assert_eq!(books.differences, []);
+        // Whoever asks why finds it in the audit.
+        let lease = text(&lost, "request_id").trim_end_matches(":lost");
+        let sql = r#"SELECT updated_values FROM "Alchemi_AuditTable" WHERE resource_id = $1"#;
+        let told = stage.gateway.database.rows(sql, &[lease]).await;
+        let told: serde_json::Value = text(&told[0], "updated_values").parse().unwrap();
+        assert_eq!(told["amount"].to_string(), credits(open), "{told}");
         // It was only asleep: what it had not used is taken back.
         stage.gateway.stop().await;
         assert_eq!(stage.counter().await, (400_000_000, 0));
@@ -226,12 +264,10 @@ async fn what_an_admin_gave_back_of_a_lost_lease_is_not_given_back_again() {
         let mut stage = Stage::with(backend, hoarding).await;
         assert_eq!(burst(&stage.ada, 40).await, 40);
         stage.settled(40).await;
-        let sql = r#"UPDATE "Alchemi_LeaseHolderTable" SET expires_at = 0 RETURNING holder"#;
-        assert_eq!(stage.gateway.database.rows(sql, &[]).await.len(), 1);
-        let second = stage.gateway.beside(flat).await;
-        let charged = stage.settled(41).await;
-        let lost = charged.iter().find(|row| text(row, "marks") == "lost_lease").expect("an adjustment");
-        let reversal = json!({"reverses": text(lost, "request_id"), "reason": "it was never used"});
+        let (clock, surroundings) = clock(Duration::ZERO);
+        let second = stage.gateway.beside_in(surroundings, beating_fast).await;
+        let lost = given_up(&stage, &clock, 40).await;
+        let reversal = json!({"reverses": text(&lost, "request_id"), "reason": "it was never used"});
         let operator = second.operator_for(&stage.account);
         operator.post("/v1/budgets/copilot/adjustments", reversal.clone()).await.ok();
         assert_eq!(stage.counter().await, (400_000_000, 0));
@@ -240,6 +276,195 @@ async fn what_an_admin_gave_back_of_a_lost_lease_is_not_given_back_again() {
         stage.gateway.stop().await;
         assert_eq!(stage.counter().await, (400_000_000, 0));
         assert_eq!(second.verify_books().await.differences, []);
+    }
+}
+
+/// An amount of nanos as JSON says it.
+fn credits(nanos: i64) -> String {
+    let text = format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// It hears that it was fenced while requests are under way and its leases are charged.
+#[tokio::test]
+async fn a_gateway_that_was_given_up_goes_on_as_another_holder() {
+    for backend in backends().await {
+        let stage = Stage::with(backend, |config| {
+            flat(config);
+            config.allocation.leases.heartbeat_ms = 100;
+            config.allocation.leases.lease_seconds = 10;
+        })
+        .await;
+        let mut asked = 40;
+        assert_eq!(burst(&stage.ada, 40).await, 40);
+        let database = &stage.gateway.database;
+        database.execute(r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1, expires_at = 0"#).await;
+        // Whoever comes next ends what fenced ones have.
+        let second = stage.gateway.beside(flat).await;
+        let drawn = stage.gateway.metric("reservations_leased_total").await;
+        let again = async {
+            while stage.gateway.metric("reservations_leased_total").await < drawn + 40 {
+                assert_eq!(burst(&stage.ada, 20).await, 20);
+                asked += 20;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, again).await.expect("it leases again");
+        let used = asked as i64 * 10_000_000;
+        let rested = async {
+            while stage.counter().await != (used, 0) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let charged = tokio::time::timeout(PATIENCE, rested).await;
+        assert!(charged.is_ok(), "{:?} is charged, {used} was used", stage.counter().await);
+        assert_eq!(second.verify_books().await.differences, []);
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_whose_clock_is_ahead_gives_up_nobody_who_lives() {
+    for backend in backends().await {
+        if backend == Backend::Sqlite {
+            continue; // one process each
+        }
+        let stage = Stage::with(backend, hoarding).await;
+        assert_eq!(burst(&stage.ada, 40).await, 40);
+        let (clock, surroundings) = clock(Duration::from_secs(3_600));
+        let _second = stage.gateway.beside_in(surroundings, beating_fast).await;
+        for _ in 0..3 {
+            clock.advance(Duration::from_secs(25));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let fenced = r#"SELECT holder FROM "Alchemi_LeaseHolderTable" WHERE fenced = 1"#;
+        assert_eq!(stage.gateway.database.rows(fenced, &[]).await.len(), 0);
+        assert_eq!(burst(&stage.ada, 40).await, 40);
+        assert_eq!(stage.settled(80).await.iter().filter(|row| text(row, "marks") != "").count(), 0);
+    }
+}
+
+/// People with an amount each in the plan of an account, and a team and an org that have one too; their ids.
+async fn people(stage: &Stage, each: &[(&str, &str)]) -> Vec<(String, Client)> {
+    let (gateway, account) = (&stage.gateway, &stage.account);
+    let org = gateway.org(account, "copilot", "Research").await;
+    let team = gateway.team(account, "copilot", &org, "Physics").await;
+    let plan = gateway.plan(account).await;
+    gateway.allot(account, &plan, ("org", &org), "1000").await;
+    gateway.allot(account, &plan, ("team", &team), "1000").await;
+    let mut people = Vec::new();
+    for (subject, amount) in each {
+        let user = gateway.user(account, "copilot", subject, &[&team]).await;
+        gateway.allot(account, &plan, ("user", &user), amount).await;
+        people.push((user, gateway.as_end_user(account, subject)));
+    }
+    people
+}
+
+/// How many of so many requests, one after the other, are drawn from leases.
+async fn drawn(gateway: &Gateway, client: &Client, count: usize) -> u64 {
+    let before = gateway.metric("reservations_leased_total").await;
+    for _ in 0..count {
+        client.post("/v1/chat/completions", chat(MODEL)).await.ok();
+    }
+    gateway.metric("reservations_leased_total").await - before
+}
+
+/// Has so many requests answered at once until there are leases enough for many.
+async fn warmed_up(gateway: &Gateway, client: &Client) {
+    let warm = async {
+        while drawn(gateway, client, 1).await == 0 {
+            assert_eq!(burst(client, 40).await, 40);
+        }
+        assert_eq!(burst(client, 60).await, 60);
+    };
+    tokio::time::timeout(PATIENCE, warm).await.expect("it leases");
+}
+
+#[tokio::test]
+async fn who_has_used_up_a_cap_of_their_own_takes_nobody_else_off_leases() {
+    for backend in backends().await {
+        let stage = Stage::with(backend.clone(), hoarding).await;
+        let gateway = &stage.gateway;
+        let people = people(&stage, &[("eve", "0.05"), ("bob", "900")]).await;
+        let ((her_id, eve), (_, bob)) = (&people[0], &people[1]);
+        let second = if backend == Backend::Sqlite { None } else { Some(gateway.beside(hoarding).await) };
+        let there = second.as_ref().map(|second| (second, bob.at(second.url())));
+        warmed_up(gateway, bob).await;
+        if let Some((second, bob)) = &there {
+            warmed_up(second, bob).await;
+        }
+        // Two hundredths are used, three are held by answers that go on: those may come back.
+        assert_eq!(burst(eve, 2).await, 2);
+        gateway.upstream.behave(Behaviour { gap: Duration::from_secs(20), ..Behaviour::default() });
+        let long = streamed(MODEL);
+        let held = join_all((0..3).map(|_| open(eve, "/v1/chat/completions", &long))).await;
+        gateway.upstream.behave(Behaviour::default());
+        for _ in 0..5 {
+            assert_eq!(eve.post("/v1/chat/completions", chat(MODEL)).await.status, 402);
+            assert_eq!(drawn(gateway, bob, 4).await, 4);
+            if let Some((second, bob)) = &there {
+                assert_eq!(burst(&eve.at(second.url()), 1).await, 0);
+                assert_eq!(drawn(second, bob, 4).await, 4);
+            }
+        }
+        drop(held);
+        let hers = ("user".to_owned(), her_id.clone());
+        let spent = async {
+            while gateway.counters(&stage.account).await[&hers] != (50_000_000, 0) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, spent).await.expect("she has used up all of it");
+        assert_eq!(burst(eve, 3).await, 0);
+        assert_eq!(drawn(gateway, bob, 4).await, 4);
+        assert_eq!(gateway.verify_books().await.differences, []);
+    }
+}
+
+#[tokio::test]
+async fn a_chain_of_four_caps_and_another_domain_reserve_without_a_statement() {
+    for backend in backends().await {
+        let stage = Stage::with(backend, hoarding).await;
+        let gateway = &stage.gateway;
+        let copilot = people(&stage, &[("bob", "900")]).await.remove(0).1;
+        // Without a place in the plan, a chain in both domains is the account's cap and no other.
+        let console = gateway.sign_in(&Person::of(&stage.account, "carl").domains(&["console"]));
+        for client in [&copilot, &console, &stage.ada] {
+            warmed_up(gateway, client).await;
+        }
+        for client in [&copilot, &console, &stage.ada] {
+            assert_eq!(drawn(gateway, client, 20).await, 20);
+        }
+        assert_eq!(gateway.verify_books().await.differences, []);
+    }
+}
+
+/// What another gateway holds idle, while it is busy, is had by all who come at once.
+#[tokio::test]
+async fn of_requests_at_once_none_is_refused_while_another_gateway_hoards() {
+    for backend in backends().await {
+        if backend == Backend::Sqlite {
+            continue; // one process each
+        }
+        let stage = Stage::with(backend, hoarding).await;
+        let gateway = &stage.gateway;
+        let second = gateway.beside(hoarding).await;
+        let there = stage.ada.at(second.url());
+        let mut used = 0;
+        while open_leases(gateway).await.iter().sum::<i64>() < 200_000_000 {
+            used += burst(&there, 40).await;
+        }
+        // What is left lies there, all but nothing.
+        let cap = (used + 20) * 10;
+        stage.settled(used).await;
+        gateway.allocate(&stage.account, &format!("{}.{:03}", cap / 1_000, cap % 1_000)).await;
+        let replies = join_all((0..20).map(|_| stage.ada.post("/v1/chat/completions", chat(MODEL)))).await;
+        let statuses: Vec<_> = replies.iter().map(|reply| reply.status.as_u16()).collect();
+        assert_eq!(statuses, [200; 20]);
+        assert_eq!(burst(&stage.ada, 1).await, 0);
+        stage.settled(used + 20).await;
+        assert_eq!(stage.counter().await.0, (used as i64 + 20) * 10_000_000);
+        assert_eq!(gateway.verify_books().await.differences, []);
     }
 }
 

@@ -161,30 +161,29 @@ fn outage() -> Duration {
 #[tokio::test]
 async fn requests_within_leases_go_on_while_postgres_is_away() {
     for backend in backends().await {
-        let Backend::Postgres(url) = backend else { continue };
-        let (mut cable, url) = Cable::to(&url);
+        let Backend::Postgres(direct) = backend else { continue };
+        let (mut cable, url) = Cable::to(&direct);
+        let beside = Database::at(&direct);
         let stage = Stage::with(Backend::Postgres(url), |config| {
             config.database.acquire_timeout_ms = 2_000;
             config.metering.unpriced = "flat:0.01".parse().unwrap();
-            config.allocation.leases.enabled = true;
-            // What was taken stays, however long the outage.
-            config.allocation.leases.heartbeat_ms = 3_600_000;
             // What is known of callers has to be asked for again during it.
             config.allocation.rules_ttl_seconds = 1;
         })
         .await;
         let ask = async || stage.ada.post("/v1/chat/completions", chat("free-for-all")).await;
-        let asked = 40;
-        let replies = futures_util::future::join_all((0..asked).map(|_| ask())).await;
-        assert!(replies.iter().all(|reply| reply.status == 200));
-        stage.settled(asked).await;
-        // Every admitted request holds one hundredth: so many fit into what is leased.
-        let sql = r#"SELECT amount FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open'"#;
-        let leased = stage.gateway.database.rows(sql, &[]).await;
-        let within = leased.iter().map(|row| crate::int(row, "amount")).sum::<i64>() as usize / 10_000_000;
-        assert!(within > 10, "{leased:?}");
-
+        // Every admitted request holds one hundredth: so many fit into what is leased, and is not given back.
+        let (mut asked, mut within) = (0, 0);
+        while within <= 10 {
+            let replies = futures_util::future::join_all((0..40).map(|_| ask())).await;
+            assert!(replies.iter().all(|reply| reply.status == 200));
+            asked += 40;
+            stage.settled(asked).await;
+            within = open_leases(&beside).await / 10_000_000;
+        }
         cable.cut().await;
+        let within = open_leases(&beside).await / 10_000_000;
+        assert!(within > 0);
         let begun = tokio::time::Instant::now();
         let mut admitted = 0;
         let pause = outage() / (2 * within as u32);
@@ -213,6 +212,63 @@ async fn requests_within_leases_go_on_while_postgres_is_away() {
         let rows = stage.settled(asked + within + 1).await;
         assert!(rows.iter().all(|row| row["raw_cost"] == 10_000_000), "{rows:?}");
         assert_eq!(stage.gateway.verify_books().await.differences, []);
+    }
+}
+
+/// What is open in all leases together.
+async fn open_leases(database: &Database) -> usize {
+    let sql = r#"SELECT amount FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open'"#;
+    let leased = database.rows(sql, &[]).await;
+    leased.iter().map(|row| crate::int(row, "amount")).sum::<i64>().try_into().unwrap()
+}
+
+/// Its leases are charged meanwhile, and nothing of them has gone back: when it hears of that, all does.
+#[tokio::test]
+async fn what_a_gateway_was_charged_while_postgres_was_away_for_it_comes_back() {
+    for backend in backends().await {
+        let Backend::Postgres(direct) = backend else { continue };
+        let (mut cable, url) = Cable::to(&direct);
+        let beside = Database::at(&direct);
+        let configure = |config: &mut alchemi::config::Config| {
+            config.database.acquire_timeout_ms = 300;
+            config.metering.unpriced = "flat:0.01".parse().unwrap();
+            config.allocation.leases.heartbeat_ms = 1_000;
+        };
+        let stage = Stage::with(Backend::Postgres(url), configure).await;
+        let mut asked = 0;
+        while asked == 0 || open_leases(&beside).await == 0 {
+            let replies = (0..40).map(|_| stage.ada.post("/v1/chat/completions", chat("free-for-all")));
+            assert!(futures_util::future::join_all(replies).await.iter().all(|reply| reply.status == 200));
+            asked += 40;
+            stage.settled(asked).await;
+        }
+        cable.cut().await;
+        let open = open_leases(&beside).await;
+        assert!(open > 0);
+        beside.execute(r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1"#).await;
+        // Whoever comes next ends what fenced ones have.
+        let second = stage.gateway.beside(|config| {
+            configure(config);
+            config.database.url.clone_from(&direct);
+        });
+        let second = second.await;
+        assert_eq!(open_leases(&beside).await, 0);
+        let sql = r#"SELECT used, leased FROM "Alchemi_AllocationCounterTable" WHERE scope_type = 'account'"#;
+        let counter = async || {
+            let rows = beside.rows(sql, &[]).await;
+            (crate::int(&rows[0], "used") as usize, crate::int(&rows[0], "leased"))
+        };
+        assert_eq!(counter().await, (asked * 10_000_000 + open, 0));
+        // A beat or two of which nothing comes.
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        cable.mend();
+        let taken_back = async {
+            while counter().await != (asked * 10_000_000, 0) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, taken_back).await.expect("its charge is taken back");
+        assert_eq!(second.verify_books().await.differences, []);
     }
 }
 

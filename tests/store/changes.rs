@@ -25,7 +25,7 @@ async fn a_commit_is_told_and_a_rollback_is_not() {
         assert_eq!(changes.try_recv(), Err(TryRecvError::Empty), "not before the commit");
         drop(tx);
         let made = insert(&store, "Acme").await;
-        assert_eq!(next(&mut changes).await, Change { account: made.account_id, kind: ChangeKind::Account });
+        assert_eq!(next(&mut changes).await, Change::of(made.account_id, ChangeKind::Account));
     }
 }
 
@@ -51,7 +51,7 @@ async fn another_process_is_told() {
     let (here, there) = (place.store().await, place.open().await);
     let mut changes = there.changes();
     let made = insert(&here, "Acme").await;
-    let change = Change { account: made.account_id, kind: ChangeKind::Account };
+    let change = Change::of(made.account_id, ChangeKind::Account);
     assert_eq!(next(&mut changes).await, change);
 }
 

@@ -129,7 +129,9 @@ impl<'a> Books<'a> {
                     self.give_back(lease, lease.free).await;
                 }
                 let mut tx = self.store.begin(&operator().over(id(&lease.account))).await.unwrap();
-                tx.close_lease(&slice(lease, 0)).await.unwrap();
+                if tx.close_leases(&[slice(lease, 0)]).await.unwrap().is_empty() {
+                    tx.reverse_lost_lease(&lease.id).await.unwrap();
+                }
                 tx.commit().await.unwrap();
                 Answer::Nothing
             }
@@ -240,7 +242,9 @@ impl<'a> Books<'a> {
 
     async fn sweep(&self, lost: LostLease) -> Answer {
         let mut tx = self.store.begin(&operator()).await.unwrap();
-        tx.fence_lease_holders(None).await.unwrap();
+        for holder in tx.lease_holders().await.unwrap() {
+            tx.fence_silent_lease_holder(&holder).await.unwrap();
+        }
         let mut ended = Vec::new();
         for orphan in tx.orphaned_leases(None, 1_000).await.unwrap() {
             let charged = tx.end_orphan(&orphan, lost).await.unwrap().expect("nobody else ends it");

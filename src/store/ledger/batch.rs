@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::OnceLock;
 
-use super::{Delta, RollupSums, Settlement, count};
+use super::{Delta, Gone, RollupSums, Settlement, count};
 use crate::clock::Timestamp;
 use crate::context::Domain;
 use crate::credits::{Credits, Usd};
@@ -214,28 +214,25 @@ impl<R> Tx<R> {
 
     /// Adds settled rows to their counters, each touched once; leases that are `gone`
     /// hold nothing any more.
-    pub(in crate::store) async fn add_to_counters(
-        &mut self,
-        fresh: &[&Settlement],
-        gone: &HashSet<String>,
-    ) -> Result<()> {
+    pub(in crate::store) async fn add_to_counters(&mut self, fresh: &[&Settlement], gone: &Gone) -> Result<()> {
         // Many rows have the same chain, and hold the same of it: it is gone through once.
         let mut chains: HashMap<Chain<'_>, ChainSums, foldhash::fast::RandomState> = HashMap::default();
         for settlement in fresh {
-            let lost = settlement.lease.as_ref().is_some_and(|lease| gone.contains(&**lease));
-            let held: &[CounterKey] = if lost { &[] } else { &settlement.held };
-            let sums = chains.entry((&settlement.row.account_id, &settlement.counters, held)).or_default();
+            let lost = settlement.lease.as_ref().is_some_and(|lease| gone.leases.contains(&**lease));
+            let covered = !lost || gone.covered.contains(&settlement.row.request_id);
+            let held: &[CounterKey] = if covered { &settlement.held } else { &[] };
+            let sums = chains.entry((&settlement.row.account_id, &settlement.counters, held, lost)).or_default();
             sums.add(settlement.row.credits, settlement.hold)?;
         }
         let mut counters: BTreeMap<(&Id<Account>, &CounterKey), Delta> = BTreeMap::new();
-        for ((account, chain, held), sums) in chains {
+        for ((account, chain, held, lost), sums) in chains {
             for key in chain {
                 let delta = counters.entry((account, key)).or_default();
                 delta.used = delta.used.checked_add(sums.used).ok_or(StoreError::Overflow)?;
                 let beyond = if held.contains(key) { sums.beyond_holds } else { sums.charged };
                 delta.overshoot = delta.overshoot.saturating_add(beyond);
             }
-            for key in held.iter().filter(|_| sums.held != Credits::ZERO) {
+            for key in held.iter().filter(|_| !lost && sums.held != Credits::ZERO) {
                 let delta = counters.entry((account, key)).or_default();
                 delta.leased = delta.leased.checked_add(sums.held).ok_or(StoreError::Overflow)?;
             }
@@ -284,13 +281,16 @@ impl<R> Tx<R> {
         Ok(gone)
     }
 
-    pub(in crate::store) async fn add_to_counter(
+    /// Takes from what counters of an account have leased.
+    pub(in crate::store) async fn free(
         &mut self,
         account: &Id<Account>,
-        key: &CounterKey,
-        delta: Delta,
+        freed: &BTreeMap<CounterKey, Credits>,
     ) -> Result<()> {
-        self.count(&[((account, key), delta)]).await
+        let some = freed.iter().filter(|(_, amount)| **amount != Credits::ZERO);
+        let deltas: Vec<_> =
+            some.map(|(key, amount)| ((account, key), Delta { leased: *amount, ..Delta::default() })).collect();
+        self.count(&deltas).await
     }
 
     /// Adds settled rows to their roll-ups and to what their accounts have spent, each touched once.
@@ -343,8 +343,9 @@ impl<R> Tx<R> {
     }
 }
 
-/// The account, the counters that a row is added to, and those of them that held something for it.
-type Chain<'a> = (&'a Id<Account>, &'a [CounterKey], &'a [CounterKey]);
+/// The account, the counters that a row is added to, those of them that have made room for it, and whether that was by
+/// a lease which is lost.
+type Chain<'a> = (&'a Id<Account>, &'a [CounterKey], &'a [CounterKey], bool);
 
 /// What the rows of one chain add up to.
 #[derive(Debug, Clone, Copy, Default)]

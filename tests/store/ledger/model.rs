@@ -140,9 +140,12 @@ impl Model {
             Action::Close { lease } => {
                 self.give_back(&lease.id, lease.free);
                 let n = self.lease(&lease.id);
+                let left = self.leases[n].amount;
                 if self.leases[n].row == Row::Open {
-                    self.free(n, self.leases[n].amount);
+                    self.free(n, left);
                     self.leases[n].row = Row::Gone;
+                } else if self.take_back(n, left) {
+                    self.rows.insert(format!("{}:closed", lease.id), -left);
                 }
                 Answer::Nothing
             }
@@ -308,6 +311,16 @@ impl Model {
                 orphans += 1;
             }
         }
+        // Facts that come late adjust the charge of the lease that was lost, which has made room for them.
+        let mut covered = Vec::new();
+        for (request, _) in &fresh {
+            if let Some(id) = &request.lease
+                && self.take_back(self.lease(id), request.hold)
+            {
+                self.rows.insert(format!("{}:late", request.id), -request.hold);
+                covered.push(request.id.clone());
+            }
+        }
         for (request, cost) in &fresh {
             let drawn = request.lease.as_ref().filter(|_| request.hold != 0).map(|id| self.lease(id));
             let lost = drawn.filter(|n| self.leases[*n].row != Row::Open);
@@ -316,19 +329,12 @@ impl Model {
                 self.leases[n].updated_at = self.now;
             }
             for key in &request.counters {
-                let held = if lost.is_none() && request.held.contains(key) { request.hold } else { 0 };
+                let held = if request.held.contains(key) { request.hold } else { 0 };
+                let room = if lost.is_none() || covered.contains(&request.id) { held } else { 0 };
                 let counter = self.counter(&request.account, key);
                 counter.used += cost;
-                counter.leased -= held;
-                counter.bound += (cost - held).max(0);
-            }
-        }
-        // Facts that come late adjust the charge of the lease that was lost.
-        for (request, _) in &fresh {
-            if let Some(id) = &request.lease
-                && self.take_back(self.lease(id), request.hold)
-            {
-                self.rows.insert(format!("{}:late", request.id), -request.hold);
+                counter.leased -= if lost.is_none() { held } else { 0 };
+                counter.bound += (cost - room).max(0);
             }
         }
         Answer::Settled(fresh.len() + orphans, orphans)
@@ -353,7 +359,6 @@ impl Model {
                 for link in &lease.links {
                     let counter = self.counter(&lease.account, &link.counter());
                     counter.used += charged;
-                    counter.bound += charged;
                 }
             }
             ended.push((lease.id, charged));
