@@ -167,10 +167,11 @@ impl Tx<Tenant> {
         let mut left: HashMap<String, Credits> = HashMap::new();
         for chunk in leases.chunks(500) {
             let ids: Vec<_> = chunk.iter().map(|lease| lease.id).collect();
+            let ids = ids.as_slice();
             let rows: Vec<(String, Credits)> = on!(self, |c| {
                 let mut q =
                     sqlx::QueryBuilder::new(r#"DELETE FROM "Alchemi_AllocationLeaseTable" WHERE state = 'open'"#);
-                push_in!(q, "lease_id", &ids);
+                push_in!(q, "lease_id", ids);
                 q.push(" RETURNING lease_id, amount").build_query_as().fetch_all(c).await
             })?;
             left.extend(rows);

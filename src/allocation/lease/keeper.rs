@@ -46,14 +46,26 @@ impl Keeper {
     /// many there are.
     pub async fn run(self) {
         let Self { leases, mut inbox } = self;
-        let errands = stream::poll_fn(|context| inbox.poll_recv(context));
+        let errands = stream::poll_fn(move |context| inbox.poll_recv(context));
+        let run = |errand| {
+            let leases = leases.clone();
+            async move { leases.run_errand(errand).await }
+        };
         tokio::join!(
-            leases.at_each_beat(|| leases.keep_alive()),
-            leases.at_each_beat(|| leases.look_after_others()),
-            leases.at_each_beat(|| leases.tend_all()),
-            errands.for_each_concurrent(ERRANDS, |errand| leases.run_errand(errand)),
+            leases.at_each_beat(Duty::SayThatItLives),
+            leases.at_each_beat(Duty::LookAfterOthers),
+            leases.at_each_beat(Duty::TendSlices),
+            errands.for_each_concurrent(ERRANDS, run),
         );
     }
+}
+
+/// What is done once a beat.
+#[derive(Debug, Clone, Copy)]
+enum Duty {
+    SayThatItLives,
+    LookAfterOthers,
+    TendSlices,
 }
 
 fn report(done: Result<(), StoreError>) {
@@ -63,12 +75,16 @@ fn report(done: Result<(), StoreError>) {
 }
 
 impl Leases {
-    async fn at_each_beat<F: Future<Output = Result<(), StoreError>>>(&self, work: impl Fn() -> F) {
+    async fn at_each_beat(&self, duty: Duty) {
         let mut beat = tokio::time::interval(Duration::from_millis(self.0.config.heartbeat_ms.max(10)));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beat.tick().await;
-            report(work().await);
+            report(match duty {
+                Duty::SayThatItLives => self.keep_alive().await,
+                Duty::LookAfterOthers => self.look_after_others().await,
+                Duty::TendSlices => self.tend_all().await,
+            });
         }
     }
 

@@ -38,8 +38,10 @@ impl Leases {
         purse.tighten(scopes, self.0.clock.now());
         {
             let _moving = purse.moving.lock().await;
-            for slice in purse.slices().iter().filter(|slice| slice.has_any(scopes)) {
-                self.give_back(slice, i64::MAX).await?;
+            for slice in purse.slices() {
+                if slice.has_any(scopes) {
+                    self.give_back(&slice, i64::MAX).await?;
+                }
             }
         }
         Ok(purse.returns() != seen)
@@ -111,12 +113,8 @@ impl Leases {
     /// draw on are left to the next beat. The purse's `moving` is held.
     pub(super) async fn close(&self, purse: &Purse, slices: &[&Arc<Slice>]) -> Result<(), StoreError> {
         // Those that have nothing left, and are drawn on yet, have to wait.
-        let waits = |slice: &Arc<Slice>| slice.has_ended() && !slice.is_unused();
-        let (opened, new): (Vec<_>, Vec<_>) = slices
-            .iter()
-            .copied()
-            .filter(|slice| !waits(slice))
-            .partition(|slice| slice.opened.load(Ordering::Acquire));
+        let due = slices.iter().copied().filter(|slice| !slice.has_ended() || slice.is_unused());
+        let (opened, new): (Vec<_>, Vec<_>) = due.partition(|slice| slice.opened.load(Ordering::Acquire));
         for slice in new {
             self.retire(slice);
             if slice.is_unused() {
@@ -151,7 +149,10 @@ impl Leases {
             }
             purse.returned();
         }
-        for slice in used.into_iter().filter(|slice| slice.rest.load(Ordering::Acquire) > 0) {
+        for slice in used {
+            if slice.rest.load(Ordering::Acquire) == 0 {
+                continue;
+            }
             let tx = self.begin_for(purse).await?;
             let rest = slice.rest.swap(0, Ordering::AcqRel);
             self.hand_back(tx, slice, rest).await?;
