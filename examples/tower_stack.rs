@@ -158,7 +158,7 @@ pub async fn show() -> Result<(Vec<(u16, Value)>, Credits), Failure> {
     drop(stack);
     settling.await?;
     let operator = master_key_context(None).super_admin()?;
-    let spent = store.read(&operator.over(account)).await?.booked().await?.credits;
+    let spent = store.read(&operator.over(account)).await?.booked().await?.credits_incurred;
     Ok((answers, spent))
 }
 

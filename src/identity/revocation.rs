@@ -92,6 +92,11 @@ impl Revocations {
         });
     }
 
+    /// Whether a token may be from before a moment by our clock, or does not say when it is from.
+    pub fn may_be_from_before(&self, verified: &Verified, moment: Timestamp) -> bool {
+        verified.issued_at().is_none_or(|at| at < moment.plus(self.leeway))
+    }
+
     pub(super) fn revoked(&self, verified: &Verified) -> bool {
         let map = self.list.load();
         let Some(denied) = map.get(&**verified.issuer()) else { return false };

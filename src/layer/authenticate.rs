@@ -20,7 +20,8 @@ use super::headers::RequestHeaders;
 use crate::allocation::rules::{AccountFacts, RuleBook};
 use crate::context::{AskedPlace, Context, Domain, RequestInfo};
 use crate::identity::{
-    AccountBinding, Identity, IdentityError, MasterKey, Verified, context as context_of, master_key_context,
+    AccountBinding, Identity, IdentityError, MasterKey, Revocations, Verified, context as context_of,
+    master_key_context,
 };
 use crate::problem::Problem;
 
@@ -120,7 +121,7 @@ impl Authenticator {
             return Err(crate::allocation::rules::account_unknown());
         }
         if let Some(account) = &account {
-            admit(account, verified, &context)?;
+            admit(self.identity.revocations(), account, verified, &context)?;
         }
         Ok(Established { context, account })
     }
@@ -153,9 +154,14 @@ impl Authenticator {
 
 /// What the account itself says to a token: that of a former admin, known by their verified
 /// address, is over, and while its binding is switched off none counts but an operator's.
-fn admit(account: &AccountFacts, verified: &Verified, context: &Context) -> Result<(), Problem> {
+fn admit(
+    revocations: &Revocations,
+    account: &AccountFacts,
+    verified: &Verified,
+    context: &Context,
+) -> Result<(), Problem> {
     let before = verified.email().and_then(|email| account.cut_off(email));
-    if before.is_some_and(|before| verified.issued_at().is_none_or(|at| at < before)) {
+    if before.is_some_and(|before| revocations.may_be_from_before(verified, before)) {
         return Err(IdentityError::Revoked.into());
     }
     if account.binding_is_off && !context.is_super_admin() {

@@ -167,7 +167,7 @@ mod tests {
     use crate::id::Id;
 
     fn change(kind: ChangeKind) -> Change {
-        Change { account: Id::nobody(), kind }
+        Change::of(Id::nobody(), kind)
     }
 
     /// How often the deny-list was read `after` some time in which `other` changes came every second.
