@@ -324,6 +324,7 @@ async fn seeded(store: &Store, size: Size) -> Result<Seeded> {
     let binding = AccountBinding {
         id,
         suspended: false,
+        issuer: None,
         organization_id: None,
         role_prefix: None,
         role_mappings: std::collections::BTreeMap::new(),

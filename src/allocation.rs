@@ -418,15 +418,15 @@ impl Allocations {
     async fn undo(self, granted: Granted<Tenant>, request_id: Arc<str>, links: Vec<Link>) {
         let attempt = async || {
             let mut tx = self.0.store.begin(&granted).await?;
-            tx.unreserve(&request_id, &links).await?;
-            tx.commit().await
+            let was_there = tx.unreserve(&request_id, &links).await?;
+            tx.commit().await.map(|()| was_there)
         };
         for pause in UNDO_AFTER_SECONDS {
             tokio::time::sleep(Duration::from_secs(pause)).await;
             match attempt().await {
-                Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => {}
-                // Else it is charged as abandoned.
-                _ => return,
+                // It may still come; what comes after the last look is charged as abandoned.
+                Ok(false) | Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => {}
+                Ok(true) | Err(_) => return,
             }
         }
     }

@@ -321,6 +321,15 @@ impl Config {
                     .to_owned(),
             );
         }
+        let leases = &self.allocation.leases;
+        if leases.enabled && leases.heartbeat_ms.saturating_mul(9) > leases.lease_seconds.max(10).saturating_mul(1_000)
+        {
+            return wrong(
+                "allocation.leases: heartbeat_ms is too long for lease_seconds: a gateway has to be heard of nine times in \
+                 a lease's time"
+                    .to_owned(),
+            );
+        }
         if self.cors_origins.iter().any(|origin| origin == "*") {
             return wrong("cors_origins (ALCHEMI_CORS_ORIGINS) holds `*`: name the origins".to_owned());
         }
@@ -565,6 +574,9 @@ mod tests {
                 format!("master_key = '{}'\n[allocation]\nabandon_after_seconds = 100\n[upstream]\n{upstream}", KEY.1);
             Config::from_toml(&text).unwrap_err().to_string()
         };
+        let leases = |text: &str| format!("master_key = '{}'\n[allocation.leases]\n{text}", KEY.1);
+        assert!(Config::from_toml(&leases("heartbeat_ms = 20001")).unwrap_err().to_string().contains("heartbeat_ms"));
+        assert!(Config::from_toml(&leases("heartbeat_ms = 20000")).is_ok());
         assert!(abandoned("total_timeout = 100").contains("upstream.total_timeout"));
         assert!(abandoned("total_timeout = 99\nresponse_timeout = 100").contains("upstream.response_timeout"));
         assert!(Config::from_toml("lisen = 'x'").unwrap_err().to_string().contains("lisen"));

@@ -186,7 +186,7 @@ impl Provisioner {
             Arc::clone(turns.entry(project.to_owned()).or_default())
         };
         loop {
-            let _turn = turns.lock().await;
+            let turn = Arc::clone(&turns).lock_owned().await;
             let item = self.0.store.read(&system).await?.due_item(project).await?;
             let Some(item) = item.filter(|_| until.is_none_or(|until| Instant::now() < until)) else {
                 let mut tx = self.0.store.begin(&system).await?;
@@ -197,7 +197,14 @@ impl Provisioner {
             if !self.lease(project).await? {
                 return Ok(false);
             }
-            match self.item(&item).await? {
+            // Carried through, whether or not its caller still waits: what is written is noted.
+            let (this, due) = (self.clone(), item.clone());
+            let done = tokio::spawn(async move {
+                let _turn = turn;
+                this.item(&due).await
+            });
+            let done = done.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())));
+            match done? {
                 Some(outcome) => self.0.lately.insert((item.id.to_string(), item.version), outcome),
                 None => return Ok(false),
             }

@@ -4,6 +4,7 @@
 //! members are only ever added at the end, and [`VERSION`] is raised when that changes. What
 //! the records of a segment add up to is [`Replay`]'s to find.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use postcard::ser_flavors::Flavor;
@@ -24,7 +25,7 @@ use crate::policy::budget::Link;
 use crate::store::ledger::Settlement;
 
 /// The version of these encodings.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Remarks that a bill may carry; one of a later version is left out.
 const MARKS: [&str; 3] = ["cut", "not_forwarded", "unsettled"];
@@ -38,8 +39,7 @@ struct Admit<'a, C> {
     domain: Domain,
     admitted_at: i64,
     hold: i64,
-    /// Which enforcement let it over its cap.
-    over_cap: Option<Enforcement>,
+    over_cap: bool,
     factor: i64,
     estimate: i64,
     estimated_tokens: Tokens,
@@ -64,6 +64,8 @@ struct Admit<'a, C> {
     cycle_start: Option<i64>,
     zone: &'a str,
     chain: C,
+    /// Which enforcement let it over its cap; from version 2 on.
+    let_over_by: Option<Enforcement>,
 }
 
 /// A counter of the chain.
@@ -152,7 +154,7 @@ pub(super) fn admit(ticket: &Ticket, out: &mut Vec<u8>) {
         domain: rules.domain,
         admitted_at: ticket.admitted_at.as_micros(),
         hold: ticket.hold.nanos(),
-        over_cap: ticket.over_cap.then_some(rules.enforcement),
+        over_cap: ticket.over_cap,
         factor: rules.factor.nanos(),
         estimate: ticket.estimate.nanos(),
         estimated_tokens: ticket.estimated_tokens,
@@ -169,6 +171,7 @@ pub(super) fn admit(ticket: &Ticket, out: &mut Vec<u8>) {
         cycle_start: ticket.cycle_start(),
         zone: ticket.zone(),
         chain: Chain { links: ticket.links(), holds: ticket.holds },
+        let_over_by: ticket.over_cap.then_some(rules.enforcement),
     };
     append(&admit, out);
 }
@@ -203,7 +206,12 @@ impl Replay {
     pub fn take(&mut self, record: &Record<'_>) -> Option<Settlement> {
         match record.kind {
             Kind::Begin => {
-                match postcard::from_bytes::<Admit<'_, Vec<Counted<'_>>>>(record.payload) {
+                let mut payload = Cow::Borrowed(record.payload);
+                if record.version < 2 {
+                    // Its last member is none.
+                    payload.to_mut().push(0);
+                }
+                match postcard::from_bytes::<Admit<'_, Vec<Counted<'_>>>>(&payload) {
                     Ok(admit) => _ = self.begun.insert(admit.request_id.to_owned(), begun(admit)),
                     Err(_) => self.unreadable += 1,
                 }
@@ -257,8 +265,9 @@ fn begun(admit: Admit<'_, Vec<Counted<'_>>>) -> (Request, Detail) {
         },
         counters: admit.chain.iter().map(counter).collect(),
         held: admit.chain.iter().filter(|counted| counted.held).map(counter).collect(),
-        over_cap: admit.over_cap.is_some(),
-        enforcement: admit.over_cap.unwrap_or_default(),
+        over_cap: admit.over_cap,
+        // Version 1 did not say it.
+        enforcement: admit.let_over_by.unwrap_or(Enforcement::Soft),
         factor: Factor::from_nanos(admit.factor),
         estimate: Usd::from_nanos(admit.estimate),
         estimated_tokens: admit.estimated_tokens,
@@ -312,7 +321,7 @@ pub(crate) mod testing {
             domain: Domain::Copilot,
             admitted_at: 1_700_000_000_000_000,
             hold,
-            over_cap,
+            over_cap: over_cap.is_some(),
             factor: Factor::ONE.nanos(),
             estimate: hold,
             estimated_tokens: Tokens { input: 7, output: 300, ..Tokens::default() },
@@ -329,6 +338,7 @@ pub(crate) mod testing {
             cycle_start: Some(-1),
             zone: "Europe/Paris",
             chain,
+            let_over_by: over_cap,
         };
         let mut out = Vec::new();
         append(&admit, &mut out);
@@ -404,6 +414,13 @@ mod tests {
             let rows: Vec<_> = replay.unsettled(Timestamp::from_secs(1_700_000_002)).map(|s| s.row.marks).collect();
             assert_eq!(rows, [mark]);
         }
+        // As version 1 wrote it.
+        let begun = testing::begun_over(Some(Enforcement::Shadow), "one", &account, None, 9);
+        let older = Record { kind: Kind::Begin, version: 1, payload: &begun[..begun.len() - 2] };
+        let mut replay = Replay::default();
+        assert!(replay.take(&older).is_none());
+        let rows: Vec<_> = replay.unsettled(Timestamp::from_secs(1_700_000_002)).map(|s| s.row.marks).collect();
+        assert_eq!((rows, replay.unreadable), (vec!["unsettled,over_cap".to_owned()], 0));
     }
 
     #[test]
@@ -412,7 +429,7 @@ mod tests {
         let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(
             hex(testing::begun("r", &account, Some("l"), 3)),
-            "0172016100018080f28183898506060080a8d6b9070607ac02000000000001016c0001047465616d0003616461016d0000000001010c4575726f70652f5061726973010001610001"
+            "0172016100018080f28183898506060080a8d6b9070607ac02000000000001016c0001047465616d0003616461016d0000000001010c4575726f70652f506172697301000161000100"
         );
         assert_eq!(
             hex(testing::finished("r", 2)),

@@ -124,7 +124,22 @@ impl PriceBook {
     fn indexed(mut self) -> Self {
         self.wildcards = self.models.keys().filter(|name| name.ends_with('*')).cloned().collect();
         self.wildcards.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        let unpriced =
+            |(name, price): (&Box<str>, &ModelPrice)| (!name.ends_with('*') && !price.is_known()).then(|| name.clone());
+        let unpriced: Vec<Box<str>> = self.models.iter().filter_map(unpriced).collect();
+        for name in unpriced {
+            if let Some(price) = self.wildcard(&name).copied()
+                && let Some(own) = self.models.get_mut(&name)
+            {
+                *own = own.or(&price);
+            }
+        }
         self
+    }
+
+    fn wildcard(&self, model: &str) -> Option<&ModelPrice> {
+        let begins = |name: &str| name.strip_suffix('*').is_some_and(|start| model.starts_with(start));
+        self.models.get(self.wildcards.iter().find(|name| begins(name))?)
     }
 
     /// Whether nothing is known of any model.
@@ -137,13 +152,10 @@ impl PriceBook {
         self.models.keys().map(AsRef::as_ref)
     }
 
-    /// The prices of a model, if any is known: its own, or those of the longest `name*`
-    /// that it begins with.
+    /// The prices of a model, if any is known: its own, or if it has none those of the longest
+    /// `name*` that it begins with.
     pub fn get(&self, model: &str) -> Option<&ModelPrice> {
-        self.models.get(model).or_else(|| {
-            let begins = |name: &str| name.strip_suffix('*').is_some_and(|start| model.starts_with(start));
-            self.models.get(self.wildcards.iter().find(|name| begins(name))?)
-        })
+        self.models.get(model).or_else(|| self.wildcard(model))
     }
 
     /// What was used, at this book's prices; `None` if a price is missing. Tokens
@@ -201,6 +213,11 @@ impl PriceBook {
 }
 
 impl ModelPrice {
+    /// Whether it has any price.
+    fn is_known(&self) -> bool {
+        Self { max_output: None, ..*self } != Self::default()
+    }
+
     /// The cost in units of 1e-18 dollars; `None` if a price is missing.
     fn atto(&self, used: &Reported) -> Result<Option<i128>, TooDear> {
         let by_token = match used.tokens {

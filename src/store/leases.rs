@@ -386,11 +386,11 @@ impl Tx<Platform> {
         .bind(holder)
         .fetch_all(c)
         .await)?;
+        let mut reversals = Vec::new();
         for (lease_id, amount) in charged {
-            let reversal = self.take_back(&lease_id, amount, format!("{lease_id}:replayed")).await?;
-            self.book_corrections(reversal.as_slice()).await?;
+            reversals.extend(self.take_back(&lease_id, amount, format!("{lease_id}:replayed")).await?);
         }
-        Ok(())
+        self.book_corrections(&reversals).await
     }
 
     /// Forgets fenced holders without leases, and lost leases older than `before`:

@@ -213,11 +213,11 @@ impl Tx<Tenant> {
     }
 
     /// Ends a reservation, if there is one, as if it had never been made; `links` are those
-    /// that it was made with.
+    /// that it was made with. Whether there was one.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn unreserve(&mut self, request_id: &str, links: &[Link]) -> Result<()> {
+    pub async fn unreserve(&mut self, request_id: &str, links: &[Link]) -> Result<bool> {
         let account = self.account.clone();
         let held: Option<Credits> = on!(self, |c| sqlx::query_scalar(
             r#"DELETE FROM "Alchemi_AllocationReservationTable" WHERE request_id = $1 AND account_id = $2
@@ -227,9 +227,10 @@ impl Tx<Tenant> {
         .bind(&account)
         .fetch_optional(c)
         .await)?;
-        let Some(leased) = held else { return Ok(()) };
+        let Some(leased) = held else { return Ok(false) };
         let capped = links.iter().filter(|link| link.cap.is_some());
-        self.free(&account, &capped.map(|link| (link.counter(), leased)).collect()).await
+        self.free(&account, &capped.map(|link| (link.counter(), leased)).collect()).await?;
+        Ok(true)
     }
 
     /// The counters behind `links`; those that were never touched are left out.
@@ -527,9 +528,9 @@ mod tests {
             let window = Window { start: Timestamp::from_micros(counter.window_start), end: None };
             let links = [Link { scope: counter.scope, cap: Some(Credits::MAX), window }];
             // Doing it twice does it once; so does what was never made.
-            for id in ["undone", "undone", "never made"] {
+            for (id, there) in [("undone", true), ("undone", false), ("never made", false)] {
                 let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
-                tx.unreserve(id, &links).await.unwrap();
+                assert_eq!(tx.unreserve(id, &links).await.unwrap(), there);
                 let leased = tx.counters(&links).await.unwrap().remove(0).leased;
                 assert_eq!(leased, Credits::from_nanos(2_000_000_000));
                 tx.commit().await.unwrap();

@@ -1,11 +1,11 @@
 //! `/docs/problems`: the pages that the `type` of a problem leads to.
 
 use axum::Router;
-use axum::extract::Path;
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use http::header;
 
+use super::input::Path;
 use crate::problem::{Problem, pages};
 
 /// The pages, for whoever serves the control plane: without them, the `type` of a problem

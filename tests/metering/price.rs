@@ -145,6 +145,8 @@ fn a_name_with_a_star_prices_what_begins_like_it() {
         {"model_name": "openai/*", "model_info": price(2e-6)},
         {"model_name": "openai/gpt-4*", "model_info": price(3e-6)},
         {"model_name": "openai/gpt-4o", "model_info": price(4e-6)},
+        // Listed without a price of its own.
+        {"model_name": "openai/gpt-4-listed", "model_info": {"max_output_tokens": 7}},
     ]));
     let used = Tokens { input: 1, ..Tokens::default() }.into();
     let price = |model| book.price(model, &used).map(Usd::nanos);
@@ -153,6 +155,10 @@ fn a_name_with_a_star_prices_what_begins_like_it() {
     {
         assert_eq!(price(model), Some(nanos), "{model}");
     }
+    assert_eq!((price("openai/gpt-4-listed"), book.max_output("openai/gpt-4-listed")), (Some(3000), Some(7)));
+    let more = serde_json::from_value(json!({"claude*": {"input_cost_per_token": "9e-6", "output_cost_per_token": 0}}));
+    let book = book.with_overrides(&more.unwrap());
+    assert_eq!(book.price("claude", &used).map(Usd::nanos), Some(9000));
 }
 
 #[test]

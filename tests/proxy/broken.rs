@@ -288,18 +288,20 @@ async fn hesitant() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
-        let mut lists = 0;
+        let (mut lists, mut chats) = (0, 0);
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = Vec::new();
             while !head.windows(4).any(|end| end == b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap_or(0) > 0 {}
             let is_list = head.starts_with(b"GET /model/info");
             lists += i32::from(is_list);
+            chats += i32::from(head.starts_with(b"POST"));
             let body = if is_list {
                 json!({"data": [{"model_name": "m", "model_info": {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}}]})
             } else {
                 json!({"object": "chat.completion", "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
             };
-            let (body, whole) = (body.to_string(), !is_list || lists > 1);
+            // Nor is the next one whole before somebody has asked without it.
+            let (body, whole) = (body.to_string(), !is_list || (lists > 1 && chats > 0));
             let sent = if whole { &*body } else { &body[..9] };
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
             let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{sent}", body.len());

@@ -282,7 +282,7 @@ async fn rules_are_believed_for_so_long_without_the_database_and_no_longer() {
             // Nothing is held, so that rules are all that is needed.
             config.allocation.enforcement = Enforcement::Off;
             config.allocation.rules_ttl_seconds = 1;
-            config.allocation.rules_stale_seconds = 2;
+            config.allocation.rules_stale_seconds = 10;
         })
         .await;
         let (ada, bob) = (&stage.ada, stage.gateway.as_end_user(&stage.account, "bob"));

@@ -35,14 +35,14 @@ async fn a_known_caller_costs_no_statement_but_the_reservation() {
     for backend in backends().await {
         let stage = Stage::with(backend.clone(), |config| config.allocation.enforcement = Enforcement::Off).await;
         let settling = cost_of_a_warm_request(&stage).await;
-        // The ledger's row, one counter, one roll-up.
-        assert_eq!(settling, 3);
+        // The ledger's row, one counter, one roll-up, what the account has spent.
+        assert_eq!(settling, 4);
         assert_eq!(stage.gateway.metric("signature_checks_total").await, 1);
     }
     for backend in backends().await {
         let stage = Stage::with(backend, |config| config.allocation.leases.enabled = false).await;
         // The hold, its note and its end; what is leased needs none of them.
-        assert_eq!(cost_of_a_warm_request(&stage).await, 3 + 3);
+        assert_eq!(cost_of_a_warm_request(&stage).await, 4 + 3);
     }
 }
 

@@ -120,7 +120,7 @@ async fn an_admin_who_is_known_by_address_alone_is_cut_off_while_zitadel_is_down
         while let Some(there) = &there
             && there.get("/v1/audit").await.status == 200
         {
-            assert!(since.elapsed() < Duration::from_secs(1), "still admitted after {:?}", since.elapsed());
+            assert!(since.elapsed() < Duration::from_secs(5), "still admitted after {:?}", since.elapsed());
         }
         for client in [&eve, &elsewhere] {
             client.get("/v1/audit").await.ok();
@@ -153,7 +153,11 @@ async fn a_binding_that_is_switched_off_is_not_believed_and_nothing_is_made_of_i
         setting.admin("carol@acme.com", "account_admin").await;
         setting.operator().put(&path, switched(false)).await.ok();
         // What was begun before has ended.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sql = r#"SELECT holder FROM "Alchemi_ZitadelLeaseTable""#;
+        while !setting.gateway.database.rows(sql, &[]).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         setting.zitadel.knobs(|knobs| knobs.down = false);
 
         refusal(&client.get("/v1/audit").await, 403, "binding_off");
