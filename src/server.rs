@@ -4,7 +4,7 @@
 //! [`Server::stop`] lets requests under way finish, settles what waits and closes.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -217,7 +217,7 @@ impl Server {
         let front = Front(Arc::new(FrontParts {
             gateway,
             control: control_plane(config, &store, &authenticator, &catalogue, provisioner.clone()),
-            documentation: documentation(),
+            documentation: LazyLock::new(documentation),
             operations: operations.clone(),
             authenticator,
             metrics_elsewhere: config.admin_listen.is_some(),
@@ -416,7 +416,8 @@ struct Front(Arc<FrontParts>);
 struct FrontParts {
     gateway: Gateway,
     control: Router,
-    documentation: Router,
+    /// Made for the first who reads it: that takes longer than the rest of the start.
+    documentation: LazyLock<Router>,
     operations: Operations,
     authenticator: Authenticator,
     /// Whether `/metrics` has an address of its own and needs no credential there.

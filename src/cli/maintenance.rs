@@ -6,7 +6,7 @@ use super::{Backend, Failure, KeyKind, block_on, say};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::context::Granted;
-use crate::id::{Id, RandomIds};
+use crate::id::RandomIds;
 use crate::store::secrets::{Rotation, SealedCount, Unopened, rotate};
 use crate::store::{Store, StoreError, migrate};
 
@@ -58,10 +58,13 @@ pub(super) fn verify_audit(config: &Config, only: Option<&str>) -> Result<(), Fa
     block_on(async {
         let store = open(config).await?;
         let system = Granted::system();
-        let chains = match only {
-            Some(id) => vec![id.parse::<Id<_>>().map_err(Failure::misconfigured)?],
-            None => store.read(&system).await.map_err(store_failure)?.audited().await.map_err(store_failure)?,
-        };
+        let mut chains = store.read(&system).await.map_err(store_failure)?.audited().await.map_err(store_failure)?;
+        if let Some(only) = only {
+            chains.retain(|account| account.as_str() == only);
+            if chains.is_empty() {
+                return Err(Failure::failed(format!("nothing was ever audited of an account {only}")));
+            }
+        }
         let mut broken = 0;
         for account in &chains {
             let mut tx = store.read(&system.over(account.clone())).await.map_err(store_failure)?;
@@ -132,6 +135,7 @@ pub(super) fn secrets_status(config: &Config) -> Result<(), Failure> {
             say(&format!("{table}: {secrets} under {key_id}{note}"))?;
         }
         match (lost, waiting) {
+            (0, 0) if keys.is_empty() => Ok(()),
             (0, 0) => say("every secret is under the first key; the others may go"),
             (0, _) => Ok(()),
             (lost, _) => Err(Failure::failed(format!("{lost} secrets are under keys that are not configured"))),

@@ -140,7 +140,10 @@ fn classify_extension(rest: &str) -> Class {
         "alchemi-agent-id" => Class::Ask(Ask::Agent),
         "alchemi-connection-id" => Class::Ask(Ask::Connection),
         "alchemi-explain" => Class::Ask(Ask::Explain),
-        _ if ["alchemi-", "account", "litellm-", "forwarded", "mcp-"].iter().any(|prefix| rest.starts_with(prefix)) => {
+        _ if ["alchemi-", "account", "litellm-", "forwarded", "mcp-", "pass-"]
+            .iter()
+            .any(|prefix| rest.starts_with(prefix)) =>
+        {
             Class::Strip
         }
         _ => Class::Pass,

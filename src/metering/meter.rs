@@ -164,13 +164,16 @@ impl Meter {
             // Dropping it gives the reservation back.
             Stage::NotSent | Stage::Over | Stage::Stream { .. } => return,
             Stage::Sent => (Outcome::NoAnswer, 0, Reported::default(), estimated, false),
-            Stage::Body { status, kept, json, .. } => {
+            Stage::Body { status, kept, length, json } => {
                 let body = joined(kept);
                 let reported = if json { read_usage(self.metered.kind, &body) } else { Reported::default() };
                 if self.metered.kind == RouteKind::Responses {
                     self.call_id = response_id(&body).or(self.call_id.take());
                 }
-                (Outcome::Body(status), status, reported, estimated, whole)
+                // Who reads most of an answer and leaves before its usage pays for what they have got.
+                let got = if whole { 0 } else { u64::try_from(length).unwrap_or(u64::MAX) };
+                let counted = asked(Tokens { input, output: self.metered.count.tokens(got), ..Tokens::default() });
+                (Outcome::Body(status), status, reported, counted, whole)
             }
             Stage::Streamed { status, mut report } => {
                 self.call_id = report.response_id.take().or(self.call_id.take());

@@ -338,3 +338,48 @@ async fn a_list_of_prices_that_does_not_end_is_asked_for_again() {
     tokio::time::timeout(PATIENCE, priced).await.expect("the prices are known in the end");
     assert!(stage.gateway.metric("settlements_unpriced_total").await > 0, "what came before them is counted");
 }
+
+/// An upstream whose answers to questions stop before they say what they used.
+async fn breathless() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.windows(4).any(|end| end == b"\r\n\r\n")
+                    && stream.read_buf(&mut head).await.unwrap_or(0) > 0
+                {}
+                let answer = if head.starts_with(b"POST") {
+                    let begun = format!(r#"{{"choices":[{{"message":{{"content":"{}"#, "x".repeat(8_000));
+                    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n{begun}")
+                } else {
+                    "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned()
+                };
+                let _ = stream.write_all(answer.as_bytes()).await;
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_middle_of_an_answer_pays_for_what_came() {
+    let url = breathless().await;
+    let stage = Stage::with(Backend::Sqlite, |config| {
+        config.upstream.urls = vec![url];
+        config.upstream.health_interval = Duration::ZERO;
+        config.metering.prices.extend([price()]);
+    })
+    .await;
+    let mut answer = open(&stage.ada, "/v1/chat/completions", &chat("gpt-4o")).await;
+    let mut got = 0;
+    while got < 8_000 {
+        got += answer.chunk().await.unwrap().unwrap().len();
+    }
+    drop(answer);
+    let row = &stage.settled(1).await[0];
+    assert_eq!((text(row, "cost_source"), text(row, "marks")), ("estimated", "cut"));
+    assert!(int(row, "output_tokens") >= 2_000 && int(row, "raw_cost") >= 20_000_000, "{row:?}");
+}

@@ -221,7 +221,7 @@ async fn given_up(stage: &Stage, clock: &ManualClock, settled: usize) -> crate::
                 return rows.into_iter().find(|row| text(row, "marks") == "lost_lease").expect("an adjustment");
             }
             clock.advance(Duration::from_secs(20));
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
         }
     };
     tokio::time::timeout(PATIENCE, charged).await.expect("it is given up")
@@ -335,7 +335,7 @@ async fn a_gateway_whose_clock_is_ahead_gives_up_nobody_who_lives() {
         let _second = stage.gateway.beside_in(surroundings, beating_fast).await;
         for _ in 0..3 {
             clock.advance(Duration::from_secs(20));
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
         }
         let fenced = r#"SELECT holder FROM "Alchemi_LeaseHolderTable" WHERE fenced = 1"#;
         assert_eq!(stage.gateway.database.rows(fenced, &[]).await.len(), 0);

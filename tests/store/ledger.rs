@@ -80,7 +80,7 @@ impl<'a> Books<'a> {
     /// An empty ledger, and the model's accounts.
     async fn reset(&self, model: &Model) {
         let tables = ["AllocationLease", "LeaseHolder", "AllocationReservation", "AllocationCounter", "UsageLedger"];
-        let deletes = tables.iter().chain(&["UsageRollup", "Account"]);
+        let deletes = tables.iter().chain(&["UsageRollup", "UsageTotal", "Account"]);
         let sql: Vec<_> = deletes.map(|table| format!(r#"DELETE FROM "Alchemi_{table}Table";"#)).collect();
         self.place.run(&sql.concat()).await;
         self.clock.set(at(0));

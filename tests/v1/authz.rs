@@ -91,7 +91,10 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "POST /v1/budgets/account-allocation",
         ],
     ),
-    (Account, &["GET /v1/audit", "GET /v1/audit/verify", "GET /v1/audit/export"]),
+    (
+        Account,
+        &["GET /v1/audit", "GET /v1/audit/verify", "GET /v1/audit/export", "POST /v1/budgets/copilot/adjustments"],
+    ),
     (
         Copilot,
         &[
@@ -150,7 +153,6 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "GET /v1/budgets/copilot/alerts/deliveries",
             "GET /v1/budgets/copilot/cost-breakdown",
             "POST /v1/budgets/copilot/usage/record",
-            "POST /v1/budgets/copilot/adjustments",
             // Of the domain that the query names, which is copilot unless it names one.
             "GET /v1/costs/breakdown",
             "GET /v1/features/entitlements",

@@ -16,10 +16,15 @@ async fn patch(client: &Client, path: &str, tag: &str, body: Value) -> Reply {
 
 /// A request for what the tenant has.
 fn ask(operation: &Operation, tenant: &Tenant) -> Asked {
-    operation.ask(|name| match name {
+    let mut asked = operation.ask(|name| match name {
         "email" => Some("ada@acme.com".to_owned()),
         name => tenant.id_for(operation, name, "team"),
-    })
+    });
+    // The example's is none of this gateway's.
+    if let Some(issuer) = asked.body.as_mut().and_then(|body| body.get_mut("issuer")) {
+        *issuer = serde_json::Value::Null;
+    }
+    asked
 }
 
 #[tokio::test]

@@ -21,28 +21,24 @@ use crate::v1::trial::{Trial, Tried};
 #[serde(deny_unknown_fields)]
 pub struct NewAccountAllocation {
     account_id: Id<Account>,
-    /// Credits for each calendar month of the account's time zone.
+    /// Credits for each calendar month of the account's time zone; absent: as it was, at first 0.
     #[serde(default)]
-    #[schema(example = 1000)]
-    monthly_credits: Credits,
-    /// Credits that may be spent beyond them.
+    #[schema(example = 1000, nullable = false)]
+    monthly_credits: Option<Credits>,
+    /// Credits that may be spent beyond them; absent: as it was, at first 0.
     #[serde(default)]
-    #[schema(example = 100)]
-    overflow_limit: Credits,
-    /// Credits for each US dollar that the upstream charges.
-    #[serde(default = "one")]
-    #[schema(example = 1)]
-    credit_factor: Factor,
+    #[schema(example = 100, nullable = false)]
+    overflow_limit: Option<Credits>,
+    /// Credits for each US dollar that the upstream charges; absent: as it was, at first 1.
+    #[serde(default)]
+    #[schema(example = 1, nullable = false)]
+    credit_factor: Option<Factor>,
     /// What happens to a request that does not fit: `hard` refuses it, `soft` lets it through
     /// and marks its answer and its ledger row, `shadow` lets it through and marks the row
     /// alone, `off` holds nothing. Null: what the gateway's configuration says; absent: as it was.
     #[serde(default)]
     #[schema(value_type = Option<Enforcement>, example = "hard")]
     enforcement: Field<Enforcement>,
-}
-
-fn one() -> Factor {
-    Factor::ONE
 }
 
 /// Whose allocation.
@@ -108,18 +104,19 @@ pub async fn set_account_allocation(
     Query(trial): Query<Trial>,
     Body(new): Body<NewAccountAllocation>,
 ) -> Outcome {
-    require(!new.monthly_credits.is_negative(), "/monthly_credits", "cannot be negative")?;
-    require(!new.overflow_limit.is_negative(), "/overflow_limit", "cannot be negative")?;
-    require(new.credit_factor.nanos() > 0, "/credit_factor", "must be above 0")?;
+    let not_negative = |credits: Option<Credits>| !credits.is_some_and(Credits::is_negative);
+    require(not_negative(new.monthly_credits), "/monthly_credits", "cannot be negative")?;
+    require(not_negative(new.overflow_limit), "/overflow_limit", "cannot be negative")?;
+    require(new.credit_factor.is_none_or(|factor| factor.nanos() > 0), "/credit_factor", "must be above 0")?;
     call.app.store.roll_over(&new.account_id).await?;
     let mut tx = call.begin_or_try(&trial).await?.within(new.account_id.clone());
     or_404(tx.this_account().await?, "Account not found")?;
     let before = tx.account_allocation().await?;
     let allocation = AccountAllocation {
         account_id: new.account_id,
-        monthly_credits: new.monthly_credits,
-        overflow_limit: new.overflow_limit,
-        credit_factor: new.credit_factor,
+        monthly_credits: new.monthly_credits.or(before.as_ref().map(|a| a.monthly_credits)).unwrap_or_default(),
+        overflow_limit: new.overflow_limit.or(before.as_ref().map(|a| a.overflow_limit)).unwrap_or_default(),
+        credit_factor: new.credit_factor.or(before.as_ref().map(|a| a.credit_factor)).unwrap_or(Factor::ONE),
         enforcement: new.enforcement.over(before.as_ref().and_then(|a| a.enforcement)),
         effective_from: tx.now(),
         updated_by: super::acting(&tx),
