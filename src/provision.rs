@@ -243,6 +243,9 @@ impl Provisioner {
             }
         };
         let mut tx = self.0.store.begin(&Granted::system().over(item.account_id.clone())).await?;
+        if outcome.is_not_grantable() && tx.rests_on_pending(item).await? {
+            outcome.waits();
+        }
         if let Some(change) = outcome.audit(item) {
             tx.note_write(item, &change).await?;
         }

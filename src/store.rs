@@ -389,7 +389,8 @@ impl Tx<Tenant> {
     }
 }
 
-#[cfg(all(test, feature = "postgres"))]
+#[cfg(test)]
+#[cfg(feature = "postgres")]
 #[path = "../tests/common/postgres.rs"]
 mod postgres;
 

@@ -29,6 +29,9 @@ pub enum Why {
     /// Its word on a grant: the state of things does not allow it.
     #[error("{0}: the project may lack the role, or the organisation may not grant it, or there is no such user")]
     NotGrantable(Error),
+    /// Its word on a grant whose role or project grant is still to be made.
+    #[error("the role, or that the organisation may grant it, is still to be made")]
+    Waiting,
     /// Nobody has the e-mail address.
     #[error("no active user of Zitadel has this e-mail address")]
     UserNotFound,
@@ -54,6 +57,7 @@ impl Why {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Remote(error) | Self::NotGrantable(error) => error.code(),
+            Self::Waiting => "rests_on_pending",
             Self::UserNotFound => "user_id_not_found",
             Self::AmbiguousEmail(_) => "ambiguous_email",
             Self::NotListed => "exists_but_not_listed",
@@ -66,7 +70,7 @@ impl Why {
     const fn state(&self) -> ItemState {
         match self {
             Self::Remote(Error::Refused { .. }) | Self::NotGrantable(_) | Self::UserNotFound => ItemState::Failed,
-            Self::Remote(_) | Self::Lagging | Self::Racing => ItemState::Pending,
+            Self::Remote(_) | Self::Waiting | Self::Lagging | Self::Racing => ItemState::Pending,
             Self::AmbiguousEmail(_) | Self::NotListed | Self::Deactivated => ItemState::Conflict,
         }
     }
@@ -180,6 +184,16 @@ impl Outcome {
     pub(super) fn lost_roles(&self) -> Option<&str> {
         let retired = self.retires && self.result.is_ok();
         self.user.as_deref().filter(|_| retired || !self.lost.is_empty())
+    }
+
+    /// Whether Zitadel does not allow the grant: for good, or until what it rests on is made.
+    pub(super) fn is_not_grantable(&self) -> bool {
+        matches!(self.why(), Some(Why::NotGrantable(_)))
+    }
+
+    /// What it rests on is still to be made.
+    pub(super) fn waits(&mut self) {
+        self.result = Err(Why::Waiting);
     }
 
     pub(super) fn asked_pause(&self) -> Duration {

@@ -247,6 +247,26 @@ impl Tx<Tenant> {
         self.audit(entry, None::<&()>, change).await
     }
 
+    /// Whether a role, or that it may be granted, is still to be made that a grant may rest on.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn rests_on_pending(&mut self, item: &ProvisionItem) -> Result<bool> {
+        let account = self.account.clone();
+        let pending: Option<i64> = on!(self, |c| sqlx::query_scalar(
+            r#"SELECT CAST(1 AS BIGINT) FROM "Alchemi_ZitadelItemTable" WHERE account_id = $1 AND project_id = $2
+               AND state = 'pending' AND id <> $3 AND (kind = 'role' OR kind = 'project_grant' AND $4 = 'user_grant')
+               LIMIT 1"#
+        )
+        .bind(&account)
+        .bind(&item.project_id)
+        .bind(&item.id)
+        .bind(item.kind.as_str())
+        .fetch_optional(c)
+        .await)?;
+        Ok(pending.is_some())
+    }
+
     /// One thing that is to be so.
     ///
     /// # Errors

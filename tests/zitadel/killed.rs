@@ -12,11 +12,12 @@ use crate::common::process::{Place, Running};
 use crate::common::zitadel::{Knobs, Stall, TOKEN, Zitadel};
 use crate::common::{Client, MASTER_KEY, backends};
 
-/// Each kind of call is the last of a life, before so many calls are.
+/// Each kind of call is the last of a life, before so many calls are. The first of them comes when what is wanted is
+/// written down: before, whoever asked has to ask again.
 const STEPS: [Stall; 9] = [
+    Stall::Path("/ListProjectRoles"),
     Stall::Path("/ListAuthorizations"),
     Stall::Path("/GetProject"),
-    Stall::Path("/ListProjectRoles"),
     Stall::Path("/AddProjectRole"),
     Stall::Path("/ListProjectGrants"),
     Stall::Path("/UpdateProjectGrant"),
