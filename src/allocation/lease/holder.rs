@@ -116,13 +116,13 @@ impl Leases {
         std::mem::replace(&mut *self.0.holder.write().unwrap_or_else(PoisonError::into_inner), Arc::from(""))
     }
 
-    /// Once a beat: ends what others lost, if it is time to look.
+    /// Once a beat: ends what others lost, if it is time to look. Who takes no leases does so too.
     pub(super) async fn look_after_others(&self) -> Result<(), StoreError> {
         let due = {
             let watch = self.0.watch.lock().unwrap_or_else(PoisonError::into_inner);
             watch.is_due(self.0.clock.now(), self.0.lifetime)
         };
-        if due && !self.holder().is_empty() { self.sweep().await } else { Ok(()) }
+        if due { self.sweep().await } else { Ok(()) }
     }
 
     /// Fences holders that do not live any more, and ends the leases of fenced ones.
