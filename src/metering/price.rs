@@ -124,9 +124,8 @@ impl PriceBook {
     fn indexed(mut self) -> Self {
         self.wildcards = self.models.keys().filter(|name| name.ends_with('*')).cloned().collect();
         self.wildcards.sort_by_key(|name| std::cmp::Reverse(name.len()));
-        let unpriced =
-            |(name, price): (&Box<str>, &ModelPrice)| (!name.ends_with('*') && !price.is_known()).then(|| name.clone());
-        let unpriced: Vec<Box<str>> = self.models.iter().filter_map(unpriced).collect();
+        let unpriced = self.models.iter().filter(|(name, price)| !name.ends_with('*') && !price.is_known());
+        let unpriced: Vec<Box<str>> = unpriced.map(|(name, _)| name.clone()).collect();
         for name in unpriced {
             if let Some(price) = self.wildcard(&name).copied()
                 && let Some(own) = self.models.get_mut(&name)

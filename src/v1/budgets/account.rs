@@ -21,17 +21,17 @@ use crate::v1::trial::{Trial, Tried};
 #[serde(deny_unknown_fields)]
 pub struct NewAccountAllocation {
     account_id: Id<Account>,
-    /// Credits for each calendar month of the account's time zone; absent: as it was, at first 0.
+    /// Credits for each calendar month of the account's time zone; absent or null: as it was, at first 0.
     #[serde(default)]
-    #[schema(example = 1000, nullable = false)]
+    #[schema(example = 1000)]
     monthly_credits: Option<Credits>,
-    /// Credits that may be spent beyond them; absent: as it was, at first 0.
+    /// Credits that may be spent beyond them; absent or null: as it was, at first 0.
     #[serde(default)]
-    #[schema(example = 100, nullable = false)]
+    #[schema(example = 100)]
     overflow_limit: Option<Credits>,
-    /// Credits for each US dollar that the upstream charges; absent: as it was, at first 1.
+    /// Credits for each US dollar that the upstream charges; absent or null: as it was, at first 1.
     #[serde(default)]
-    #[schema(example = 1, nullable = false)]
+    #[schema(example = 1)]
     credit_factor: Option<Factor>,
     /// What happens to a request that does not fit: `hard` refuses it, `soft` lets it through
     /// and marks its answer and its ledger row, `shadow` lets it through and marks the row
