@@ -310,7 +310,7 @@ async fn a_gateway_that_was_given_up_goes_on_as_another_holder() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, again).await.expect("it leases again");
+        tokio::time::timeout(3 * PATIENCE, again).await.expect("it leases again");
         let used = asked as i64 * 10_000_000;
         let rested = async {
             while stage.counter().await != (used, 0) {
