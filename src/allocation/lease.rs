@@ -34,7 +34,7 @@
 //!
 //! **Who may.** Each process is a holder of its own, made anew at each start, and says
 //! that it lives in one row. When it does not for `lease_seconds`, as another process
-//! has watched, that one fences it and ends its leases as `lost` says ([`holder`]). Here
+//! has watched, that one fences it and ends its leases as `lost` says (`holder`). Here
 //! a slice stops giving a tenth of that time earlier. On SQLite one process has the lease
 //! lock of the file; others reserve without leases.
 //!
