@@ -12,7 +12,9 @@ use tokio::sync::broadcast;
 use super::{Pools, Result};
 use crate::id::Id;
 use crate::model::accounts::Account;
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::Scope;
+#[cfg(feature = "postgres")]
+use crate::model::scope::ScopeType;
 
 #[cfg(feature = "postgres")]
 pub(super) const CHANNEL: &str = "alchemi_changes";
