@@ -156,6 +156,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Setup`] that names the path, and as [`open`](Self::open).
     pub async fn open_existing(config: &DatabaseConfig, clock: SharedClock, ids: Arc<dyn IdSource>) -> Result<Self> {
+        #[cfg(feature = "sqlite")]
         dialect::expect_there(config)?;
         Self::open(config, clock, ids).await
     }

@@ -185,8 +185,8 @@ pub(super) async fn connect(config: &DatabaseConfig) -> Result<Pools> {
 }
 
 /// Refuses a file that is not there, by its whole path.
+#[cfg(feature = "sqlite")]
 pub(super) fn expect_there(config: &DatabaseConfig) -> Result<()> {
-    #[cfg(feature = "sqlite")]
     if config.url.starts_with("sqlite:")
         && let Ok(options) = config.url.parse::<sqlx::sqlite::SqliteConnectOptions>()
         && !options.get_filename().is_file()
