@@ -95,9 +95,11 @@ enum Command {
     },
     /// Ask a running gateway whether it is ready; for containers
     Healthcheck {
-        /// Its address
-        #[arg(long, default_value = "http://127.0.0.1:8080/readyz")]
-        url: String,
+        #[command(flatten)]
+        file: ConfigFile,
+        /// What to ask [default: /readyz on the address of the configuration, over loopback]
+        #[arg(long)]
+        url: Option<String>,
     },
     /// Print completions for a shell
     Completions {
@@ -212,7 +214,10 @@ fn execute(command: Command) -> Result<(), Failure> {
             maintenance::rotate_secrets(&load_for_database(&file)?, batch)
         }
         Command::Zitadel { command } => zitadel::zitadel(command),
-        Command::Healthcheck { url } => maintenance::healthcheck(&url),
+        Command::Healthcheck { url: Some(url), .. } => maintenance::healthcheck(&url),
+        Command::Healthcheck { file, url: None } => {
+            maintenance::healthcheck(&maintenance::readiness_url(&load_for_database(&file)?))
+        }
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "alchemi", &mut text);
@@ -225,7 +230,7 @@ fn execute(command: Command) -> Result<(), Failure> {
 fn check_config(file: &ConfigFile) -> Result<(), Failure> {
     let config = load(file)?;
     crate::server::check(&config).map_err(serve::start_failure)?;
-    for warning in config.warnings() {
+    for warning in config.warnings().into_iter().chain(config::unknown_variables()) {
         let _ = writeln!(std::io::stderr(), "alchemi: warning: {warning}");
     }
     say(config::show(file.config.as_deref()).map_err(Failure::misconfigured)?.trim_end())

@@ -454,6 +454,13 @@ fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Variables of the environment that look like settings and are none, a sentence each: a
+/// misspelt one changes nothing.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn unknown_variables() -> Vec<String> {
+    sources::unknown(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))
+}
+
 /// Whether this is an origin as browsers write it (RFC 6454 section 6.2).
 fn is_origin(text: &str) -> bool {
     let Ok(url) = Url::parse(text) else { return false };

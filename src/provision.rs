@@ -243,6 +243,8 @@ impl Provisioner {
             }
         };
         let mut tx = self.0.store.begin(&Granted::system().over(item.account_id.clone())).await?;
+        // First the account, as whoever changes it does: neither waits for the other in turn.
+        let exists = tx.hold_account().await?.is_some();
         if outcome.is_not_grantable() && tx.rests_on_pending(item).await? {
             outcome.waits();
         }
@@ -256,7 +258,7 @@ impl Provisioner {
         };
         let still_ours = match still_ours {
             Ok(true) => {
-                self.note(&mut tx, item, &outcome).await?;
+                note(&mut tx, item, &outcome, exists).await?;
                 Ok(true)
             }
             other => other,
@@ -264,26 +266,6 @@ impl Provisioner {
         tx.commit().await?;
         cut.iter().for_each(|cut| self.tell(cut));
         Ok(still_ours?.then_some(outcome))
-    }
-
-    /// How far an item is after an attempt. Of what nobody wants any more nothing is kept.
-    async fn note(&self, tx: &mut Tx<Tenant>, item: &ProvisionItem, outcome: &Outcome) -> Result<(), StoreError> {
-        let attempt = attempt(item, outcome, tx.now());
-        let kept = !(item.role_keys.is_empty() && item.kind == ItemKind::UserGrant);
-        let kept = kept && self.exists(tx).await?;
-        tx.note_attempt(item, &attempt, kept).await?;
-        if attempt.state != ItemState::Applied {
-            tracing::info!(
-                account = %item.account_id, kind = item.kind.as_str(), state = attempt.state.as_str(),
-                reason = attempt.reason.as_deref().unwrap_or_default(), "provisioning: not so yet"
-            );
-        }
-        Ok(())
-    }
-
-    /// Of a deleted account, only what is to be taken back is left.
-    async fn exists(&self, tx: &mut Tx<Tenant>) -> Result<bool, StoreError> {
-        Ok(tx.this_account().await?.is_some())
     }
 
     /// Cuts off a subject's tokens of now and before, with the transaction's commit: those of
@@ -329,6 +311,26 @@ impl Provisioner {
             tell(&cut.issuer, &cut.subject, cut.issued_before);
         }
     }
+}
+
+/// How far an item is after an attempt. Of what nobody wants any more nothing is kept, and of a
+/// deleted account only what is to be taken back.
+async fn note(
+    tx: &mut Tx<Tenant>,
+    item: &ProvisionItem,
+    outcome: &Outcome,
+    account_exists: bool,
+) -> Result<(), StoreError> {
+    let attempt = attempt(item, outcome, tx.now());
+    let is_retired = item.role_keys.is_empty() && item.kind == ItemKind::UserGrant;
+    tx.note_attempt(item, &attempt, account_exists && !is_retired).await?;
+    if attempt.state != ItemState::Applied {
+        tracing::info!(
+            account = %item.account_id, kind = item.kind.as_str(), state = attempt.state.as_str(),
+            reason = attempt.reason.as_deref().unwrap_or_default(), "provisioning: not so yet"
+        );
+    }
+    Ok(())
 }
 
 /// What is noted of an outcome.

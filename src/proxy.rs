@@ -15,7 +15,7 @@ use http::{Request, Response, header};
 use http_body_util::{BodyExt, Limited};
 use tracing::Instrument;
 
-use crate::allocation::rules::{Epoch, RuleBook, Subject, account_unknown};
+use crate::allocation::rules::{Epoch, RuleBook, Subject, without_account};
 use crate::allocation::{Admission, Allocations};
 use crate::clock::{SharedClock, Timestamp};
 use crate::context::{Context, Domain};
@@ -279,7 +279,7 @@ impl Gateway {
         let bindings = book.bindings_epoch();
         let established = own.authenticator.establish(credential, asked.account_id.as_deref()).await?;
         let context = established.context;
-        let account = context.account().cloned().ok_or_else(account_unknown)?;
+        let account = context.account().cloned().ok_or_else(|| without_account(context.is_super_admin()))?;
         let domain = asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
         let team = asked.team_id.as_deref().map(str::parse).transpose();
         let team = team.map_err(|_| Problem::bad_request("invalid_header", "x-alchemi-team-id is not an id"))?;

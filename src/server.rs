@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::response::IntoResponse;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -61,7 +60,7 @@ mod tls;
 pub(crate) use background::load_revocations;
 use ledger::{Ledger, RunningLedger, open_journal};
 use listener::{Answer, Listener};
-use operations::Operations;
+use operations::{AdminFront, Operations, OperatorRoute};
 use tls::Tls;
 
 /// How long the start waits for the upstream's prices; without them, requests would be admitted as free.
@@ -324,6 +323,8 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     let (clock, wrong): (SharedClock, _) = (Arc::new(SystemClock), |text| StartError::Config(ConfigError(text)));
     Identity::new(&config.identity, Arc::clone(&clock)).map_err(|error| wrong(error.to_string()))?;
     management(config, &clock)?;
+    Store::check(&config.database)?;
+    telemetry::filter(&config.log).map_err(wrong)?;
     config.tls.as_ref().map(Tls::open).transpose().map_err(wrong)?;
     Ok(())
 }
@@ -532,64 +533,6 @@ impl Front {
         let context: Context = self.0.authenticator.establish(&credential, None).await?.context;
         context.super_admin().map(drop)
     }
-}
-
-/// Answers every request of the operators' own listener.
-#[derive(Clone)]
-struct AdminFront(Operations);
-
-impl Answer for AdminFront {
-    async fn answer(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
-        let unknown = || Problem::not_found("This address has /healthz, /readyz and /metrics");
-        match OperatorRoute::of(&request).ok_or_else(unknown).flatten() {
-            Ok(route) => route.answer(&self.0).await,
-            Err(problem) => problem.into_http(None),
-        }
-    }
-}
-
-/// What operators read, on either address.
-#[derive(Clone, Copy)]
-enum OperatorRoute {
-    Health,
-    Readiness,
-    /// Readiness with what only operators are to know.
-    Verbose,
-    Metrics,
-}
-
-impl OperatorRoute {
-    /// The route of a request, if its path is one; a 405 when the method does not read.
-    fn of(request: &Request<Incoming>) -> Option<Result<Self, Problem>> {
-        let route = match request.uri().path() {
-            "/healthz" => Self::Health,
-            "/readyz" if is_verbose(request.uri().query()) => Self::Verbose,
-            "/readyz" => Self::Readiness,
-            "/metrics" => Self::Metrics,
-            _ => return None,
-        };
-        let reads = [Method::GET, Method::HEAD];
-        Some(if reads.contains(request.method()) { Ok(route) } else { Err(method_not_allowed(&reads)) })
-    }
-
-    async fn answer(self, operations: &Operations) -> Response<Body> {
-        match self {
-            Self::Health => (StatusCode::OK, "ok\n").into_response(),
-            Self::Readiness | Self::Verbose => {
-                let (status, readiness) = operations.readiness(matches!(self, Self::Verbose)).await;
-                (status, axum::Json(readiness)).into_response()
-            }
-            Self::Metrics => {
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                ([(header::CONTENT_TYPE, kind)], operations.metrics.text()).into_response()
-            }
-        }
-    }
-}
-
-/// Whether a query has `verbose`, with or without a value.
-fn is_verbose(query: Option<&str>) -> bool {
-    query.is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")))
 }
 
 fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {

@@ -43,6 +43,7 @@ pub mod ledger;
 pub mod marketplace;
 pub mod migrate;
 pub mod models;
+mod opening;
 pub mod page;
 pub mod policies;
 pub mod provision;
@@ -92,7 +93,7 @@ struct Shared {
 enum Pools {
     /// One writer, because SQLite has one; many readers, which WAL lets run beside it.
     #[cfg(feature = "sqlite")]
-    Sqlite { writer: sqlx::SqlitePool, readers: sqlx::SqlitePool, lease_lock: dialect::FileLock },
+    Sqlite { writer: sqlx::SqlitePool, readers: sqlx::SqlitePool, lease_lock: opening::FileLock },
     #[cfg(feature = "postgres")]
     Postgres(sqlx::PgPool),
 }
@@ -138,7 +139,7 @@ impl Store {
     /// [`StoreError::Setup`] for a URL of another kind or a file that cannot be made,
     /// [`StoreError::Unavailable`] when the server does not answer.
     pub async fn open(config: &DatabaseConfig, clock: SharedClock, ids: Arc<dyn IdSource>) -> Result<Self> {
-        let pools = dialect::connect(config).await?;
+        let pools = opening::connect(config).await?;
         let feed = ChangeFeed::start(&pools).await?;
         Ok(Self(Arc::new(Shared {
             pools,
@@ -150,6 +151,14 @@ impl Store {
         })))
     }
 
+    /// Looks at the settings of a database without opening it.
+    ///
+    /// # Errors
+    /// [`StoreError::Setup`] for an address that no database can be at.
+    pub fn check(config: &DatabaseConfig) -> Result<()> {
+        opening::check(config)
+    }
+
     /// [Opens](Self::open) a database that is there: for commands that look after one, and
     /// would find an empty one in a folder that is not the gateway's.
     ///
@@ -157,7 +166,7 @@ impl Store {
     /// [`StoreError::Setup`] that names the path, and as [`open`](Self::open).
     pub async fn open_existing(config: &DatabaseConfig, clock: SharedClock, ids: Arc<dyn IdSource>) -> Result<Self> {
         #[cfg(feature = "sqlite")]
-        dialect::expect_there(config)?;
+        opening::expect_there(config)?;
         Self::open(config, clock, ids).await
     }
 

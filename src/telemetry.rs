@@ -42,15 +42,22 @@ impl Tracing {
     }
 }
 
+/// Which log lines are written.
+///
+/// # Errors
+/// When the filter cannot be read.
+pub(crate) fn filter(config: &LogConfig) -> Result<EnvFilter, String> {
+    let filter = if config.filter.is_empty() { "info" } else { config.filter.as_str() };
+    filter.parse().map_err(|error| format!("log.filter (RUST_LOG) = {filter:?} is no filter: {error}"))
+}
+
 /// Sends log lines to standard error, in the form that the configuration says, and spans
 /// to the collector, if it names one. A process that has a subscriber already keeps it.
 ///
 /// # Errors
 /// When the filter cannot be read, or the collector's address is none.
 pub fn start(config: &LogConfig, telemetry: &TelemetryConfig) -> Result<Tracing, String> {
-    let filter = if config.filter.is_empty() { "info" } else { config.filter.as_str() };
-    let filter: EnvFilter =
-        filter.parse().map_err(|error| format!("log.filter (RUST_LOG) = {filter:?} is no filter: {error}"))?;
+    let filter = filter(config)?;
     // Colours are for people: a file or a collector gets none.
     let colours = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr);

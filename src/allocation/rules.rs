@@ -131,6 +131,22 @@ pub fn account_unknown() -> Problem {
     )
 }
 
+/// 403 for an operator who names an account that does not exist.
+pub(crate) fn no_such_account() -> Problem {
+    Problem::forbidden(
+        "account_unknown",
+        "X-Account-Id names no account: send the id of an account, or of the Zitadel organization that it is bound to",
+    )
+}
+
+/// 403 for a caller without an account: an operator is to name one.
+pub(crate) fn without_account(is_operator: bool) -> Problem {
+    if !is_operator {
+        return account_unknown();
+    }
+    Problem::forbidden("account_context_required", "Name the account to act in by the header X-Account-Id")
+}
+
 /// Whose rules are wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Subject {

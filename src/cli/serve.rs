@@ -1,7 +1,7 @@
 //! `alchemi serve`.
 
 use super::{Failure, block_on, say};
-use crate::config::Config;
+use crate::config::{Config, unknown_variables};
 use crate::server::{Server, StartError, Stopped, Surroundings};
 use crate::store::StoreError;
 use crate::telemetry;
@@ -9,6 +9,9 @@ use crate::telemetry;
 pub(super) fn serve(config: &Config) -> Result<(), Failure> {
     let tracing = telemetry::start(&config.log, &config.telemetry).map_err(Failure::misconfigured)?;
     let ended = block_on(async {
+        for warning in unknown_variables() {
+            tracing::warn!("{warning}");
+        }
         let server = Server::start(config, Surroundings::default()).await.map_err(start_failure)?;
         tracing::info!(
             address = %server.address(),

@@ -77,6 +77,21 @@ pub(super) const VARIABLES: &[(&str, &str, Read)] = &[
 pub(super) const ISSUER_VARIABLES: &[(&str, &str)] =
     &[("ZITADEL_JWKS_URI", "jwks_uri"), ("ZITADEL_INTERNAL_URL", "internal_url")];
 
+/// Variables that look like settings and are none, a sentence each: a misspelt one changes nothing.
+pub(super) fn unknown(variables: impl Iterator<Item = String>) -> Vec<String> {
+    let is_known = |name: &str| {
+        name == "ALCHEMI_CONFIG"
+            || name.starts_with("ALCHEMI_TEST_")
+            || VARIABLES.iter().any(|(known, ..)| *known == name)
+            || ISSUER_VARIABLES.iter().any(|(known, _)| *known == name)
+    };
+    variables
+        .filter(|name| name.starts_with("ALCHEMI_") || name.starts_with("ZITADEL_"))
+        .filter(|name| !is_known(name))
+        .map(|name| format!("{name} is no variable that is read here, and changes nothing"))
+        .collect()
+}
+
 /// What the environment says, as a layer of the configuration.
 struct Environment(Dict);
 

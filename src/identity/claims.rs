@@ -35,14 +35,21 @@ pub struct AccountBinding {
 pub struct ClaimRules {
     /// Project roles that make a super admin.
     pub super_admin_roles: Vec<String>,
-    /// The issuers whose tokens may show them.
-    pub super_admin_issuers: Vec<String>,
+    /// The platform's own issuers: whose tokens may show them, and are for accounts bound to none.
+    pub platform_issuers: Vec<String>,
     /// When set, the only organisation whose grant of them counts.
     pub super_admin_org_id: Option<String>,
     /// Domains of a token that names none.
     pub default_product_domains: Vec<String>,
     /// Whether the roles that count are the scopes too.
     pub scopes_from_roles: bool,
+}
+
+impl ClaimRules {
+    /// Whether the token is one of the platform's own issuers'.
+    pub(crate) fn is_of_platform(&self, verified: &Verified) -> bool {
+        self.platform_issuers.iter().any(|own| **own == **verified.issuer())
+    }
 }
 
 /// Why the caller cannot act for the account.
@@ -119,7 +126,7 @@ pub fn context(
 }
 
 fn is_super_admin(verified: &Verified, rules: &ClaimRules) -> bool {
-    if !rules.super_admin_issuers.iter().any(|trusted| **trusted == **verified.issuer()) {
+    if !rules.is_of_platform(verified) {
         return false;
     }
     rules.super_admin_roles.iter().filter_map(|role| verified.roles().get(role)).any(|grants| {

@@ -136,9 +136,10 @@ pub struct IssuerConfig {
     /// Accepted audiences of this issuer's tokens, in place of the general ones.
     #[serde(default)]
     pub audiences: Vec<String>,
-    /// Whether its tokens may make super admins; unless said, those of the first issuer may.
+    /// Whether it is the platform's own: its tokens may make super admins, and are for accounts
+    /// that are bound to no issuer. Unless said, the first issuer is.
     #[serde(default)]
-    pub platform_roles: Option<bool>,
+    pub platform: Option<bool>,
 }
 
 impl IssuerConfig {
@@ -290,8 +291,11 @@ impl IdentityConfig {
         if !self.issuers.is_empty() && self.super_admin_org_id.is_none() && !self.super_admin_roles.is_empty() {
             warnings.push("identity: without super_admin_org_id any organisation that may grant the super-admin role can make super admins");
         }
-        if self.issuers.len() > 1 && self.issuers.iter().skip(1).all(|issuer| issuer.platform_roles.is_none()) {
-            warnings.push("identity: of several issuers, the first alone makes super admins; issuers.platform_roles says it for each");
+        if self.issuers.len() > 1 && self.issuers.iter().skip(1).all(|issuer| issuer.platform.is_none()) {
+            warnings.push(
+                "identity: of several issuers, the first alone makes super admins and is for accounts that are bound to no \
+                 issuer; issuers.platform says it for each",
+            );
         }
         if matches!(self.scopes_source, ScopesSource::Claim(_)) {
             warnings.push("identity: scopes are read from a claim, which an organisation's own Actions may set");
@@ -306,18 +310,18 @@ impl IdentityConfig {
     pub fn claim_rules(&self) -> ClaimRules {
         ClaimRules {
             super_admin_roles: self.super_admin_roles.clone(),
-            super_admin_issuers: self.platform_issuers().map(str::to_owned).collect(),
+            platform_issuers: self.platform_issuers().map(str::to_owned).collect(),
             super_admin_org_id: self.super_admin_org_id.clone(),
             default_product_domains: self.default_product_domains.clone(),
             scopes_from_roles: self.scopes_source == ScopesSource::Roles,
         }
     }
 
-    /// The issuers whose tokens may make super admins: who signs for one of them can be anybody
-    /// of any organisation, so that another installation's are not among them unasked.
+    /// The platform's own issuers: who signs for one of them can be anybody of any organisation,
+    /// so that another installation's are not among them unasked.
     fn platform_issuers(&self) -> impl Iterator<Item = &str> {
-        let trusted = |(n, issuer): &(usize, &IssuerConfig)| issuer.platform_roles.unwrap_or(*n == 0);
-        self.issuers.iter().enumerate().filter(trusted).map(|(_, issuer)| issuer.url.as_str())
+        let own = |(n, issuer): &(usize, &IssuerConfig)| issuer.platform.unwrap_or(*n == 0);
+        self.issuers.iter().enumerate().filter(own).map(|(_, issuer)| issuer.url.as_str())
     }
 
     pub(super) fn audiences_of(&self, issuer: &IssuerConfig) -> Audiences {

@@ -97,7 +97,7 @@ pub enum Flaw {
     Delegated,
     /// An opaque token, and no introspection.
     #[error(
-        "Opaque tokens are not accepted here because introspection is not configured; set the application's token type to JWT"
+        "This is neither a signed JWT nor the operator's key, and opaque tokens are not accepted here because introspection is not configured; set the application's token type to JWT"
     )]
     OpaqueNotAccepted,
     /// The issuer says that the token is not active.

@@ -4,8 +4,8 @@
 //! 2. Anything else: the operator's master key, else the upstream's own key, else
 //!    an opaque token, which is introspected.
 //! 3. The account is the first of the token's candidates that exists, by its id or
-//!    by its Zitadel organisation, and is not bound to another issuer. `X-Account-Id`
-//!    moves a super admin to another.
+//!    by its Zitadel organisation, and is the token's issuer's: bound to it, or to none
+//!    where the issuer is the platform's own. `X-Account-Id` moves a super admin to another.
 
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 
 use super::caller::CallerContext;
 use super::headers::RequestHeaders;
-use crate::allocation::rules::{AccountFacts, RuleBook};
+use crate::allocation::rules::{AccountFacts, RuleBook, no_such_account};
 use crate::context::{AskedPlace, Context, Domain, RequestInfo};
 use crate::identity::{
     AccountBinding, Identity, IdentityError, MasterKey, Revocations, Verified, context as context_of,
@@ -94,7 +94,7 @@ impl Authenticator {
             Credential::Upstream => Err(IdentityError::Missing.into()),
             Credential::Operator => {
                 if asked.is_some() && named.is_none() {
-                    return Err(crate::allocation::rules::account_unknown());
+                    return Err(no_such_account());
                 }
                 let context = master_key_context(named.as_deref().map(binding).as_ref());
                 Ok(Established { context, account: named })
@@ -117,8 +117,9 @@ impl Authenticator {
         let account = if asked { named } else { own };
         let bound = account.as_deref().map(binding);
         let context = context_of(verified, bound.as_ref(), asked && !same, self.identity.claim_rules())?;
+        // Anybody else was refused already.
         if asked && account.is_none() {
-            return Err(crate::allocation::rules::account_unknown());
+            return Err(no_such_account());
         }
         if let Some(account) = &account {
             admit(self.identity.revocations(), account, verified, &context)?;
@@ -126,15 +127,19 @@ impl Authenticator {
         Ok(Established { context, account })
     }
 
-    /// The first account that a token names. One that is bound to another issuer is none, as
-    /// if it did not exist: an organisation's id says nothing at another issuer.
+    /// The first account that a token names. One of another issuer is none, as if it did not
+    /// exist: an organisation's id says nothing at another issuer. An account that is bound to
+    /// none is of the platform's own issuers.
     ///
     /// # Errors
     /// 503 when the database cannot be asked.
     pub async fn account_of(&self, verified: &Verified) -> Result<Option<Arc<AccountFacts>>, Problem> {
+        let of_platform = self.identity.claim_rules().is_of_platform(verified);
         for candidate in verified.account_candidates() {
             let found = self.rules.account(candidate).await?;
-            if let Some(found) = found.filter(|facts| facts.issuer().is_none_or(|own| own == &**verified.issuer())) {
+            let is_theirs =
+                |facts: &AccountFacts| facts.issuer().map_or(of_platform, |own| own == &**verified.issuer());
+            if let Some(found) = found.filter(|facts| is_theirs(facts)) {
                 return Ok(Some(found));
             }
         }

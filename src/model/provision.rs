@@ -250,6 +250,9 @@ pub fn under_prefix(mut config: ZitadelConfig, prefix: &str) -> ZitadelConfig {
     config
 }
 
+/// The reason of an item whose write no list of Zitadel shows yet.
+pub const NOT_LISTED_YET: &str = "not_listed_yet";
+
 /// Adds what is not there yet, in order.
 pub fn add_missing(keys: &mut Vec<String>, more: impl IntoIterator<Item = String>) {
     for key in more {

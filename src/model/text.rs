@@ -55,7 +55,7 @@ macro_rules! checked_text {
 }
 
 checked_text! {
-    /// A name: trimmed, 1 to 255 characters, no control characters.
+    /// A name: trimmed, 1 to 255 characters of which one can be seen, no control characters.
     Name, name, ObjectBuilder::new().min_length(Some(1)).max_length(Some(255)).examples([serde_json::json!("Research")])
 }
 checked_text! {
@@ -77,13 +77,24 @@ checked_text! {
 
 fn name(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
-    if text.is_empty() {
+    if text.chars().all(is_invisible) {
         return Err("is required and cannot be blank");
     }
-    if text.chars().count() > 255 || text.chars().any(char::is_control) {
+    if text.chars().count() > 255 || text.chars().any(|c| c.is_control() || turns_text_round(c)) {
         return Err("must have at most 255 characters and no control characters");
     }
     Ok(text.to_owned())
+}
+
+/// White space, and what has no width: a name of nothing else looks like none.
+fn is_invisible(c: char) -> bool {
+    c.is_whitespace()
+        || matches!(c, '\u{ad}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{2064}' | '\u{2800}' | '\u{3164}' | '\u{feff}')
+}
+
+/// What makes a name read as another: the overrides and isolates of writing direction.
+fn turns_text_round(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn description(text: &str) -> Result<String, &'static str> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Provisioner;
 use super::remote::UserLookup;
 use crate::context::Granted;
-use crate::model::provision::{GrantPlace, ItemKind, ItemState, ProvisionItem, add_missing};
+use crate::model::provision::{GrantPlace, ItemKind, ItemState, NOT_LISTED_YET, ProvisionItem, add_missing};
 use crate::store::StoreError;
 use crate::zitadel::{Code, Error, FoundUser, NewGrant, ProjectRole, UserGrant};
 
@@ -16,6 +16,9 @@ const LOOKS: [u64; 7] = [50, 100, 200, 400, 800, 1_600, 3_200];
 
 /// Before a grant that is gone is looked for again.
 const RACE: Duration = Duration::from_millis(200);
+
+/// How many attempts look for a grant that was written and not listed, before there is believed to be none.
+const LOOKS_AGAIN: i64 = 4;
 
 /// How often a grant that changes under our hands is begun anew.
 const RACES: u32 = 3;
@@ -62,7 +65,7 @@ impl Why {
             Self::AmbiguousEmail(_) => "ambiguous_email",
             Self::NotListed => "exists_but_not_listed",
             Self::Deactivated => "grant_deactivated",
-            Self::Lagging => "not_listed_yet",
+            Self::Lagging => NOT_LISTED_YET,
             Self::Racing => "changed_meanwhile",
         }
     }
@@ -129,22 +132,35 @@ impl Outcome {
         Self { result: Ok(did), ..Self::begun(None) }
     }
 
-    /// Zitadel has taken a write: whatever follows, it has been done.
-    fn has_written(&mut self, did: Did) -> Did {
-        self.wrote = Some((did, true));
-        did
+    /// Sends a write that takes roles. While it is under way, and where its answer is lost, it may
+    /// have been done; what was refused took nothing.
+    async fn sends<T>(
+        &mut self,
+        did: Did,
+        takes: &[String],
+        write: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let (wrote, lost) = (self.wrote, self.lost.len());
+        self.may_have_written(did);
+        add_missing(&mut self.lost, takes.iter().cloned());
+        let written = write.await;
+        match &written {
+            Ok(_) => self.wrote = Some((did, true)),
+            Err(error) => {
+                if !error.is_transient() || matches!(error, Error::Throttled(_)) {
+                    self.wrote = wrote;
+                }
+                if !error.is_ambiguous() {
+                    self.lost.truncate(lost);
+                }
+            }
+        }
+        written
     }
 
     /// A write may have been done although it was not answered so.
     fn may_have_written(&mut self, did: Did) {
         self.wrote = self.wrote.or(Some((did, false)));
-    }
-
-    /// Notes what a failed write may have done all the same.
-    fn failed_to(&mut self, did: Did, error: &Error) {
-        if error.is_transient() && !matches!(error, Error::Throttled(_)) {
-            self.may_have_written(did);
-        }
     }
 
     /// What another process has come to: that the item is so, if it is.
@@ -248,17 +264,14 @@ impl Provisioner {
             display_name: item.display_name.clone().unwrap_or_else(|| item.target.clone()),
             group: item.role_group.clone(),
         };
-        match zitadel.add_role(&item.project_id, &owner, &role).await {
-            Ok(()) => Ok(outcome.has_written(Did::Created)),
+        match outcome.sends(Did::Created, &[], zitadel.add_role(&item.project_id, &owner, &role)).await {
+            Ok(()) => Ok(Did::Created),
             // The list lags behind, or an earlier answer was lost.
             Err(error) if error.already_exists() => {
                 outcome.may_have_written(Did::Created);
                 Ok(Did::Nothing)
             }
-            Err(error) => {
-                outcome.failed_to(Did::Created, &error);
-                Err(error.into())
-            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -303,24 +316,20 @@ impl Provisioner {
                 if keys == grant.role_keys {
                     return Ok(Did::Nothing);
                 }
-                let written = zitadel.set_project_grant(project, owner, &grant, &keys).await;
-                written.inspect_err(|error| outcome.failed_to(Did::Updated, error))?;
-                let did = outcome.has_written(Did::Updated);
-                return self.until_grantable(project, owner, organization, &keys).await.map(|()| did);
+                let write = zitadel.set_project_grant(project, owner, &grant, &keys);
+                outcome.sends(Did::Updated, &[], write).await?;
+                return self.until_grantable(project, owner, organization, &keys).await.map(|()| Did::Updated);
             }
-            match zitadel.add_project_grant(project, owner, organization, role_keys).await {
+            let write = zitadel.add_project_grant(project, owner, organization, role_keys);
+            match outcome.sends(Did::Created, &[], write).await {
                 Ok(()) => {
-                    let did = outcome.has_written(Did::Created);
-                    return self.until_grantable(project, owner, organization, role_keys).await.map(|()| did);
+                    return self.until_grantable(project, owner, organization, role_keys).await.map(|()| Did::Created);
                 }
                 Err(error) if error.already_exists() => {
                     said_to_exist = true;
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
-                Err(error) => {
-                    outcome.failed_to(Did::Created, &error);
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
             }
         }
         Err(Why::NotListed)
@@ -375,7 +384,12 @@ impl Provisioner {
         let besides = self.0.store.read(&Granted::system()).await?.wanted_besides(place, &user, Some(&item.id)).await?;
         retired.retain(|key| !besides.contains(key) && !wanted.contains(key));
         outcome.retires = !retired.is_empty();
-        Ok(self.grant(place, &user, &wanted, &retired, outcome).await)
+        Ok(match self.grant(place, &user, &wanted, &retired, outcome).await {
+            Ok(Did::Nothing) if outcome.grant.is_none() && outcome.retires && may_be_listed_yet(item) => {
+                Err(Why::Lagging)
+            }
+            came => came,
+        })
     }
 
     async fn user_of(&self, item: &ProvisionItem, known: Option<String>) -> Result<String, Why> {
@@ -423,22 +437,19 @@ impl Provisioner {
         outcome: &mut Outcome,
     ) -> Result<Option<Did>, Why> {
         let GrantPlace { project, organization, owner } = place;
-        match self.management().add_grant(&NewGrant { user, project, organization, role_keys: wanted }, owner).await {
+        let grant = NewGrant { user, project, organization, role_keys: wanted };
+        match outcome.sends(Did::Created, &[], self.management().add_grant(&grant, owner)).await {
             Ok(id) => {
                 outcome.grant = Some(id);
-                let did = outcome.has_written(Did::Created);
                 self.until_listed(place, user, wanted).await?;
-                Ok(Some(did))
+                Ok(Some(Did::Created))
             }
             Err(error) if error.already_exists() => {
                 self.until_there(place, user).await?;
                 outcome.may_have_written(Did::Created);
                 Ok(None)
             }
-            Err(error) => {
-                outcome.failed_to(Did::Created, &error);
-                Err(Why::of_grant(error))
-            }
+            Err(error) => Err(Why::of_grant(error)),
         }
     }
 
@@ -460,17 +471,15 @@ impl Provisioner {
         if keys == found.role_keys {
             return Ok(Some(Did::Nothing));
         }
-        let (did, written) = match keys.is_empty() {
-            true => (Did::Removed, self.management().remove_grant(found).await),
-            false => (Did::Updated, self.management().set_grant(found, &keys).await),
+        let did = if keys.is_empty() { Did::Removed } else { Did::Updated };
+        let write = async {
+            match did {
+                Did::Removed => self.management().remove_grant(found).await,
+                _ => self.management().set_grant(found, &keys).await,
+            }
         };
-        // What was refused took nothing; what may have been done did.
-        if written.as_ref().err().is_none_or(Error::is_ambiguous) {
-            add_missing(&mut outcome.lost, gone);
-        }
-        match written {
+        match outcome.sends(did, &gone, write).await {
             Ok(()) => {
-                outcome.has_written(did);
                 self.until_listed(place, &found.user, &keys).await?;
                 Ok(Some(did))
             }
@@ -479,10 +488,7 @@ impl Provisioner {
                 tokio::time::sleep(RACE).await;
                 Ok(None)
             }
-            Err(error) => {
-                outcome.failed_to(did, &error);
-                Err(Why::of_grant(error))
-            }
+            Err(error) => Err(Why::of_grant(error)),
         }
     }
 
@@ -512,4 +518,9 @@ impl Provisioner {
         }
         Err(Why::Lagging)
     }
+}
+
+/// Whether a list may still come to show what an earlier attempt has written.
+fn may_be_listed_yet(item: &ProvisionItem) -> bool {
+    item.reason.as_deref() == Some(NOT_LISTED_YET) && item.attempts < LOOKS_AGAIN
 }

@@ -1,7 +1,7 @@
 //! Several upstreams as one: in turn, without those that fail.
 //!
 //! 1. Requests go round; an upstream that is down or ejected is left out.
-//! 2. Down: two health checks in a row failed, until one succeeds.
+//! 2. Down: the first health check failed, or later two in a row, until one succeeds.
 //! 3. Ejected: so many requests in a row found no connection, broke, or came back
 //!    502, 503 or 504; for a while.
 //! 4. When none is left, all are tried as if nothing were known: a wrong guess about
@@ -81,7 +81,7 @@ impl EndpointStatus {
 }
 
 impl Balancer {
-    /// Makes the client for the configured upstreams; all count as healthy at first.
+    /// Makes the client for the configured upstreams; all count as healthy until they are checked.
     ///
     /// # Errors
     /// [`UpstreamError`] names the key that is wrong.
@@ -236,7 +236,8 @@ impl Endpoint {
         Self {
             target,
             up: AtomicBool::new(true),
-            misses: AtomicU32::new(0),
+            // Nothing speaks for it yet.
+            misses: AtomicU32::new(MISSES_UNTIL_DOWN - 1),
             failures: AtomicU32::new(0),
             ejected_until: AtomicI64::new(0),
         }

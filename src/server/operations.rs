@@ -2,12 +2,19 @@
 
 use std::sync::Arc;
 
-use http::StatusCode;
+use axum::body::Body;
+use axum::response::IntoResponse;
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
 use serde::Serialize;
 
+use super::listener::Answer;
 use crate::context::Granted;
 use crate::identity::{Identity, IssuerStatus};
+use crate::problem::Problem;
 use crate::proxy::balance::Balancer;
+use crate::proxy::ingress::Peer;
+use crate::proxy::routes::method_not_allowed;
 use crate::secret::KeyRing;
 use crate::store::Store;
 use crate::store::conservation::Books;
@@ -26,10 +33,6 @@ fn loosely_bound(accounts: &[(Option<String>, i64, i64)], issuers: &[IssuerStatu
     }
     for (bound, count, _) in accounts {
         match bound {
-            None if issuers.len() > 1 => warnings.push(format!(
-                "{count} accounts are bound to no issuer {BIND}: tokens of all {} count there",
-                issuers.len()
-            )),
             Some(issuer) if !issuers.iter().any(|known| known.issuer == *issuer) => warnings.push(format!(
                 "{count} accounts are bound to the issuer {issuer}, which is none of identity.issuers {BIND}: nobody \
                  of theirs is let in"
@@ -130,7 +133,7 @@ impl Operations {
         }
         for upstream in self.balancer.status().iter().filter(|upstream| upstream.ejected) {
             warnings
-                .push(format!("upstream {} failed {} times in a row and is left out", upstream.url, upstream.failures));
+                .push(format!("requests to the upstream {} kept failing: it is left out for a while", upstream.url));
         }
         for issuer in self.identity.status() {
             if let Some(error) = issuer.last_error {
@@ -162,4 +165,62 @@ impl Operations {
         }
         check
     }
+}
+
+/// Answers every request of the operators' own listener.
+#[derive(Clone)]
+pub(super) struct AdminFront(pub(super) Operations);
+
+impl Answer for AdminFront {
+    async fn answer(&self, request: Request<Incoming>, _: Peer) -> Response<Body> {
+        let unknown = || Problem::not_found("This address has /healthz, /readyz and /metrics");
+        match OperatorRoute::of(&request).ok_or_else(unknown).flatten() {
+            Ok(route) => route.answer(&self.0).await,
+            Err(problem) => problem.into_http(None),
+        }
+    }
+}
+
+/// What operators read, on either address.
+#[derive(Clone, Copy)]
+pub(super) enum OperatorRoute {
+    Health,
+    Readiness,
+    /// Readiness with what only operators are to know.
+    Verbose,
+    Metrics,
+}
+
+impl OperatorRoute {
+    /// The route of a request, if its path is one; a 405 when the method does not read.
+    pub(super) fn of(request: &Request<Incoming>) -> Option<Result<Self, Problem>> {
+        let route = match request.uri().path() {
+            "/healthz" => Self::Health,
+            "/readyz" if is_verbose(request.uri().query()) => Self::Verbose,
+            "/readyz" => Self::Readiness,
+            "/metrics" => Self::Metrics,
+            _ => return None,
+        };
+        let reads = [Method::GET, Method::HEAD];
+        Some(if reads.contains(request.method()) { Ok(route) } else { Err(method_not_allowed(&reads)) })
+    }
+
+    pub(super) async fn answer(self, operations: &Operations) -> Response<Body> {
+        match self {
+            Self::Health => (StatusCode::OK, "ok\n").into_response(),
+            Self::Readiness | Self::Verbose => {
+                let (status, readiness) = operations.readiness(matches!(self, Self::Verbose)).await;
+                (status, axum::Json(readiness)).into_response()
+            }
+            Self::Metrics => {
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                ([(header::CONTENT_TYPE, kind)], operations.metrics.text()).into_response()
+            }
+        }
+    }
+}
+
+/// Whether a query has `verbose`, with or without a value.
+fn is_verbose(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("verbose")))
 }

@@ -390,9 +390,10 @@ const ROLLED_UP: &str = r#"SELECT account_id, domain, day, org_id, team_id, user
     CAST(SUM(cost_there) AS BIGINT) AS found_cost, CAST(SUM(credits_there) AS BIGINT) AS found_credits
     FROM (SELECT account_id, domain, day, COALESCE(org_id, '') AS org_id, COALESCE(team_id, '') AS team_id,
       COALESCE(user_id, '') AS user_id, COALESCE(agent_id, '') AS agent_id, COALESCE(model_name, '') AS model_name,
-      COALESCE(connection_id, '') AS connection_id, COALESCE(guardrail_code, '') AS guardrail_code, 1 AS rows_here,
-      input_tokens AS input_here, output_tokens AS output_here, raw_cost AS cost_here, credits_incurred AS credits_here,
-      0 AS rows_there, 0 AS input_there, 0 AS output_there, 0 AS cost_there, 0 AS credits_there
+      COALESCE(connection_id, '') AS connection_id, COALESCE(guardrail_code, '') AS guardrail_code,
+      CASE WHEN entry = 'usage' THEN 1 ELSE 0 END AS rows_here, input_tokens AS input_here,
+      output_tokens AS output_here, raw_cost AS cost_here, credits_incurred AS credits_here, 0 AS rows_there,
+      0 AS input_there, 0 AS output_there, 0 AS cost_there, 0 AS credits_there
       FROM "Alchemi_UsageLedgerTable" WHERE account_id = $1
       UNION ALL SELECT account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id,
       guardrail_code, 0, 0, 0, 0, 0, requests, input_tokens, output_tokens, raw_cost, credits_incurred

@@ -1,14 +1,12 @@
-//! Where the two databases differ: connecting, beginning, notifying, and how a
+//! Where the two databases differ: beginning, notifying, and how a
 //! value of ours becomes a column.
-
-use std::time::Duration;
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::{Database, Decode, Encode, Type};
 
 use super::changes::Change;
-use super::{DatabaseConfig, Inner, Pools, Result, StoreError};
+use super::{Inner, Pools, Result, StoreError};
 use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
@@ -167,137 +165,6 @@ macro_rules! push_scopes {
 }
 pub(crate) use push_scopes;
 
-pub(super) async fn connect(config: &DatabaseConfig) -> Result<Pools> {
-    let url = config.url.as_str();
-    #[cfg(feature = "sqlite")]
-    if url.starts_with("sqlite:") {
-        return sqlite(config).await;
-    }
-    #[cfg(feature = "postgres")]
-    if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-        return postgres(config).await;
-    }
-    let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
-    Err(StoreError::Setup(format!(
-        "database.url (DATABASE_URL) starts with {scheme:?}: expected sqlite:path/to/file.db or postgres://user@host/name, \
-         and a build with that feature"
-    )))
-}
-
-/// Refuses a file that is not there, by its whole path.
-#[cfg(feature = "sqlite")]
-pub(super) fn expect_there(config: &DatabaseConfig) -> Result<()> {
-    if config.url.starts_with("sqlite:")
-        && let Ok(options) = config.url.parse::<sqlx::sqlite::SqliteConnectOptions>()
-        && !options.get_filename().is_file()
-    {
-        let path = std::path::absolute(options.get_filename());
-        let path = path.unwrap_or_else(|_| options.get_filename().to_owned());
-        return Err(StoreError::Setup(format!(
-            "database.url (DATABASE_URL): there is no database at {}; run this with the gateway's own settings (--config, \
-             ALCHEMI_CONFIG, ALCHEMI_DATA_DIR), or make one by `alchemi migrate`",
-            path.display()
-        )));
-    }
-    Ok(())
-}
-
-fn acquire_timeout(config: &DatabaseConfig) -> Duration {
-    Duration::from_millis(config.acquire_timeout_ms)
-}
-
-#[cfg(feature = "sqlite")]
-async fn sqlite(config: &DatabaseConfig) -> Result<Pools> {
-    use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-
-    let setup =
-        |e: &dyn std::fmt::Display| StoreError::Setup(format!("database.url (DATABASE_URL) cannot be opened: {e}"));
-    let options: SqliteConnectOptions = config.url.parse().map_err(|e: sqlx::Error| setup(&e))?;
-    if config.url.contains(":memory:") || config.url.contains("mode=memory") {
-        return Err(StoreError::Setup(
-            "database.url (DATABASE_URL) names a database in memory, which cannot be shared by a writer and readers: name a file".to_owned(),
-        ));
-    }
-    if let Some(folder) = options.get_filename().parent().filter(|p| !p.as_os_str().is_empty()) {
-        private_folder(folder).map_err(|e| setup(&e))?;
-    }
-    let lease_lock = FileLock::beside(options.get_filename());
-    let options = options
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(acquire_timeout(config))
-        .foreign_keys(true)
-        .statement_cache_capacity(256);
-    let writer = SqlitePoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(acquire_timeout(config))
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        .connect_with(options.clone())
-        .await
-        .map_err(|e| setup(&e))?;
-    let readers = SqlitePoolOptions::new()
-        .max_connections(config.max_connections.max(1))
-        .acquire_timeout(acquire_timeout(config))
-        .test_before_acquire(false)
-        .connect_lazy_with(options.read_only(true));
-    Ok(Pools::Sqlite { writer, readers, lease_lock })
-}
-
-/// An advisory lock beside SQLite's file, which goes with the process that has it.
-#[cfg(feature = "sqlite")]
-pub(super) struct FileLock {
-    path: std::path::PathBuf,
-    held: std::sync::Mutex<Option<std::fs::File>>,
-}
-
-#[cfg(feature = "sqlite")]
-impl FileLock {
-    fn beside(database: &std::path::Path) -> Self {
-        let mut path = database.as_os_str().to_owned();
-        path.push("-leases");
-        Self { path: path.into(), held: std::sync::Mutex::default() }
-    }
-
-    /// Whether it is ours.
-    pub(super) fn take(&self) -> Result<bool> {
-        let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if held.is_some() {
-            return Ok(true);
-        }
-        let failed = |e: std::io::Error| StoreError::Setup(format!("{} cannot be locked: {e}", self.path.display()));
-        let file = std::fs::File::options().create(true).append(true).open(&self.path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => *held = Some(file),
-            Err(std::fs::TryLockError::WouldBlock) => {}
-            Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
-        }
-        Ok(held.is_some())
-    }
-
-    fn let_go(&self) {
-        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    }
-}
-
-#[cfg(feature = "postgres")]
-async fn postgres(config: &DatabaseConfig) -> Result<Pools> {
-    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-
-    let options: PgConnectOptions = config
-        .url
-        .parse()
-        .map_err(|_| StoreError::Setup("database.url (DATABASE_URL) is not a postgres:// URL".to_owned()))?;
-    let pool = PgPoolOptions::new()
-        .max_connections(config.max_connections.max(2))
-        .acquire_timeout(acquire_timeout(config))
-        .connect_with(options.application_name("alchemi").statement_cache_capacity(256))
-        .await?;
-    Ok(Pools::Postgres(pool))
-}
-
 pub(super) async fn begin(pools: &Pools) -> Result<Inner> {
     Ok(match pools {
         // IMMEDIATE: a transaction that upgrades from read to write later could fail then.
@@ -381,15 +248,6 @@ pub(super) async fn close(pools: &Pools) {
         #[cfg(feature = "postgres")]
         Pools::Postgres(pool) => pool.close().await,
     }
-}
-
-/// Makes a folder that only its owner can look into; one that exists stays as it is.
-#[cfg(feature = "sqlite")]
-fn private_folder(folder: &std::path::Path) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(folder)
 }
 
 /// Whether the same statement may succeed when tried again, by the error's code.

@@ -480,7 +480,7 @@ fn count(tokens: u64) -> i64 {
 impl RollupSums {
     fn of(row: &LedgerRow) -> Self {
         Self {
-            requests: 1,
+            requests: i64::from(row.entry == EntryKind::Usage),
             input_tokens: count(row.tokens.input),
             output_tokens: count(row.tokens.output),
             raw_cost: row.raw_cost,

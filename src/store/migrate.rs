@@ -82,6 +82,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 13, "0013", "alerts"),
                 step!($folder, 14, "0014", "totals"),
                 step!($folder, 15, "0015", "cut_off_addresses"),
+                step!($folder, 16, "0016", "counted_requests"),
             ]
         };
     }

@@ -7,7 +7,7 @@ use crate::context::{Platform, Tenant};
 use crate::id::Id;
 use crate::model::accounts::{AccountAdmin, AccountStatus, JsonText};
 use crate::model::audit::{Action, Label};
-use crate::model::provision::{GrantPlace, ItemKind, ItemState, ProvisionItem, Wanted, add_missing};
+use crate::model::provision::{GrantPlace, ItemKind, ItemState, NOT_LISTED_YET, ProvisionItem, Wanted, add_missing};
 
 dialect::stored_as_name!(ItemKind, ItemState);
 
@@ -111,6 +111,8 @@ impl Tx<Tenant> {
             add_missing(&mut retired, known.retired_keys.iter().chain(&known.role_keys).cloned());
         }
         retired.retain(|key| !wanted.role_keys.contains(key));
+        // What was written and is not listed yet is still to be looked for.
+        let reason = known.and_then(|known| known.reason).filter(|reason| reason == NOT_LISTED_YET);
         let (account, id, now) = (self.account.clone(), self.new_id::<ProvisionItem>(), self.now);
         let (role_keys, retired_keys) = (text(&wanted.role_keys), text(&retired));
         let row: ItemRow = on!(self, |c| {
@@ -122,7 +124,7 @@ impl Tx<Tenant> {
                    display_name = excluded.display_name, role_group = excluded.role_group,
                    role_keys = excluded.role_keys, retired_keys = excluded.retired_keys,
                    user_id = COALESCE(excluded.user_id, "Alchemi_ZitadelItemTable".user_id), state = 'pending',
-                   reason = NULL, detail = NULL, attempts = 0, next_attempt_at = excluded.next_attempt_at,
+                   reason = $13, detail = NULL, attempts = 0, next_attempt_at = excluded.next_attempt_at,
                    updated_at = excluded.updated_at, version = "Alchemi_ZitadelItemTable".version + 1 RETURNING *"#
             )
             .bind(&account)
@@ -137,6 +139,7 @@ impl Tx<Tenant> {
             .bind(&retired_keys)
             .bind(&wanted.user_id)
             .bind(now)
+            .bind(&reason)
             .fetch_one(c)
             .await
         })?;

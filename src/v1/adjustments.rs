@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::answer::{Halt, Item, Outcome, Refusals, or_404};
 use super::budgets::require;
-use super::call::{AccountAdmin, Call};
+use super::call::{AccountOperator, Call};
 use super::directory::ChainQuery;
 use super::input::{Body, Query};
 use super::trial::{Trial, Tried};
@@ -66,13 +66,13 @@ impl NewAdjustment {
 /// With `reverses`, what a row cost is given back to every scope and window that it was
 /// counted in, once; tokens stay counted. With `credits`, that many are charged or given back
 /// now, to the account and to whom the request names. Either way the correction is a row of
-/// its own: what was settled never changes. For admins of the whole account: it moves what
-/// counts towards the account's own credits.
+/// its own: what was settled never changes. For operators, in the account that `X-Account-Id`
+/// names: it moves what counts towards the limit that they have set for the account.
 #[utoipa::path(post, path = "/v1/budgets/copilot/adjustments", tag = "budgets", params(Trial),
     request_body = NewAdjustment,
     responses((status = 200, description = "The correction's row", body = Tried<Item<UsageEntry>>), Refusals))]
 pub async fn adjust_usage(
-    call: Call<AccountAdmin>,
+    call: Call<AccountOperator>,
     Query(trial): Query<Trial>,
     Body(new): Body<NewAdjustment>,
 ) -> Outcome {

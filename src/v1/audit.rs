@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::accounts::{ACCOUNT_NOT_FOUND, AtAccount};
 use super::answer::{Answer, Halt, Item, Outcome, Refusals};
+use super::budgets::require;
 use super::call::{AccountAdmin, Call, SuperAdmin};
 use super::input::{PageParams, Paging, Path, Query};
 use crate::clock::Timestamp;
@@ -126,6 +127,8 @@ const RUN: u32 = 500;
 
 async fn page(mut tx: Tx<Tenant>, params: AuditParams, slice: &Slice) -> Outcome {
     let AuditParams { domain, actor, action, resource, from, to } = params;
+    let backwards = from.zip(to).is_some_and(|(from, to)| from > to);
+    require(!backwards, "to", "is before from")?;
     let filter = AuditFilter { label: domain.label(), actor, action, resource, from, to };
     let events = tx.events(&filter, slice).await?;
     let next_cursor = events.next.map(|c| c.encode());

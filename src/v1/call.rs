@@ -36,6 +36,9 @@ pub trait Guard: Sized + Send + Sync {
 /// Guard SUPER: an operator.
 #[derive(Debug, Clone, Copy)]
 pub struct SuperAdmin;
+/// Guard SUPER in one account: an operator who is at home in it, or names it by `X-Account-Id`.
+#[derive(Debug, Clone, Copy)]
+pub struct AccountOperator;
 /// Guard ACCOUNT: an admin of the whole account.
 #[derive(Debug, Clone, Copy)]
 pub struct AccountAdmin;
@@ -57,6 +60,13 @@ impl Guard for SuperAdmin {
     type Reach = Platform;
     fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Platform>), Problem> {
         Ok((Self, context.super_admin()?))
+    }
+}
+impl Guard for AccountOperator {
+    type Reach = Tenant;
+    fn admit(context: &Context, _: &Parts) -> Result<(Self, Granted<Tenant>), Problem> {
+        context.super_admin()?;
+        Ok((Self, context.account_admin()?))
     }
 }
 impl Guard for AccountAdmin {
@@ -317,9 +327,16 @@ where
 fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut lines = headers.get_all(header::IF_MATCH).iter();
     let Some(line) = lines.next() else { return Ok(None) };
+    let is_tag = |tag: &str| {
+        let tag = tag.strip_prefix("W/").unwrap_or(tag);
+        tag == "*" || (tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"'))
+    };
     match (line.to_str(), lines.next()) {
-        (Ok(text), None) => Ok(Some(text.to_owned())),
-        _ => Err(Problem::bad_request("invalid_if_match", "Send If-Match once, with the `etag` of what you have read")),
+        (Ok(text), None) if text.split(',').all(|tag| is_tag(tag.trim())) => Ok(Some(text.to_owned())),
+        _ => {
+            let detail = "Send If-Match once, with the ETag of what you have read as it was sent: in its quotes";
+            Err(Problem::bad_request("invalid_if_match", detail))
+        }
     }
 }
 

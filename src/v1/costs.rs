@@ -56,7 +56,10 @@ impl Days {
             })?;
             Ok::<_, Problem>(Some(day_of(Timestamp::from_micros(at.as_micros().saturating_sub(behind)), &zone)))
         };
-        Ok(CostFilter { from: day(&self.from, "from", 0)?, to: day(&self.to, "to", 1)?, ..filter })
+        let (from, to) = (day(&self.from, "from", 0)?, day(&self.to, "to", 1)?);
+        let backwards = from.as_ref().zip(to.as_ref()).is_some_and(|(from, to)| from > to);
+        require(!backwards, "to", "is before from")?;
+        Ok(CostFilter { from, to, ..filter })
     }
 }
 
@@ -303,7 +306,7 @@ pub struct CostItem {
 /// What requests cost.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct CostTotals {
-    /// How many requests.
+    /// How many requests; corrections of the ledger are none.
     requests: i64,
     /// Their input tokens.
     input_tokens: i64,

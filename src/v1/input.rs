@@ -123,9 +123,43 @@ fn reason(error: &serde_json::Error) -> String {
         return "is of the wrong type".to_owned();
     }
     let text = error.to_string();
-    match text.rfind(" at line ") {
-        Some(end) => text.get(..end).unwrap_or(&text).to_owned(),
-        None => text,
+    let text = text.rfind(" at line ").and_then(|end| text.get(..end)).unwrap_or(&text);
+    if text.starts_with("missing field ") {
+        return "is required".to_owned();
+    }
+    if text.starts_with("duplicate field ") {
+        return "is given twice, perhaps once by its other name".to_owned();
+    }
+    if let Some((_, expected)) = text.strip_prefix("unknown field ").and_then(|rest| rest.split_once(", expected ")) {
+        return format!("is no field here; there are: {}", choices(expected));
+    }
+    if let Some((_, expected)) = text.strip_prefix("unknown variant ").and_then(|rest| rest.split_once(", expected ")) {
+        return format!("must be one of: {}", choices(expected));
+    }
+    let of_type = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
+    match of_type.and_then(|rest| rest.rsplit_once(", expected ")) {
+        Some((found, expected)) => format!("must be {}, not {}", kind(expected), found.replace('`', "")),
+        None => text.to_owned(),
+    }
+}
+
+/// The names between backquotes.
+fn choices(expected: &str) -> String {
+    let names: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    names.join(", ")
+}
+
+/// What a type of ours is in JSON.
+fn kind(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of 0 or more",
+        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        _ if expected.starts_with("struct ") => "an object",
+        _ if expected.starts_with("tuple ") => "a list",
+        other => other,
     }
 }
 

@@ -4,11 +4,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::App;
 use super::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404};
+use super::budgets::require;
 use super::call::{Call, SuperAdmin};
 use super::input::{Body, PageParams, Paging, Path};
 use crate::clock::Timestamp;
@@ -18,6 +20,9 @@ use crate::model::revocations::Revocation;
 use crate::model::text::{Description, Name};
 use crate::problem::Problem;
 use crate::store::audit::Entry;
+
+/// How far a moment may be ahead, whatever the clock that it was read from.
+const AHEAD: Duration = Duration::from_secs(3_600);
 
 type Tell = dyn Fn(&str, &str, Timestamp) + Send + Sync;
 
@@ -118,6 +123,8 @@ pub async fn create_revocation(call: Call<SuperAdmin>, Body(new): Body<NewRevoca
     let issuer = issuer_of(&call.app, new.issuer)?;
     let subject = new.subject.into_string();
     let mut tx = call.begin().await?;
+    let is_ahead = new.issued_before.is_some_and(|before| before > tx.now().plus(AHEAD));
+    require(!is_ahead, "/issued_before", "cannot be more than an hour ahead: nobody could sign in until then")?;
     let before = tx.revocation_of(&issuer, &subject).await?;
     let revocation = Revocation {
         id: tx.new_id(),

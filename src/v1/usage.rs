@@ -342,7 +342,7 @@ pub struct OwnUsage {
 pub struct UsageTotals {
     /// The window.
     window: Window,
-    /// How many requests.
+    /// How many requests; corrections of the ledger are none.
     requests: i64,
     /// Their input tokens.
     input_tokens: i64,

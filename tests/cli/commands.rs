@@ -129,5 +129,13 @@ fn shells_are_told_how_to_complete() {
 fn nobody_there_is_not_healthy() {
     let ended = Place::new().run(&["healthcheck", "--url", "http://127.0.0.1:1/readyz"]);
     assert_eq!((ended.status, ended.out.as_str()), (1, ""));
-    assert!(ended.err.starts_with("alchemi: http://127.0.0.1:1/readyz: "), "{ended:?}");
+    let cause = "alchemi: http://127.0.0.1:1/readyz: Connection refused";
+    assert!(ended.err.starts_with(cause), "{ended:?}");
+    // Without an address, the configuration says where.
+    for (listen, asked) in [("0.0.0.0:1", "http://127.0.0.1:1/readyz"), ("[::1]:2", "http://[::1]:2/readyz")] {
+        let ended = Place::new().with("ALCHEMI_LISTEN", listen).run(&["healthcheck"]);
+        assert!(ended.status == 1 && ended.err.contains(asked), "{ended:?}");
+        let place = Place::new().with("ALCHEMI_LISTEN", listen).with("ALCHEMI_ADMIN_LISTEN", "127.0.0.1:3");
+        assert!(place.run(&["healthcheck"]).err.contains("http://127.0.0.1:3/readyz"));
+    }
 }

@@ -157,7 +157,7 @@ async fn serve_ends_on_a_signal_and_leaves_chains_and_books_that_are_checked() {
 
     let healthy = place.run(&["healthcheck", "--url", &format!("{gateway}/healthz")]);
     assert_eq!((healthy.status, healthy.out.as_str()), (0, "ok\n"), "{healthy:?}");
-    // Nobody upstream: two health checks say so.
+    // Nobody upstream: the first health check says so.
     let mut ready = place.run(&["healthcheck", "--url", &format!("{gateway}/readyz")]);
     for _ in 0..60 {
         if ready.status == 1 {

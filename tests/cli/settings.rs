@@ -79,6 +79,9 @@ fn the_files_that_settings_name_are_looked_at() {
         (&[("ZITADEL_INTROSPECTION_KEY_FILE", "nowhere.json")], &["introspection_key_file", "nowhere.json"]),
         (&[("ALCHEMI_TLS_CERT", "nowhere.pem"), ("ALCHEMI_TLS_KEY", "nowhere.key")], &["nowhere.pem"]),
         (&[("ZITADEL_ISSUER", "https://id.example.com/")], &["ZITADEL_ISSUER", "no slash at the end"]),
+        (&[("DATABASE_URL", "mysql://db/litellm")], &["DATABASE_URL", "postgres://"]),
+        (&[("DATABASE_URL", "sqlite::memory:")], &["DATABASE_URL", "file"]),
+        (&[("RUST_LOG", "alchemi=loud")], &["RUST_LOG", "alchemi=loud"]),
     ];
     for (environment, words) in cases {
         let mut place = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY).with("RUST_LOG", "error");
@@ -101,6 +104,10 @@ fn what_is_left_open_is_warned_of() {
     let whole =
         place.with("ZITADEL_CLIENT_SECRET", "secret").with("ZITADEL_MGMT_API_BASE_URL", "https://id.example.com");
     assert!(!whole.run(&["check-config"]).err.contains("ZITADEL_CLIENT_ID"));
+    let misspelt = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY).with("ALCHEMI_UPSTREAM", "http://a:1");
+    let warned = "alchemi: warning: ALCHEMI_UPSTREAM is no variable that is read here, and changes nothing";
+    let ended = misspelt.run(&["check-config"]);
+    assert!(ended.status == 0 && ended.err.lines().any(|line| line == warned), "{ended:?}");
 }
 
 #[test]
@@ -142,6 +149,6 @@ fn a_database_that_is_away_is_status_1() {
     let place = Place::new().with("ALCHEMI_MASTER_KEY", MASTER_KEY).with("RUST_LOG", "error");
     let place = place.with("DATABASE_URL", "postgres://alchemi@127.0.0.1:1/litellm");
     for command in ["serve", "migrate"] {
-        one_sentence(&place.run(&[command]), 1, &["database"]);
+        one_sentence(&place.run(&[command]), 1, &["database", "refused"]);
     }
 }

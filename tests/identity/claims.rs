@@ -20,7 +20,7 @@ async fn verified(roles: Value, extra: Value) -> Arc<Verified> {
 fn rules() -> ClaimRules {
     ClaimRules {
         super_admin_roles: vec!["super_admin".to_owned()],
-        super_admin_issuers: Vec::new(),
+        platform_issuers: Vec::new(),
         super_admin_org_id: None,
         default_product_domains: vec!["console".to_owned(), "copilot".to_owned()],
         scopes_from_roles: true,
@@ -108,14 +108,14 @@ async fn a_super_admin_is_one_by_the_trusted_organisation() {
 
 /// Rules by which tokens of this one's issuer may make super admins.
 fn trusting(token: &Verified) -> ClaimRules {
-    ClaimRules { super_admin_issuers: vec![token.issuer().to_string()], ..rules() }
+    ClaimRules { platform_issuers: vec![token.issuer().to_string()], ..rules() }
 }
 
 #[tokio::test]
 async fn a_super_admin_is_one_by_a_trusted_issuer() {
     let token = verified(json!({"super_admin": {"OPS": "ops"}}), json!({})).await;
     for issuers in [Vec::new(), vec!["https://login.example.com".to_owned()], vec![format!("{}/", token.issuer())]] {
-        let rules = ClaimRules { super_admin_issuers: issuers, ..rules() };
+        let rules = ClaimRules { platform_issuers: issuers, ..rules() };
         let context = context(&token, Some(&account(None)), false, &rules).unwrap();
         assert!(!context.is_super_admin() && context.roles().is_empty());
     }

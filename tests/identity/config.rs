@@ -69,10 +69,10 @@ fn what_is_dangerous_is_warned_about() {
     assert_eq!((any.check(), any.warnings().len()), (Ok(()), 1));
     let open = IdentityConfig { super_admin_org_id: None, scopes_source: ScopesSource::Claim("s".into()), ..valid() };
     assert_eq!(open.warnings().len(), 2);
-    let several = |platform_roles| IdentityConfig {
+    let several = |platform| IdentityConfig {
         issuers: vec![
             IssuerConfig::at("https://login.example.com"),
-            IssuerConfig { platform_roles, ..IssuerConfig::at("https://login.example.org") },
+            IssuerConfig { platform, ..IssuerConfig::at("https://login.example.org") },
         ],
         ..valid()
     };
@@ -85,15 +85,15 @@ fn what_is_dangerous_is_warned_about() {
 fn super_admins_come_from_the_first_issuer_unless_said() {
     let [first, second] = ["https://login.example.com", "https://login.example.org"];
     let rules = |one: Option<bool>, two: Option<bool>| {
-        let issuer = |url: &str, platform_roles| IssuerConfig { platform_roles, ..IssuerConfig::at(url) };
+        let issuer = |url: &str, platform| IssuerConfig { platform, ..IssuerConfig::at(url) };
         let config = IdentityConfig { issuers: vec![issuer(first, one), issuer(second, two)], ..valid() };
-        config.claim_rules().super_admin_issuers
+        config.claim_rules().platform_issuers
     };
-    assert_eq!(valid().claim_rules().super_admin_issuers, [first]);
+    assert_eq!(valid().claim_rules().platform_issuers, [first]);
     assert_eq!(rules(None, None), [first]);
     assert_eq!(rules(None, Some(true)), [first, second]);
     assert_eq!(rules(Some(false), Some(true)), [second]);
     assert_eq!(rules(Some(false), None), [""; 0]);
-    let written = json!({"url": first, "platform_roles": false});
-    assert_eq!(serde_json::from_value::<IssuerConfig>(written).unwrap().platform_roles, Some(false));
+    let written = json!({"url": first, "platform": false});
+    assert_eq!(serde_json::from_value::<IssuerConfig>(written).unwrap().platform, Some(false));
 }

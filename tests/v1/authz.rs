@@ -25,11 +25,13 @@ enum Guard {
     Either,
     /// Admins of a whole account.
     Account,
+    /// Operators, in an account.
+    SuperInAccount,
     /// Operators.
     Super,
 }
 
-use Guard::{Account, Anybody, Console, Copilot, Either, Member, Super, Unsuspended};
+use Guard::{Account, Anybody, Console, Copilot, Either, Member, Super, SuperInAccount, Unsuspended};
 
 const GUARDS: &[(Guard, &[&str])] = &[
     (Anybody, &["GET /v1/me/context", LOGOUT]),
@@ -91,10 +93,8 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "POST /v1/budgets/account-allocation",
         ],
     ),
-    (
-        Account,
-        &["GET /v1/audit", "GET /v1/audit/verify", "GET /v1/audit/export", "POST /v1/budgets/copilot/adjustments"],
-    ),
+    (Account, &["GET /v1/audit", "GET /v1/audit/verify", "GET /v1/audit/export"]),
+    (SuperInAccount, &["POST /v1/budgets/copilot/adjustments"]),
     (
         Copilot,
         &[
@@ -207,7 +207,7 @@ const OF_DOMAINS: &[&str] = &[
 ];
 
 /// The order of the columns below.
-const COLUMNS: [Guard; 8] = [Anybody, Unsuspended, Member, Console, Copilot, Either, Account, Super];
+const COLUMNS: [Guard; 9] = [Anybody, Unsuspended, Member, Console, Copilot, Either, Account, SuperInAccount, Super];
 
 const OK: &str = "";
 const MISSING: &str = "token_missing";
@@ -221,27 +221,30 @@ const FORGED: &str = "token_invalid";
 const FOREIGN: &str = "account_mismatch";
 
 /// What each caller is told at each guard: the code of the refusal, or nothing.
-const EXPECTED: &[(&str, [&str; 8])] = &[
-    ("anonymous", [OK, OK, MISSING, MISSING, MISSING, MISSING, MISSING, MISSING]),
-    ("forged token", [FORGED, FORGED, FORGED, FORGED, FORGED, FORGED, FORGED, FORGED]),
-    ("end user", [OK, OK, OK, NO_DOMAIN, NO_DOMAIN, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
-    ("console_org_admin", [OK, OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER]),
-    ("console_team_admin", [OK, OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER]),
-    ("copilot_org_admin", [OK, OK, OK, NO_DOMAIN, OK, OK, NO_ADMIN, NO_SUPER]),
-    ("copilot_team_admin", [OK, OK, OK, NO_DOMAIN, OK, OK, NO_ADMIN, NO_SUPER]),
-    ("console_org_admin, copilot only", [OK, OK, OK, DENIED, NO_DOMAIN, NO_DOMAIN, NO_ADMIN, NO_SUPER]),
-    ("account_admin", [OK, OK, OK, OK, OK, OK, OK, NO_SUPER]),
-    ("account_admin, copilot only", [OK, OK, OK, DENIED, OK, OK, OK, NO_SUPER]),
-    ("account_admin of another account, asking for this", [FOREIGN; 8]),
-    ("account_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_SUPER]),
-    ("account_admin, suspended", [OK, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED]),
-    ("super_admin", [OK, OK, OK, OK, OK, OK, OK, OK]),
-    ("super_admin of another account, asking for this", [OK, OK, OK, OK, OK, OK, OK, OK]),
-    ("super_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
-    ("super_admin, suspended", [OK, OK, OK, OK, OK, OK, OK, OK]),
-    ("master key", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
-    ("master key, asking for this", [OK, OK, OK, OK, OK, OK, OK, OK]),
-    ("master key, asking for a suspended one", [OK, OK, OK, OK, OK, OK, OK, OK]),
+const EXPECTED: &[(&str, [&str; 9])] = &[
+    ("anonymous", [OK, OK, MISSING, MISSING, MISSING, MISSING, MISSING, MISSING, MISSING]),
+    ("forged token", [FORGED; 9]),
+    ("end user", [OK, OK, OK, NO_DOMAIN, NO_DOMAIN, NO_DOMAIN, NO_ADMIN, NO_SUPER, NO_SUPER]),
+    ("console_org_admin", [OK, OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER, NO_SUPER]),
+    ("console_team_admin", [OK, OK, OK, OK, NO_DOMAIN, OK, NO_ADMIN, NO_SUPER, NO_SUPER]),
+    ("copilot_org_admin", [OK, OK, OK, NO_DOMAIN, OK, OK, NO_ADMIN, NO_SUPER, NO_SUPER]),
+    ("copilot_team_admin", [OK, OK, OK, NO_DOMAIN, OK, OK, NO_ADMIN, NO_SUPER, NO_SUPER]),
+    ("console_org_admin, copilot only", [OK, OK, OK, DENIED, NO_DOMAIN, NO_DOMAIN, NO_ADMIN, NO_SUPER, NO_SUPER]),
+    ("account_admin", [OK, OK, OK, OK, OK, OK, OK, NO_SUPER, NO_SUPER]),
+    ("account_admin, copilot only", [OK, OK, OK, DENIED, OK, OK, OK, NO_SUPER, NO_SUPER]),
+    ("account_admin of another account, asking for this", [FOREIGN; 9]),
+    (
+        "account_admin of no account",
+        [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_SUPER, NO_SUPER],
+    ),
+    ("account_admin, suspended", [OK, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED, HALTED]),
+    ("super_admin", [OK, OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("super_admin of another account, asking for this", [OK, OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("super_admin of no account", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
+    ("super_admin, suspended", [OK, OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("master key", [OK, OK, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, NO_ACCOUNT, OK]),
+    ("master key, asking for this", [OK, OK, OK, OK, OK, OK, OK, OK, OK]),
+    ("master key, asking for a suspended one", [OK, OK, OK, OK, OK, OK, OK, OK, OK]),
 ];
 
 /// The callers of [`EXPECTED`], by name.

@@ -140,7 +140,7 @@ async fn a_connection_is_refused_in_the_words_that_clients_know() {
         for (kind, body, status, detail) in [
             ("ftp", json!({"name": "a"}), 400, "connection_type must be openapi|mcp|composio"),
             ("mcp", json!({"name": " "}), 422, "/name: is required and cannot be blank"),
-            ("mcp", json!({}), 422, "/name: missing field `name`"),
+            ("mcp", json!({}), 422, "/name: is required"),
             (
                 "mcp",
                 json!({"name": "a", "credential_visibility": "all"}),

@@ -177,6 +177,8 @@ async fn bodies_are_read_strictly() {
         invalid(&admin.post(orgs, json!([])).await, "");
         invalid(&admin.post(orgs, json!("name")).await, "");
         invalid(&admin.post(orgs, json!({"name": "  "})).await, "/name");
+        invalid(&admin.post(orgs, json!({"name": "\u{200b}\u{2060}"})).await, "/name");
+        invalid(&admin.post(orgs, json!({"name": "abc\u{202e}cba"})).await, "/name");
         invalid(&admin.post(orgs, json!({"name": "a\u{7}"})).await, "/name");
         invalid(&admin.post(orgs, json!({"name": "a".repeat(256)})).await, "/name");
         invalid(&admin.patch(&org, json!({"name": null})).await, "/name");
@@ -198,6 +200,40 @@ async fn bodies_are_read_strictly() {
         assert_eq!(name["item"]["name"], "Blue team");
         let name = admin.post(orgs, json!({"name": "é".repeat(255)})).await.ok();
         assert_eq!(name["item"]["name"], "é".repeat(255));
+    }
+}
+
+/// In the words of who reads them, not of a parser.
+#[tokio::test]
+async fn what_is_wrong_with_a_body_is_said_in_plain_words() {
+    for backend in backends().await {
+        let gateway = Gateway::start(backend).await;
+        let (admin, org) = with_org(&gateway).await;
+        let team = json!({"org_id": org.rsplit('/').next(), "name": "a"});
+        let with = |field: &str, value: Value| {
+            let mut body = team.clone();
+            body[field] = value;
+            admin.post("/v1/copilot/teams", body)
+        };
+        for (answer, pointer, words) in [
+            (admin.post("/v1/copilot/teams", json!({"name": "a"})).await, "/org_id", "is required"),
+            (with("name", json!(7)).await, "/name", "must be a string, not integer 7"),
+            (with("colour", json!("red")).await, "/colour", "is no field here; there are: "),
+            (
+                admin.post("/v1/budgets/copilot/plans", json!({"name": "a", "cycle": "hourly"})).await,
+                "/cycle",
+                "must be one of: ",
+            ),
+        ] {
+            invalid(&answer, pointer);
+            let detail = answer.json()["errors"][0]["detail"].as_str().unwrap().to_owned();
+            assert!(detail.starts_with(words) && !detail.contains('`'), "{pointer}: {detail}");
+        }
+        let orgs = "/v1/copilot/orgs";
+        let twice = admin.request(Method::POST, orgs).header(header::CONTENT_TYPE, "application/json");
+        let answer = admin.send(twice.body(r#"{"name": "a", "name": "b"}"#.to_owned())).await;
+        invalid(&answer, "/name");
+        assert!(answer.text().contains("is given twice"), "{}", answer.text());
     }
 }
 

@@ -13,13 +13,13 @@ use crate::common::{Backend, Client, Gateway, Person, backends};
 use crate::{invalid, refusal};
 
 /// A gateway that believes two issuers; whether the first and the other may make super admins.
-async fn with_two(backend: Backend, platform_roles: [Option<bool>; 2]) -> (Gateway, DevIssuer) {
+async fn with_two(backend: Backend, platform: [Option<bool>; 2]) -> (Gateway, DevIssuer) {
     let (clock, ids) = (Arc::new(SystemClock), Arc::new(RandomIds));
     let other = DevIssuer::start("127.0.0.1:0".parse().unwrap(), clock, ids).await.unwrap();
     let gateway = Gateway::start_with(backend, |config| {
         config.identity.issuers.push(IssuerConfig::at(other.url()));
-        for (issuer, platform_roles) in config.identity.issuers.iter_mut().zip(platform_roles) {
-            issuer.platform_roles = platform_roles;
+        for (issuer, platform) in config.identity.issuers.iter_mut().zip(platform) {
+            issuer.platform = platform;
         }
     })
     .await;
@@ -67,12 +67,12 @@ async fn another_issuers_tokens_are_as_those_of_an_unknown_organisation() {
         }
         assert_eq!(gateway.forwarded().len(), 2);
 
-        // An account that is bound to no issuer is open to both, of which operators are warned.
+        // An account that is bound to no issuer is the first one's.
         let warnings = async || gateway.operator().get("/readyz?verbose").await.ok()["warnings"].to_string();
-        assert!(!warnings().await.contains("bound to no issuer"));
         gateway.operator().put(&config, json!({"organization_id": "7001"})).await.ok();
-        at_the_other(&gateway, &other, &by_organisation).get("/v1/audit").await.ok();
-        assert!(warnings().await.contains("1 accounts are bound to no issuer"), "{}", warnings().await);
+        let foreign = at_the_other(&gateway, &other, &by_organisation);
+        refusal(&foreign.get("/v1/audit").await, 403, "account_context_required");
+        gateway.sign_in(&by_organisation).get("/v1/audit").await.ok();
 
         let misspelt = json!({"issuer": format!("{}/", gateway.issuer.url())});
         invalid(&gateway.operator().put(&config, misspelt).await, "/issuer");
@@ -83,21 +83,29 @@ async fn another_issuers_tokens_are_as_those_of_an_unknown_organisation() {
 }
 
 #[tokio::test]
-async fn the_first_issuer_makes_operators_and_another_when_it_is_told_to() {
+async fn the_first_issuer_is_the_platforms_own_and_another_when_it_is_told_to() {
     for backend in backends().await {
         let cases =
             [([None, None], [true, false]), ([None, Some(true)], [true, true]), ([Some(false), None], [false; 2])];
-        for (platform_roles, may) in cases {
+        for (platform, may) in cases {
             // A file is one gateway's; a server's database may have been another's before.
-            let (gateway, other) = with_two(backend.clone(), platform_roles).await;
+            let (gateway, other) = with_two(backend.clone(), platform).await;
+            let account = gateway.account("Acme").await;
+            let ada = Person::of(&account, "ada").role("account_admin");
+            let admins = [gateway.sign_in(&ada), at_the_other(&gateway, &other, &ada)];
+            for (admin, may) in admins.iter().zip(may) {
+                // For an account that is bound to no issuer.
+                let account = admin.get("/v1/me/context").await.ok()["account_id"].clone();
+                assert_eq!(account.is_string(), may, "{platform:?}: {account}");
+            }
             let root = Person::of("nothing", "root").role("super_admin");
             let [first, second] = [gateway.sign_in(&root), at_the_other(&gateway, &other, &root)];
             for (client, may) in [(first, may[0]), (second, may[1])] {
                 let context = client.get("/v1/me/context").await.ok();
-                assert_eq!(context["is_super_admin"], may, "{platform_roles:?}: {context}");
+                assert_eq!(context["is_super_admin"], may, "{platform:?}: {context}");
                 assert_eq!(context["roles"], if may { json!(["super_admin"]) } else { json!([]) });
                 let listed = client.get("/v1/accounts").await;
-                assert_eq!(listed.status.as_u16(), if may { 200 } else { 403 }, "{platform_roles:?}");
+                assert_eq!(listed.status.as_u16(), if may { 200 } else { 403 }, "{platform:?}");
             }
         }
     }

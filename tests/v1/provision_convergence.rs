@@ -126,6 +126,31 @@ async fn an_admin_who_is_added_later_is_granted_their_role() {
     }
 }
 
+/// A grant that no list shows yet when its admin goes is taken back once one does.
+#[tokio::test]
+async fn what_is_listed_late_is_taken_back_all_the_same() {
+    let of_each = backends().await.into_iter().map(async |backend| {
+        let setting = Setting::new(backend).await;
+        let ada = setting.zitadel.user(&setting.org, "ada@acme.com");
+        setting.post("bootstrap", setting.bootstrap()).await;
+        // Longer than lists are waited for, by not much.
+        setting.zitadel.knobs(|knobs| knobs.lag = Duration::from_secs(8));
+        setting.admin("ada@acme.com", "account_admin").await;
+        let is_late = async || {
+            let drift = setting.drift().await;
+            let items = drift["items"].as_array().unwrap().iter();
+            items.filter(|item| item["reason"] == "not_listed_yet").any(|item| item["target"] == "ada@acme.com")
+        };
+        while !is_late().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(setting.roles_of(&ada), ["account_admin"]);
+        setting.operator().delete(&setting.path("admins/ada@acme.com")).await.ok();
+        setting.until_roles(&ada, &[]).await;
+    });
+    futures_util::future::join_all(of_each).await;
+}
+
 /// What Zitadel has taken stands in the audit although its lists do not show it in time.
 #[tokio::test]
 async fn a_write_is_audited_although_no_list_shows_it() {

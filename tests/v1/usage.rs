@@ -12,6 +12,7 @@ const BUDGETS: &str = "/budgets/copilot";
 
 /// An account with a plan that gives its org, team and user something, at two credits a dollar.
 struct Acme {
+    operator: Client,
     admin: Client,
     ada: Client,
     ids: [String; 3],
@@ -29,7 +30,7 @@ async fn acme(gateway: &Gateway) -> Acme {
         give(&admin, &plan, (kind, id), json!(credits)).await.ok();
     }
     let ada = gateway.as_member_of(&account, "ada", Some("ada@acme.com")).await;
-    Acme { admin, ada, ids, plan }
+    Acme { operator: gateway.as_operator(Some(&account)), admin, ada, ids, plan }
 }
 
 impl Acme {
@@ -212,13 +213,13 @@ async fn spend_does_not_read_history() {
         for model in 0..5 {
             acme.record(json!({"raw_cost": "1.000000001", "model_name": format!("model-{model}")})).await.ok();
         }
-        acme.admin.post(&format!("{BUDGETS}/adjustments"), json!({"credits": -1, "reason": "gift"})).await.ok();
+        acme.operator.post(&format!("{BUDGETS}/adjustments"), json!({"credits": -1, "reason": "gift"})).await.ok();
         let operator = gateway.as_operator(None);
         let spend = async || operator.get("/accounts").await.ok()["items"][0]["spend"].to_string();
         let limit = async || {
             // Two credits for each dollar: what is left of the books, in dollars.
             acme.record(json!({"raw_cost": "4499999995.499999996"})).await.refused(422);
-            acme.admin
+            acme.operator
                 .post(&format!("{BUDGETS}/adjustments"), json!({"credits": "-9.000000011", "reason": "too much"}))
                 .await
                 .refused(422);
@@ -323,24 +324,24 @@ async fn corrections_are_rows_of_their_own() {
         assert_eq!(used().await, [8, 8, 8]);
 
         let undo = json!({"reverses": id, "reason": "Recorded twice"});
-        let tried = acme.admin.post(&format!("{path}?dry_run=true"), undo.clone()).await.ok();
+        let tried = acme.operator.post(&format!("{path}?dry_run=true"), undo.clone()).await.ok();
         assert_eq!((&tried["dry_run"], &tried["change_count"]), (&json!(true), &json!(1)));
         assert_eq!(used().await, [8, 8, 8]);
-        let undone = acme.admin.post(&path, undo.clone()).await.ok()["item"].clone();
+        let undone = acme.operator.post(&path, undo.clone()).await.ok()["item"].clone();
         assert_eq!((&undone["entry"], &undone["credits_incurred"]), (&json!("reversal"), &json!(-8)));
         assert_eq!((&undone["raw_cost"], &undone["user_id"]), (&json!(-4), &json!(user)));
         assert_eq!(undone["metadata"], json!({"reason": "Recorded twice", "reverses": id}));
         assert_eq!(used().await, [0, 0, 0]);
         let again = json!({"reverses": undone["id"], "reason": "No"});
         for (body, code) in [(undo, "already_reversed"), (again, "not_reversible")] {
-            let refused = acme.admin.post(&path, body).await;
+            let refused = acme.operator.post(&path, body).await;
             assert_eq!((refused.status, &refused.json["code"]), (409, &json!(code)));
         }
 
         let charge = json!({"credits": 3, "team_id": team, "reason": "Support"});
-        assert_eq!(acme.admin.post(&path, charge).await.ok()["item"]["entry"], "adjustment");
+        assert_eq!(acme.operator.post(&path, charge).await.ok()["item"]["entry"], "adjustment");
         let back = json!({"credits": -1, "org_id": org, "reason": "Goodwill"});
-        acme.admin.post(&path, back).await.ok();
+        acme.operator.post(&path, back).await.ok();
         assert_eq!(used().await, [0, 3, 2], "the user, the team, the org");
         for (body, pointer) in [
             (json!({"credits": -3, "reason": "More than there is"}), "/credits"),
@@ -351,12 +352,15 @@ async fn corrections_are_rows_of_their_own() {
             (json!({"reverses": id, "user_id": user, "reason": "Whose"}), "/reverses"),
             (json!({"credits": 1}), "/reason"),
         ] {
-            let refused = acme.admin.post(&path, body).await;
+            let refused = acme.operator.post(&path, body).await;
             assert_eq!((refused.status, &refused.json["errors"][0]["pointer"]), (422, &json!(pointer)));
         }
         let report = alchemi::store::conservation::verify(&gateway.store).await.unwrap();
         assert!(report.differences.is_empty(), "{:?}", report.differences);
         let costs = acme.admin.get("/costs/breakdown").await.ok();
         assert_eq!((&costs["totals"]["credits_incurred"], &costs["totals"]["raw_cost"]), (&json!(2), &json!(0)));
+        assert_eq!(costs["totals"]["requests"], json!(1), "a correction is no request");
+        let backwards = acme.admin.get("/costs/breakdown?from=2026-02-01&to=2026-01-01").await;
+        assert_eq!((backwards.status, &backwards.json["errors"][0]["pointer"]), (422, &json!("to")));
     }
 }

@@ -13,7 +13,7 @@ use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::usage::{CounterKey, LedgerRow};
-use crate::store::{Result, StoreError, Tx, on};
+use crate::store::{Inner, Result, StoreError, Tx, on};
 
 /// Most rows in one statement, as a power of two: with 34 columns each, well below the 32,766
 /// parameters that SQLite takes.
@@ -24,36 +24,62 @@ struct Rows {
     head: &'static str,
     columns: usize,
     tail: &'static str,
-    /// For 1, 2, 4, … rows, made when first needed.
-    texts: [OnceLock<&'static str>; LARGEST as usize + 1],
+    numbered: Texts,
+    unnamed: Texts,
 }
+
+/// For 1, 2, 4, … rows, made when first needed.
+type Texts = [OnceLock<&'static str>; LARGEST as usize + 1];
 
 impl Rows {
     const fn new(head: &'static str, columns: usize, tail: &'static str) -> Self {
-        Self { head, columns, tail, texts: [const { OnceLock::new() }; LARGEST as usize + 1] }
+        Self {
+            head,
+            columns,
+            tail,
+            numbered: [const { OnceLock::new() }; LARGEST as usize + 1],
+            unnamed: [const { OnceLock::new() }; LARGEST as usize + 1],
+        }
     }
 
     /// The text for a [piece](pieces) of so many rows.
-    fn text(&self, rows: usize) -> &'static str {
-        let make = || -> &'static str { self.written(rows).leak() };
-        self.texts.get(rows.max(1).ilog2() as usize).map_or_else(make, |text| text.get_or_init(make))
+    fn text(&self, rows: usize, places: Places) -> &'static str {
+        let make = || -> &'static str { self.written(rows, places).leak() };
+        let texts = match places {
+            Places::Numbered => &self.numbered,
+            Places::Unnamed => &self.unnamed,
+        };
+        texts.get(rows.max(1).ilog2() as usize).map_or_else(make, |text| text.get_or_init(make))
     }
 
-    fn written(&self, rows: usize) -> String {
+    fn written(&self, rows: usize, places: Places) -> String {
         let mut text = String::from(self.head);
         for place in 0..rows * self.columns {
-            let before = match (place, place % self.columns) {
+            text.push_str(match (place, place % self.columns) {
                 (0, _) => "(",
                 (_, 0) => "), (",
                 _ => ", ",
-            };
-            // Writing into a String cannot fail.
-            let _ = write!(text, "{before}${}", place + 1);
+            });
+            match places {
+                // Writing into a String cannot fail.
+                Places::Numbered => _ = write!(text, "${}", place + 1),
+                Places::Unnamed => text.push('?'),
+            }
         }
         text.push(')');
         text.push_str(self.tail);
         text
     }
+}
+
+/// How a statement writes the places of its values.
+#[derive(Debug, Clone, Copy)]
+enum Places {
+    /// `$1, $2`: what PostgreSQL takes.
+    Numbered,
+    /// `?, ?`: SQLite goes through all names that a statement has, for each of them, when its values
+    /// are bound, which takes longer than to write the rows.
+    Unnamed,
 }
 
 /// The rows in pieces whose sizes are powers of two, the largest first.
@@ -176,13 +202,23 @@ impl<'a> Chains<'a> {
 }
 
 impl<R> Tx<R> {
+    fn places(&self) -> Places {
+        match &self.inner {
+            #[cfg(feature = "sqlite")]
+            Inner::Sqlite(_) => Places::Unnamed,
+            #[cfg(feature = "postgres")]
+            Inner::Postgres(_) => Places::Numbered,
+        }
+    }
+
     /// Inserts ledger rows and gives those that were new.
     pub(in crate::store) async fn write_rows<'a>(&mut self, batch: &'a [Settlement]) -> Result<Vec<&'a Settlement>> {
         let mut written: HashSet<String> = HashSet::with_capacity(batch.len());
         let chains = Chains::of_all(batch);
+        let places = self.places();
         for piece in pieces(batch) {
             let ids: Vec<String> = on!(self, |c| {
-                let mut query = sqlx::query_scalar(INSERT_TELLING.text(piece.len()));
+                let mut query = sqlx::query_scalar(INSERT_TELLING.text(piece.len(), places));
                 for settlement in piece {
                     query = bind_row!(query, settlement, chains);
                 }
@@ -197,9 +233,10 @@ impl<R> Tx<R> {
     /// Inserts ledger rows that are all new.
     pub(super) async fn write_new_rows(&mut self, batch: &[Settlement]) -> Result<()> {
         let chains = Chains::of_all(batch);
+        let places = self.places();
         for piece in pieces(batch) {
             let written = on!(self, |c| {
-                let mut query = sqlx::query(INSERT.text(piece.len()));
+                let mut query = sqlx::query(INSERT.text(piece.len(), places));
                 for settlement in piece {
                     query = bind_row!(query, settlement, chains);
                 }
@@ -242,10 +279,10 @@ impl<R> Tx<R> {
 
     /// Adds to counters, which are in the order of their locks.
     async fn count(&mut self, counters: &[((&Id<Account>, &CounterKey), Delta)]) -> Result<()> {
-        let now = self.now;
+        let (now, places) = (self.now, self.places());
         for piece in pieces(counters) {
             on!(self, |c| {
-                let mut query = sqlx::query(COUNT.text(piece.len()));
+                let mut query = sqlx::query(COUNT.text(piece.len(), places));
                 for ((account, key), delta) in piece {
                     query = query
                         .bind(*account)
@@ -266,11 +303,11 @@ impl<R> Tx<R> {
 
     /// Takes from open leases what was charged under them; gives those that were lost meanwhile.
     pub(in crate::store) async fn draw_from_leases(&mut self, draws: &[(&str, Credits)]) -> Result<HashSet<String>> {
-        let now = self.now;
+        let (now, places) = (self.now, self.places());
         let mut gone: HashSet<String> = draws.iter().map(|(lease, _)| (*lease).to_owned()).collect();
         for piece in pieces(draws) {
             let drawn: Vec<String> = on!(self, |c| {
-                let mut query = sqlx::query_scalar(DRAW.text(piece.len()));
+                let mut query = sqlx::query_scalar(DRAW.text(piece.len(), places));
                 for (lease, amount) in piece {
                     query = query.bind(*lease).bind(*amount).bind(now);
                 }
@@ -308,9 +345,10 @@ impl<R> Tx<R> {
         // In one order, so that two settlers do not wait for each other in a circle.
         let mut sums: Vec<_> = sums.into_iter().collect();
         sums.sort_unstable_by_key(|(key, _)| *key);
+        let places = self.places();
         for piece in pieces(&sums) {
             on!(self, |c| {
-                let mut query = sqlx::query(ROLL_UP.text(piece.len()));
+                let mut query = sqlx::query(ROLL_UP.text(piece.len(), places));
                 for (key, sum) in piece {
                     query = query.bind(key.account).bind(key.domain);
                     for text in key.texts {
@@ -330,9 +368,10 @@ impl<R> Tx<R> {
     }
 
     async fn add_to_totals(&mut self, totals: &[(&Id<Account>, (Usd, Credits))]) -> Result<()> {
+        let places = self.places();
         for piece in pieces(totals) {
             on!(self, |c| {
-                let mut query = sqlx::query(ADD_UP.text(piece.len()));
+                let mut query = sqlx::query(ADD_UP.text(piece.len(), places));
                 for (account, (cost, credits)) in piece {
                     query = query.bind(*account).bind(*cost).bind(*credits);
                 }
@@ -404,8 +443,10 @@ mod tests {
     #[test]
     fn a_text_has_a_place_for_each_value() {
         let rows = Rows::new("INSERT INTO t VALUES ", 2, " RETURNING a");
-        assert_eq!(rows.text(1), "INSERT INTO t VALUES ($1, $2) RETURNING a");
-        assert_eq!(rows.text(2), "INSERT INTO t VALUES ($1, $2), ($3, $4) RETURNING a");
-        assert!(std::ptr::eq(rows.text(2), rows.text(2)));
+        let numbered = |n| rows.text(n, Places::Numbered);
+        assert_eq!(numbered(1), "INSERT INTO t VALUES ($1, $2) RETURNING a");
+        assert_eq!(numbered(2), "INSERT INTO t VALUES ($1, $2), ($3, $4) RETURNING a");
+        assert_eq!(rows.text(2, Places::Unnamed), "INSERT INTO t VALUES (?, ?), (?, ?) RETURNING a");
+        assert!(std::ptr::eq(numbered(2), numbered(2)));
     }
 }

@@ -63,6 +63,8 @@ pub enum AccountAllocations {
 /// What the caller's account may spend.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Terms {
+    /// Whether the account itself has a limit: while nothing was set, 0 credits are none.
+    is_capped: bool,
     /// Credits for each month.
     monthly_credits: Credits,
     /// Credits that may be spent beyond them.
@@ -83,6 +85,7 @@ impl Terms {
     /// With what holds where the account does not say it.
     fn new(allocation: Option<AccountAllocation>, enforcement: Enforcement) -> Self {
         Self {
+            is_capped: allocation.is_some(),
             enforcement: allocation.as_ref().and_then(|a| a.enforcement).unwrap_or(enforcement),
             monthly_credits: allocation.as_ref().map(|a| a.monthly_credits).unwrap_or_default(),
             overflow_limit: allocation.as_ref().map(|a| a.overflow_limit).unwrap_or_default(),

@@ -2,11 +2,17 @@
 
 use std::collections::btree_map::Entry;
 
+use futures_util::{StreamExt, stream};
+
 use super::*;
 use crate::clock::Timestamp;
+use crate::context::Platform;
 use crate::model::provision::{GrantPlace, ItemState};
 use crate::provision::UserLookup;
 use crate::zitadel::{Error, UserGrant};
+
+/// How many users are asked for at a time.
+const LOOKS_AT_ONCE: usize = 8;
 
 /// One thing that is to be so, and whether it is.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -133,10 +139,12 @@ pub async fn get_zitadel_drift(
         }
     }
     let unexpected = Others { call: &call, config: &config, items: &items, admins }.unexpected(&places).await?;
+    let mut tx = call.read().await?;
     let mut shown = Vec::with_capacity(items.len());
     for item in items {
-        shown.push(compared(&call, item, &places, suspended).await?);
+        shown.push(compared(&mut tx, item, &places, suspended).await?);
     }
+    drop(tx);
     let remote_problems: Vec<RemoteProblem> = places
         .iter()
         .filter_map(|((project, organization), held)| {
@@ -155,7 +163,7 @@ pub async fn get_zitadel_drift(
 /// An item beside what is there. What another account wants of the same user stays when this one
 /// wants it no more, and is not left over.
 async fn compared(
-    call: &Call<SuperAdmin>,
+    tx: &mut Tx<Platform>,
     item: ProvisionItem,
     places: &Places,
     suspended: bool,
@@ -165,7 +173,7 @@ async fn compared(
     let besides = match (held, user_of(&item)) {
         (Some(held), Some(user)) if !wanted_and_retired(&item, suspended).1.is_empty() => {
             let place = GrantPlace::of(&item.project_id, item.organization_id.as_deref(), &held.owner);
-            call.read().await?.wanted_besides(place, user, Some(&item.id)).await?
+            tx.wanted_besides(place, user, Some(&item.id)).await?
         }
         _ => Vec::new(),
     };
@@ -274,8 +282,9 @@ impl Others<'_> {
         }
         let unresolved = self.unresolved(organization).await;
         let place = GrantPlace::of(project, organization, &held.owner);
+        let mut tx = self.call.read().await?;
         for grant in &mut unexpected {
-            let elsewhere = self.call.read().await?.wanted_besides(place, &grant.user_id, None).await?;
+            let elsewhere = tx.wanted_besides(place, &grant.user_id, None).await?;
             let own = |key: &String| unresolved.iter().any(|(user, role)| *user == grant.user_id && role == key);
             grant.role_keys.retain(|key| !elsewhere.contains(key) && !own(key));
         }
@@ -291,20 +300,23 @@ impl Others<'_> {
     /// Admins whom no grant here has been resolved for, with their role: everybody whom their
     /// address may mean.
     async fn unresolved(&self, organization: Option<&str>) -> Vec<(String, String)> {
-        let mut found = Vec::new();
-        for admin in &self.admins {
-            let is_resolved = |item: &ProvisionItem| item.target == admin.user_email && item.user_id.is_some();
+        let is_resolved = |admin: &AccountAdmin| {
+            self.items.iter().any(|item| item.target == admin.user_email && item.user_id.is_some())
+        };
+        let mut looks = Vec::new();
+        for admin in self.admins.iter().filter(|admin| !is_resolved(admin)) {
             let Ok(key) = role_key(self.config, prefix_of(self.config), &admin.role) else { continue };
-            if self.items.iter().any(is_resolved) {
-                continue;
-            }
-            let users = match self.call.app.provisioner.remote().user(&admin.user_email, organization).await {
-                Ok(UserLookup::Found(user)) => vec![user],
-                Ok(UserLookup::Several(users)) => users,
-                Ok(UserLookup::Nobody) | Err(_) => Vec::new(),
-            };
-            found.extend(users.into_iter().map(|user| (user.user_id, key.clone())));
+            let (provisioner, email) = (self.call.app.provisioner.clone(), admin.user_email.clone());
+            let organization = organization.map(str::to_owned);
+            looks.push(async move {
+                let users = match provisioner.remote().user(&email, organization.as_deref()).await {
+                    Ok(UserLookup::Found(user)) => vec![user],
+                    Ok(UserLookup::Several(users)) => users,
+                    Ok(UserLookup::Nobody) | Err(_) => Vec::new(),
+                };
+                users.into_iter().map(|user| (user.user_id, key.clone())).collect::<Vec<_>>()
+            });
         }
-        found
+        stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).concat().await
     }
 }
