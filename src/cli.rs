@@ -97,7 +97,7 @@ enum Command {
     Healthcheck {
         #[command(flatten)]
         file: ConfigFile,
-        /// What to ask [default: /readyz on the address of the configuration, over loopback]
+        /// What to ask [default: /readyz on the address of the configuration]
         #[arg(long)]
         url: Option<String>,
     },
@@ -214,9 +214,9 @@ fn execute(command: Command) -> Result<(), Failure> {
             maintenance::rotate_secrets(&load_for_database(&file)?, batch)
         }
         Command::Zitadel { command } => zitadel::zitadel(command),
-        Command::Healthcheck { url: Some(url), .. } => maintenance::healthcheck(&url),
+        Command::Healthcheck { url: Some(url), .. } => maintenance::healthcheck(&url, false),
         Command::Healthcheck { file, url: None } => {
-            maintenance::healthcheck(&maintenance::readiness_url(&load_for_database(&file)?))
+            maintenance::healthcheck(&maintenance::readiness_url(&load_for_database(&file)?), true)
         }
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -49,6 +49,9 @@ const LONGEST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_s
 /// How long it is known what came of an item.
 const LATELY: Duration = Duration::from_secs(120);
 
+/// How long a write that no list has shown is reckoned with.
+const UNLISTED: Duration = Duration::from_secs(30);
+
 /// Told of a subject that is cut off: issuer, subject, moment.
 type CutOff = dyn Fn(&str, &str, Timestamp) + Send + Sync;
 
@@ -59,7 +62,8 @@ pub struct Provisioner(Arc<Inner>);
 struct Inner {
     store: Store,
     management: Management,
-    /// One instance has an issuer for each of its domains, and a subject is the same in all of them.
+    /// The platform's own: one instance has an issuer for each of its domains, and a subject is the
+    /// same in all of them.
     issuers: Vec<String>,
     cut_off: Option<Box<CutOff>>,
     /// Who holds leases: this process.
@@ -69,6 +73,8 @@ struct Inner {
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// What came of items lately, by id and version: whoever waits for one may not be who did it.
     lately: moka::sync::Cache<(String, i64), Outcome>,
+    /// Items of which a write was sent that no list has shown: it may still come to light.
+    unlisted: moka::sync::Cache<String, ()>,
 }
 
 /// What came of items, by their id.
@@ -81,12 +87,14 @@ impl fmt::Debug for Provisioner {
 }
 
 impl Provisioner {
-    /// A provisioner of what `store` wants. Who loses a role is cut off at each of `issuers`.
+    /// A provisioner of what `store` wants. Who loses a role in an account that is bound to no issuer
+    /// is cut off at each of `issuers`, the platform's own.
     pub fn new(store: Store, management: Management, issuers: Vec<String>) -> Self {
         let holder = RandomIds.uuid(Timestamp::default()).to_string();
         let lately = moka::sync::Cache::builder().max_capacity(10_000).time_to_live(LATELY).build();
+        let unlisted = moka::sync::Cache::builder().max_capacity(10_000).time_to_live(UNLISTED).build();
         let (wake, turns) = (Notify::new(), Mutex::default());
-        Self(Arc::new(Inner { store, management, issuers, cut_off: None, holder, wake, turns, lately }))
+        Self(Arc::new(Inner { store, management, issuers, cut_off: None, holder, wake, turns, lately, unlisted }))
     }
 
     /// With what makes a cut-off hold in this process at once. To be called before it is shared.
@@ -242,6 +250,11 @@ impl Provisioner {
                 lost = self.keep_lease(&item.project_id) => lost.map(|()| false),
             }
         };
+        if outcome.is_unlisted() {
+            self.0.unlisted.insert(item.id.to_string(), ());
+        } else if outcome.result().is_ok() {
+            self.0.unlisted.invalidate(item.id.as_str());
+        }
         let mut tx = self.0.store.begin(&Granted::system().over(item.account_id.clone())).await?;
         // First the account, as whoever changes it does: neither waits for the other in turn.
         let exists = tx.hold_account().await?.is_some();
@@ -269,7 +282,7 @@ impl Provisioner {
     }
 
     /// Cuts off a subject's tokens of now and before, with the transaction's commit: those of
-    /// the account's issuer, or of every one where the account is bound to none.
+    /// the account's issuer, or of each of the platform's own where the account is bound to none.
     ///
     /// # Errors
     /// [`StoreError`].

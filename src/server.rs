@@ -345,7 +345,7 @@ pub(crate) fn provisioner(
 ) -> Result<Provisioner, StartError> {
     let management = management(config, clock)?;
     let identity = identity.clone();
-    let issuers = config.identity.issuers.iter().map(|issuer| issuer.url.clone()).collect();
+    let issuers = config.identity.platform_issuers().map(str::to_owned).collect();
     Ok(Provisioner::new(store.clone(), management, issuers).with_cut_off(move |issuer, subject, issued_before| {
         let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
         identity.revocations().insert(&Revocation { issuer, subject, issued_before });

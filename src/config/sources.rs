@@ -82,6 +82,9 @@ pub(super) fn unknown(variables: impl Iterator<Item = String>) -> Vec<String> {
     let is_known = |name: &str| {
         name == "ALCHEMI_CONFIG"
             || name.starts_with("ALCHEMI_TEST_")
+            // What Kubernetes tells of services of these names.
+            || ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|end| name.ends_with(end))
+            || ["_SERVICE_PORT_", "_TCP", "_UDP"].iter().any(|part| name.contains(part))
             || VARIABLES.iter().any(|(known, ..)| *known == name)
             || ISSUER_VARIABLES.iter().any(|(known, _)| *known == name)
     };

@@ -47,8 +47,14 @@ pub struct ClaimRules {
 
 impl ClaimRules {
     /// Whether the token is one of the platform's own issuers'.
-    pub(crate) fn is_of_platform(&self, verified: &Verified) -> bool {
+    fn is_of_platform(&self, verified: &Verified) -> bool {
         self.platform_issuers.iter().any(|own| **own == **verified.issuer())
+    }
+
+    /// Whether the token is for an account that is bound to `issuer`, or to none: that is for the
+    /// platform's own issuers.
+    pub fn admits(&self, issuer: Option<&str>, verified: &Verified) -> bool {
+        issuer.map_or_else(|| self.is_of_platform(verified), |issuer| issuer == &**verified.issuer())
     }
 }
 
@@ -82,8 +88,8 @@ impl From<ContextError> for Problem {
 ///
 /// Roles are a union over organisations, so for an account with an organisation only
 /// its own grants count, and the token must show one of them or that organisation as
-/// resource owner. Nor do another issuer's tokens count for an account with an issuer. A
-/// super admin is not bound to any.
+/// resource owner. Nor do tokens count of an issuer that the account is not [for](ClaimRules::admits).
+/// A super admin is not bound to any.
 ///
 /// # Errors
 /// [`ContextError`], a 403.
@@ -97,8 +103,8 @@ pub fn context(
     if override_account && !super_admin {
         return Err(ContextError::NotSuperAdmin);
     }
-    let issuer = account.and_then(|account| account.issuer.as_deref());
-    if !super_admin && issuer.is_some_and(|own| own != &**verified.issuer()) {
+    let admitted = account.is_none_or(|account| rules.admits(account.issuer.as_deref(), verified));
+    if !super_admin && !admitted {
         return Err(ContextError::OtherIssuer);
     }
     let organization = account.and_then(|account| account.organization_id.as_deref());

@@ -291,7 +291,13 @@ impl IdentityConfig {
         if !self.issuers.is_empty() && self.super_admin_org_id.is_none() && !self.super_admin_roles.is_empty() {
             warnings.push("identity: without super_admin_org_id any organisation that may grant the super-admin role can make super admins");
         }
-        if self.issuers.len() > 1 && self.issuers.iter().skip(1).all(|issuer| issuer.platform.is_none()) {
+        if !self.issuers.is_empty() && self.platform_issuers().next().is_none() {
+            warnings.push(
+                "identity: no issuer is the platform's own: nobody is a super admin, and accounts that are bound to no \
+                 issuer let nobody in; issuers.platform says it for each",
+            );
+        }
+        if self.issuers.len() > 1 && self.issuers.iter().all(|issuer| issuer.platform.is_none()) {
             warnings.push(
                 "identity: of several issuers, the first alone makes super admins and is for accounts that are bound to no \
                  issuer; issuers.platform says it for each",
@@ -319,7 +325,7 @@ impl IdentityConfig {
 
     /// The platform's own issuers: who signs for one of them can be anybody of any organisation,
     /// so that another installation's are not among them unasked.
-    fn platform_issuers(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn platform_issuers(&self) -> impl Iterator<Item = &str> {
         let own = |(n, issuer): &(usize, &IssuerConfig)| issuer.platform.unwrap_or(*n == 0);
         self.issuers.iter().enumerate().filter(own).map(|(_, issuer)| issuer.url.as_str())
     }

@@ -134,12 +134,9 @@ impl Authenticator {
     /// # Errors
     /// 503 when the database cannot be asked.
     pub async fn account_of(&self, verified: &Verified) -> Result<Option<Arc<AccountFacts>>, Problem> {
-        let of_platform = self.identity.claim_rules().is_of_platform(verified);
         for candidate in verified.account_candidates() {
             let found = self.rules.account(candidate).await?;
-            let is_theirs =
-                |facts: &AccountFacts| facts.issuer().map_or(of_platform, |own| own == &**verified.issuer());
-            if let Some(found) = found.filter(|facts| is_theirs(facts)) {
+            if let Some(found) = found.filter(|facts| self.identity.claim_rules().admits(facts.issuer(), verified)) {
                 return Ok(Some(found));
             }
         }

@@ -147,7 +147,8 @@ impl Outcome {
         match &written {
             Ok(_) => self.wrote = Some((did, true)),
             Err(error) => {
-                if !error.is_transient() || matches!(error, Error::Throttled(_)) {
+                let may_be_done = error.is_ambiguous() || error.is_transient();
+                if !may_be_done || matches!(error, Error::Throttled(_)) {
                     self.wrote = wrote;
                 }
                 if !error.is_ambiguous() {
@@ -156,6 +157,11 @@ impl Outcome {
             }
         }
         written
+    }
+
+    /// Whether a write was sent that no list has shown.
+    pub(super) fn is_unlisted(&self) -> bool {
+        self.wrote.is_some() && self.result.is_err()
     }
 
     /// A write may have been done although it was not answered so.
@@ -385,11 +391,16 @@ impl Provisioner {
         retired.retain(|key| !besides.contains(key) && !wanted.contains(key));
         outcome.retires = !retired.is_empty();
         Ok(match self.grant(place, &user, &wanted, &retired, outcome).await {
-            Ok(Did::Nothing) if outcome.grant.is_none() && outcome.retires && may_be_listed_yet(item) => {
-                Err(Why::Lagging)
-            }
+            Ok(Did::Nothing) if outcome.retires && self.may_be_listed_yet(item) => Err(Why::Lagging),
             came => came,
         })
+    }
+
+    /// Whether a list may still come to show what an earlier attempt has written, here or in another
+    /// process.
+    fn may_be_listed_yet(&self, item: &ProvisionItem) -> bool {
+        self.0.unlisted.contains_key(item.id.as_str())
+            || (item.reason.as_deref() == Some(NOT_LISTED_YET) && item.attempts < LOOKS_AGAIN)
     }
 
     async fn user_of(&self, item: &ProvisionItem, known: Option<String>) -> Result<String, Why> {
@@ -518,9 +529,4 @@ impl Provisioner {
         }
         Err(Why::Lagging)
     }
-}
-
-/// Whether a list may still come to show what an earlier attempt has written.
-fn may_be_listed_yet(item: &ProvisionItem) -> bool {
-    item.reason.as_deref() == Some(NOT_LISTED_YET) && item.attempts < LOOKS_AGAIN
 }

@@ -173,10 +173,12 @@ async fn postgres(config: &DatabaseConfig) -> Result<Pools> {
     match pool {
         Ok(pool) => Ok(Pools::Postgres(pool)),
         // Why, the pool does not say.
-        Err(sqlx::Error::PoolTimedOut) => match options.connect().await {
-            Err(cause) => Err(cause.into()),
-            Ok(_) => Err(sqlx::Error::PoolTimedOut.into()),
-        },
+        Err(sqlx::Error::PoolTimedOut) => {
+            match tokio::time::timeout(acquire_timeout(config), options.connect()).await {
+                Ok(Err(cause)) => Err(cause.into()),
+                Ok(Ok(_)) | Err(_) => Err(sqlx::Error::PoolTimedOut.into()),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -219,7 +219,8 @@ impl Tx<Tenant> {
         let (account, now) = (self.account.clone(), self.now);
         run!(
             self,
-            r#"UPDATE "Alchemi_ZitadelItemTable" SET state = 'pending', reason = NULL, detail = NULL, attempts = 0,
+            r#"UPDATE "Alchemi_ZitadelItemTable" SET state = 'pending',
+               reason = CASE WHEN reason = 'not_listed_yet' THEN reason END, detail = NULL, attempts = 0,
                next_attempt_at = $2, updated_at = $2, version = version + 1
                WHERE account_id = $1 AND kind = 'user_grant'"#,
             &account,

@@ -332,7 +332,10 @@ fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         tag == "*" || (tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"'))
     };
     match (line.to_str(), lines.next()) {
-        (Ok(text), None) if text.split(',').all(|tag| is_tag(tag.trim())) => Ok(Some(text.to_owned())),
+        // Empty elements of a list are passed over (RFC 9110 section 5.6.1).
+        (Ok(text), None) if text.split(',').map(str::trim).all(|tag| tag.is_empty() || is_tag(tag)) => {
+            Ok(Some(text.to_owned()))
+        }
         _ => {
             let detail = "Send If-Match once, with the ETag of what you have read as it was sent: in its quotes";
             Err(Problem::bad_request("invalid_if_match", detail))

@@ -57,7 +57,8 @@ impl Days {
             Ok::<_, Problem>(Some(day_of(Timestamp::from_micros(at.as_micros().saturating_sub(behind)), &zone)))
         };
         let (from, to) = (day(&self.from, "from", 0)?, day(&self.to, "to", 1)?);
-        let backwards = from.as_ref().zip(to.as_ref()).is_some_and(|(from, to)| from > to);
+        // The last day of an empty span, between two equal moments, may be before its first.
+        let backwards = from.as_ref().zip(to.as_ref()).is_some_and(|(from, to)| from > to) && self.from != self.to;
         require(!backwards, "to", "is before from")?;
         Ok(CostFilter { from, to, ..filter })
     }

@@ -108,10 +108,12 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
         .collect()
 }
 
-/// A missing field is reported at its parent; the message names it between backquotes.
+/// A field that is missing or given twice is reported at its parent; the message names it between
+/// backquotes.
 fn field_of(pointer: String, error: &serde_json::Error) -> String {
     let text = error.to_string();
-    match text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')) {
+    let named = text.strip_prefix("missing field `").or_else(|| text.strip_prefix("duplicate field `"));
+    match named.and_then(|rest| rest.split_once('`')) {
         Some((field, _)) => format!("{pointer}/{field}"),
         None => pointer,
     }
@@ -130,10 +132,11 @@ fn reason(error: &serde_json::Error) -> String {
     if text.starts_with("duplicate field ") {
         return "is given twice, perhaps once by its other name".to_owned();
     }
-    if let Some((_, expected)) = text.strip_prefix("unknown field ").and_then(|rest| rest.split_once(", expected ")) {
+    if let Some((_, expected)) = text.strip_prefix("unknown field ").and_then(|rest| rest.rsplit_once(", expected ")) {
         return format!("is no field here; there are: {}", choices(expected));
     }
-    if let Some((_, expected)) = text.strip_prefix("unknown variant ").and_then(|rest| rest.split_once(", expected ")) {
+    if let Some((_, expected)) = text.strip_prefix("unknown variant ").and_then(|rest| rest.rsplit_once(", expected "))
+    {
         return format!("must be one of: {}", choices(expected));
     }
     let of_type = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
@@ -152,8 +155,12 @@ fn choices(expected: &str) -> String {
 /// What a type of ours is in JSON.
 fn kind(expected: &str) -> &str {
     match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of 0 or more",
-        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number from 0 to 18446744073709551615",
+        "i32" => "a whole number from -2147483648 to 2147483647",
+        "i64" => "a whole number from -9223372036854775808 to 9223372036854775807",
         "f32" | "f64" => "a number",
         "a sequence" => "a list",
         "a map" => "an object",

@@ -198,6 +198,8 @@ impl Transport {
     pub(super) async fn call<T: DeserializeOwned>(&self, ask: Ask<'_>) -> Result<T, Error> {
         let mut attempt = 0;
         let mut another_token = true;
+        // A lost answer to a write stays unknown, whatever Zitadel says of having no time afterwards.
+        let mut lost = None;
         loop {
             attempt += 1;
             let error = match self.attempt(&ask, &mut another_token).await {
@@ -208,11 +210,15 @@ impl Transport {
                 Err(error) => error,
             };
             let asked_for = error.retry_after();
+            if error.is_ambiguous() {
+                lost = Some(error.clone());
+            }
             if let Some(pause) = asked_for {
                 self.limit.pause(pause);
             }
             if attempt >= ATTEMPTS || !error.is_transient() || asked_for.is_some_and(|pause| pause > LONGEST_PAUSE) {
-                return Err(error);
+                let says_nothing_of_it = error.is_transient() && !error.is_ambiguous();
+                return Err(lost.filter(|_| says_nothing_of_it).unwrap_or(error));
             }
             tokio::time::sleep(asked_for.unwrap_or_default() + self.pauses.pause(attempt)).await;
         }

@@ -42,6 +42,44 @@ async fn they_can_be_run_by_hand_and_twice() {
     }
 }
 
+/// Migration 16: sums from before corrections of the ledger were told from requests.
+#[tokio::test]
+async fn corrections_that_were_counted_as_requests_are_so_no_more() {
+    for place in places().await {
+        let script = migrate::print(place.kind()).unwrap();
+        place.run(&script).await;
+        for (id, entry, day, model) in [
+            ("a", "usage", "2027-01-01", "'m'"),
+            ("a:reversed", "reversal", "2027-01-01", "'m'"),
+            ("b", "usage", "2027-01-01", "NULL"),
+            ("c", "adjustment", "2027-01-02", "NULL"),
+        ] {
+            let row = format!(
+                r#"INSERT INTO "Alchemi_UsageLedgerTable" (request_id, account_id, kind, entry, domain, model_name, raw_cost,
+                   credit_factor, credits_incurred, cost_source, status, duration_us, day, created_at)
+                   VALUES ('{id}', 'acme', 'chat', '{entry}', 'copilot', {model}, 0, 0, 0, 'recorded', 0, 0, '{day}', 0);"#
+            );
+            place.run(&row).await;
+        }
+        for (day, model, requests) in
+            [("2027-01-01", "m", 2), ("2027-01-01", "", 1), ("2027-01-02", "", 1), ("2027-01-03", "", 7)]
+        {
+            let row = format!(
+                r#"INSERT INTO "Alchemi_UsageRollupTable" (account_id, domain, day, org_id, team_id, user_id, agent_id,
+                   model_name, connection_id, guardrail_code, requests, input_tokens, output_tokens, raw_cost,
+                   credits_incurred)
+                   VALUES ('acme', 'copilot', '{day}', '', '', '', '', '{model}', '', '', {requests}, 0, 0, 0, 0);"#
+            );
+            place.run(&row).await;
+        }
+        place.run(&script).await;
+        let counted = place
+            .texts(r#"SELECT CAST(requests AS TEXT) FROM "Alchemi_UsageRollupTable" ORDER BY day, model_name"#)
+            .await;
+        assert_eq!(counted, ["1", "1", "0", "7"]);
+    }
+}
+
 #[tokio::test]
 async fn by_hand_is_the_same_as_by_the_process() {
     for (by_hand, by_process) in places().await.into_iter().zip(places().await) {

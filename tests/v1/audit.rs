@@ -95,7 +95,14 @@ async fn filters_and_pages_follow_the_chain() {
         }
         assert_eq!(walked, [5, 4, 3, 2, 1], "events of one moment keep their order");
 
-        for query in ["domain=x", "action=x", "from=yesterday", "limit=1001", "cursor=x"] {
+        for query in [
+            "domain=x",
+            "action=x",
+            "from=yesterday",
+            "from=2027-01-15T08:01:00Z&to=2027-01-15T08:00:00Z",
+            "limit=1001",
+            "cursor=x",
+        ] {
             let (status, body, _) = ada.get(&format!("/audit?{query}")).await.parts();
             let name = query.split('=').next().unwrap();
             assert_eq!((status, &body["errors"][0]["pointer"]), (422, &json!(name)), "{query}");

@@ -56,7 +56,9 @@ async fn the_operator_sets_what_an_account_may_spend() {
         }
         let other = gateway.as_admin_of(&gateway.account("Beta").await).await;
         let none = other.get(&format!("{BUDGETS}/account-allocation")).await.ok();
-        let expected = json!({"monthly_credits": 0, "overflow_limit": 0, "credit_factor": 1, "enforcement": "hard"});
+        let expected = json!({
+            "is_capped": false, "monthly_credits": 0, "overflow_limit": 0, "credit_factor": 1, "enforcement": "hard",
+        });
         assert_eq!(none, expected);
     }
 }

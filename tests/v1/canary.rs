@@ -272,11 +272,12 @@ async fn read_all(operator: &Client, account: &str, one: &str, found: &mut Found
         "/v1/audit/export",
         "/openapi.json",
         "/metrics",
-        "/readyz",
     ] {
         let reply = operator.get(path).await;
         assert_eq!(found.answer(path, &reply), 200, "{path}: {}", reply.text());
     }
+    // There is nobody upstream.
+    assert_eq!(found.answer("/readyz", &operator.get("/readyz?verbose").await), 503);
 }
 
 /// Every row of every table, and on SQLite the bytes of the files.

@@ -220,6 +220,11 @@ async fn what_is_wrong_with_a_body_is_said_in_plain_words() {
             (with("name", json!(7)).await, "/name", "must be a string, not integer 7"),
             (with("colour", json!("red")).await, "/colour", "is no field here; there are: "),
             (
+                admin.post("/v1/budgets/copilot/cycles/renew", json!({"copy_overrides": 1})).await,
+                "/copy_overrides",
+                "must be a boolean, not integer 1",
+            ),
+            (
                 admin.post("/v1/budgets/copilot/plans", json!({"name": "a", "cycle": "hourly"})).await,
                 "/cycle",
                 "must be one of: ",

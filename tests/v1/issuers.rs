@@ -90,7 +90,7 @@ async fn the_first_issuer_is_the_platforms_own_and_another_when_it_is_told_to() 
         for (platform, may) in cases {
             // A file is one gateway's; a server's database may have been another's before.
             let (gateway, other) = with_two(backend.clone(), platform).await;
-            let account = gateway.account("Acme").await;
+            let account = gateway.account(&format!("Acme {platform:?}")).await;
             let ada = Person::of(&account, "ada").role("account_admin");
             let admins = [gateway.sign_in(&ada), at_the_other(&gateway, &other, &ada)];
             for (admin, may) in admins.iter().zip(may) {

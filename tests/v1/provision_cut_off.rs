@@ -136,7 +136,11 @@ async fn an_admin_is_cut_off_at_every_issuer() {
         let (clock, ids) = (Arc::new(SystemClock), Arc::new(RandomIds));
         let second = DevIssuer::start("127.0.0.1:0".parse().unwrap(), clock, ids).await.unwrap();
         let setting = Setting::shaped(backend, |config| {
-            config.identity.issuers.push(IssuerConfig::at(second.url()));
+            for issuer in &mut config.identity.issuers {
+                issuer.platform = Some(true);
+            }
+            let second_domain = IssuerConfig { platform: Some(true), ..IssuerConfig::at(second.url()) };
+            config.identity.issuers.push(second_domain);
             config.identity.audiences.push(second.project_id().to_owned());
         })
         .await;

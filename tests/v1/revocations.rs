@@ -20,9 +20,12 @@ async fn of_two_moments_the_later_holds() {
         let earlier = json!({"issuer": ISSUER, "subject": "eve", "issued_before": "2020-01-01T00:00:00Z"});
         let (_, again, _) = operator.post(path, earlier).await.parts();
         assert_eq!(again, first);
-        let later = json!({"subject": "eve", "issued_before": "2028-01-01T00:00:00+00:00"});
+        let later = json!({"subject": "eve", "issued_before": "2027-01-15T09:59:00+01:00"});
         let (_, later, _) = operator.post(path, later).await.parts();
-        assert_eq!(later["item"]["issued_before"], "2028-01-01T00:00:00Z");
+        assert_eq!(later["item"]["issued_before"], "2027-01-15T08:59:00Z");
+        let ahead = json!({"subject": "eve", "issued_before": "2027-01-15T09:00:01Z"});
+        let (status, ahead, _) = operator.post(path, ahead).await.parts();
+        assert_eq!((status, &ahead["errors"][0]["pointer"]), (422, &json!("/issued_before")));
         assert_eq!((&later["item"]["id"], &later["item"]["reason"]), (&item["id"], &json!("laptop lost")));
 
         clock.advance(std::time::Duration::from_secs(1));

@@ -172,7 +172,7 @@ async fn the_command_line_tells_and_rotates() {
         }
         // Without any key it runs all the same, and says what it lacks.
         let process = crate::canary::Process::start(folder.path(), &url, "");
-        let ready = operator.at(&process.url).get("/readyz").await.ok();
+        let ready = operator.at(&process.url).get("/readyz").await.json();
         let check = ready["checks"].as_array().unwrap().iter().find(|check| check["name"] == "secret keys").unwrap();
         assert_eq!(check["status"], "missing");
         assert!(process.stop().contains("secrets are sealed under a key that is not among secrets.keys"));

@@ -177,8 +177,7 @@ async fn a_revocation_reaches_another_gateway() {
         let account = gateway.account("Acme").await;
         let eve = gateway.as_end_user(&account, "eve").at(beside.url());
         assert_eq!(eve.get("/v1/me/models").await.status.as_u16(), 200);
-        let cut = json!({"subject": "eve", "issued_before": "2999-01-01T00:00:00Z"});
-        gateway.operator().post("/v1/auth/revocations", cut).await.ok();
+        gateway.operator().post("/v1/auth/revocations", json!({"subject": "eve"})).await.ok();
         refusal(&refused(&eve).await, 401, "token_revoked");
     }
 }

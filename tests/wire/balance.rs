@@ -144,6 +144,25 @@ async fn when_all_are_out_all_are_tried() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_was_never_healthy_is_down_at_once() {
+    let a = named("a").await;
+    a.unhealthy.store(true, Ordering::SeqCst);
+    // There is no second check while anybody waits.
+    let health_interval = Duration::from_secs(3_600);
+    let config = UpstreamConfig { urls: vec![a.url.clone()], health_interval, ..UpstreamConfig::default() };
+    let balancer = Arc::new(Balancer::new(&config, clock()).unwrap());
+    let watched = Arc::clone(&balancer);
+    let watch = tokio::spawn(async move { watched.watch().await });
+    let seen = async {
+        while balancer.is_ready() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, seen).await.expect("one health check is enough");
+    watch.abort();
+}
+
+#[tokio::test]
 async fn health_checks_find_out_by_themselves() {
     let (a, b) = (named("a").await, named("b").await);
     let balancer = Arc::new(balancer(&[&a.url, &b.url], &clock()));

@@ -166,14 +166,16 @@ async fn strangers(authenticator: &Authenticator, verified: &Verified) -> Result
     let mut checks = Vec::new();
     for candidate in verified.account_candidates() {
         let named = authenticator.rules().account(candidate).await?;
-        if let Some((facts, issuer)) = named.as_ref().and_then(|facts| Some((facts, facts.issuer()?))) {
-            checks.push(bad(format!(
-                "issuer of the account {}: it is bound to {issuer}, and the token is of {}",
-                facts.account.account_id,
-                verified.issuer()
-            )));
-            break;
-        }
+        let Some(facts) = named else { continue };
+        let (account, own) = (&facts.account.account_id, verified.issuer());
+        checks.push(bad(match facts.issuer() {
+            Some(issuer) => format!("issuer of the account {account}: it is bound to {issuer}, and the token is of {own}"),
+            None => format!(
+                "issuer of the account {account}: it is bound to none, and so for the platform's own, which {own} is not \
+                 (identity.issuers.platform)"
+            ),
+        }));
+        break;
     }
     Ok(checks)
 }

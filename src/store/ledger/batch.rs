@@ -3,6 +3,7 @@
 //! than its rows to write.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+#[cfg(feature = "postgres")]
 use std::fmt::Write;
 use std::sync::OnceLock;
 
@@ -24,7 +25,9 @@ struct Rows {
     head: &'static str,
     columns: usize,
     tail: &'static str,
+    #[cfg(feature = "postgres")]
     numbered: Texts,
+    #[cfg(feature = "sqlite")]
     unnamed: Texts,
 }
 
@@ -37,7 +40,9 @@ impl Rows {
             head,
             columns,
             tail,
+            #[cfg(feature = "postgres")]
             numbered: [const { OnceLock::new() }; LARGEST as usize + 1],
+            #[cfg(feature = "sqlite")]
             unnamed: [const { OnceLock::new() }; LARGEST as usize + 1],
         }
     }
@@ -46,7 +51,9 @@ impl Rows {
     fn text(&self, rows: usize, places: Places) -> &'static str {
         let make = || -> &'static str { self.written(rows, places).leak() };
         let texts = match places {
+            #[cfg(feature = "postgres")]
             Places::Numbered => &self.numbered,
+            #[cfg(feature = "sqlite")]
             Places::Unnamed => &self.unnamed,
         };
         texts.get(rows.max(1).ilog2() as usize).map_or_else(make, |text| text.get_or_init(make))
@@ -62,7 +69,9 @@ impl Rows {
             });
             match places {
                 // Writing into a String cannot fail.
+                #[cfg(feature = "postgres")]
                 Places::Numbered => _ = write!(text, "${}", place + 1),
+                #[cfg(feature = "sqlite")]
                 Places::Unnamed => text.push('?'),
             }
         }
@@ -76,9 +85,11 @@ impl Rows {
 #[derive(Debug, Clone, Copy)]
 enum Places {
     /// `$1, $2`: what PostgreSQL takes.
+    #[cfg(feature = "postgres")]
     Numbered,
     /// `?, ?`: SQLite goes through all names that a statement has, for each of them, when its values
     /// are bound, which takes longer than to write the rows.
+    #[cfg(feature = "sqlite")]
     Unnamed,
 }
 
@@ -427,7 +438,7 @@ impl<'a> Dimension<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sqlite", feature = "postgres"))]
 mod tests {
     use super::*;
 
