@@ -410,9 +410,10 @@ impl From<Denial> for Problem {
         let code = denial.code();
         match denial {
             Denial::AccountSuspended => crate::context::account_suspended(),
-            Denial::UserSuspended => {
-                Self::forbidden(code, "Your user is suspended in this account; an admin of the account can restore it")
-            }
+            Denial::UserSuspended => Self::forbidden(
+                code,
+                "Your user is suspended in this domain of the account; an admin of the account can restore it",
+            ),
             Denial::DomainDenied(domain) => Self::forbidden(
                 code,
                 format!("Domain access denied: {domain}. Send x-alchemi-domain with a domain that your token allows"),

@@ -362,6 +362,12 @@ pub(super) fn issuer_url(issuer: &IssuerConfig) -> Result<Url, IdentityConfigErr
     if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
         return Err(url_error("issuers.url (ZITADEL_ISSUER)", &issuer.url, "an issuer has no query, fragment or user"));
     }
+    let authority = issuer.url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    if url.port().is_none() && (authority.ends_with(":443") || authority.ends_with(":80")) {
+        let problem =
+            "Zitadel's issuer leaves the usual port out, and `iss` is compared letter by letter; leave it out";
+        return Err(url_error("issuers.url (ZITADEL_ISSUER)", &issuer.url, problem));
+    }
     if issuer.url.ends_with('/') {
         let problem = "Zitadel's issuer has no slash at the end, and `iss` is compared letter by letter; leave it out";
         return Err(url_error("issuers.url (ZITADEL_ISSUER)", &issuer.url, problem));

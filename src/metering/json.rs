@@ -249,13 +249,17 @@ fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D:
     Ok(count(raw.get()))
 }
 
+/// More than this of anything nobody has used: such a count is as if absent.
+const MOST: u64 = 1_000_000_000_000;
+
 pub(crate) fn count(text: &str) -> Option<u64> {
     /// Integers above this are not exact in a float.
     const EXACT: f64 = 9_007_199_254_740_992.0;
-    text.parse::<u64>().ok().or_else(|| {
+    let count = text.parse::<u64>().ok().or_else(|| {
         let float = text.parse::<f64>().ok()?;
         ((0.0..=EXACT).contains(&float) && float.fract() == 0.0).then_some(float as u64)
-    })
+    });
+    count.filter(|count| *count <= MOST)
 }
 
 fn or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Details, D::Error> {

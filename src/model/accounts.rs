@@ -312,6 +312,23 @@ pub struct ZitadelConfig {
     pub product_domains_claim: Option<String>,
 }
 
+impl ZitadelConfig {
+    /// What an account has that was never bound to anything.
+    pub const fn unbound() -> Self {
+        Self {
+            enabled: true,
+            issuer: None,
+            audience: None,
+            project_id: None,
+            organization_id: None,
+            role_prefix: None,
+            role_mappings: BTreeMap::new(),
+            account_id_claim: None,
+            product_domains_claim: None,
+        }
+    }
+}
+
 /// The URL of a service outside: `https`, or `http` on this machine; no
 /// credentials, query or fragment. The text is kept as it came, because issuers are
 /// compared letter by letter.

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
+use super::field::Field;
+
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $check:ident, $schema:expr) => {
         $(#[$doc])*
@@ -134,6 +136,18 @@ fn model_pattern(text: &str) -> Result<String, &'static str> {
     let text = name(text)?;
     let stars = text.matches('*').count();
     if stars == 0 || (stars == 1 && text.ends_with('*')) { Ok(text) } else { Err("may hold one * and only at its end") }
+}
+
+/// Reads `null` and `""` as [`Field::Clear`]: an empty text clears a field that may be empty.
+///
+/// # Errors
+/// What `T` says of a text that is not blank.
+pub fn blank_clears<'de, D, T>(deserializer: D) -> Result<Field<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: std::str::FromStr<Err = &'static str>,
+{
+    blank_is_none(deserializer).map(|text| text.map_or(Field::Clear, Field::Set))
 }
 
 /// Reads `""` as none: an empty text clears a field that may be empty.

@@ -13,6 +13,7 @@
 
 mod json;
 mod multipart;
+mod references;
 mod splice;
 mod texts;
 
@@ -119,10 +120,18 @@ impl Default for AskRules {
             "vector_store_ids",
             "container",
             "file_ids",
+            "file_id",
+            "item_reference",
+            "tools.vector_store_ids",
+            "tools.file_ids",
             // Servers that the upstream calls, or its own ones, beside the connections that are granted.
             "mcp_servers",
             "tools.server_url",
             "tools.connector_id",
+            // Models beside the one that is asked for.
+            "tools.model",
+            "moderation.model",
+            "plugins",
         ];
         Self { forbidden_fields: forbidden.map(str::to_owned).to_vec(), count: CountRules::default() }
     }

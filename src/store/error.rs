@@ -57,6 +57,8 @@ impl From<sqlx::Error> for StoreError {
                 }
                 ErrorKind::ForeignKeyViolation => Self::ForeignKey,
                 ErrorKind::CheckViolation | ErrorKind::NotNullViolation => Self::Check,
+                // A character that PostgreSQL keeps in no text: U+0000.
+                _ if database.code().is_some_and(|code| code == "22021") => Self::Check,
                 _ if database.code().is_some_and(|code| dialect::is_read_only(&code)) => {
                     Self::ReadOnly(database.message().to_owned())
                 }

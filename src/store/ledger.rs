@@ -184,7 +184,10 @@ impl Tx<Tenant> {
                     .push_bind(now);
             });
             q.push(
-                r#") AS v WHERE column5 <= column6
+                // A counter that is there judges for itself: credits that were given back make room beyond the cap.
+                r#") AS v WHERE column5 <= column6 OR EXISTS (SELECT 1 FROM "Alchemi_AllocationCounterTable" AS e
+                   WHERE e.account_id = column1 AND e.scope_type = column2 AND e.scope_id = column3
+                   AND e.window_start = column4)
                    ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
                    SET leased = c.leased + excluded.leased, cap = excluded.cap, updated_at = excluded.updated_at
                    WHERE excluded.leased <= excluded.cap - c.used - c.leased"#,
@@ -517,6 +520,24 @@ mod tests {
     use crate::store::{conservation, testing};
 
     use super::*;
+
+    #[tokio::test]
+    async fn credits_that_were_given_back_make_room_beyond_the_cap() {
+        for fresh in testing::databases().await {
+            let account = fresh.account("Acme").await;
+            let given = testing::settlement(&account, "given back", -2);
+            let counter = given.counters.first().unwrap().clone();
+            let window = Window { start: Timestamp::from_micros(counter.window_start), end: None };
+            let one = Some(Credits::from_nanos(1_000_000_000));
+            let links = [Link { scope: counter.scope, cap: one, window }];
+            let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
+            let two = Credits::from_nanos(2_000_000_000);
+            assert!(!tx.hold_on_counters(&links, two, false).await.unwrap(), "nothing was given back yet");
+            assert!(tx.book(&given.row, given.counters).await.unwrap());
+            assert!(tx.hold_on_counters(&links, two, false).await.unwrap());
+            assert!(!tx.hold_on_counters(&links, two, false).await.unwrap(), "one is left");
+        }
+    }
 
     #[tokio::test]
     async fn a_reservation_that_is_undone_holds_nothing() {

@@ -31,6 +31,13 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
                 "Send the body as Content-Type: application/json",
             ));
         }
+        if request.headers().get(header::CONTENT_ENCODING).is_some_and(|v| v.as_bytes() != b"identity") {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_content_encoding",
+                "Send the body without Content-Encoding",
+            ));
+        }
         let bytes = read_body(request.into_body(), app.body_timeout).await?;
         parse(&bytes).map(Self)
     }
@@ -75,6 +82,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(Problem::invalid("", "must be a JSON object"));
     }
+    if holds_nul(bytes) {
+        return Err(Problem::invalid("", "cannot hold the character U+0000 in any text"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let pointer = pointer(error.path());
@@ -88,6 +98,16 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })?;
     json.end().map_err(|e| Problem::bad_request("invalid_json", format!("The body is not JSON: {e}")))?;
     Ok(value)
+}
+
+/// Whether a text of a JSON document has U+0000, which no database keeps: it can only stand there
+/// as an escape.
+fn holds_nul(json: &[u8]) -> bool {
+    memchr::memmem::find_iter(json, br"\u0000").any(|at| {
+        let before = json.get(..at).unwrap_or_default();
+        // An escaped backslash is none.
+        before.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 0
+    })
 }
 
 /// Whether the bytes are JSON, whatever is in it.
@@ -178,15 +198,26 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let pairs = || url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        if let Some((name, _)) = pairs().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
+            return Err(Problem::invalid(&name.replace('\0', ""), "cannot hold the character U+0000"));
+        }
         axum::extract::Query::try_from_uri(&parts.uri).map(|axum::extract::Query(value)| Self(value)).map_err(|e| {
             let text = e.body_text();
             let text = text.split_once(": ").map_or(text.as_str(), |(_, rest)| rest);
+            let named = |what: &str| text.strip_prefix(what)?.split_once('`').map(|(name, _)| name.to_owned());
+            if let Some(name) = named("missing field `") {
+                return Problem::invalid(&name, "is required");
+            }
+            if let Some(name) = named("duplicate field `") {
+                return Problem::invalid(&name, "is given twice");
+            }
             match text.split_once(": ") {
+                Some((name, reason)) if reason.contains("invalid digit") || reason.contains("number too large") => {
+                    Problem::invalid(name, "must be a whole number of 0 or more, and not too large")
+                }
                 Some((name, reason)) => Problem::invalid(name, reason),
-                None => match text.strip_prefix("missing field `").and_then(|r| r.split_once('`')) {
-                    Some((name, _)) => Problem::invalid(name, "is required"),
-                    None => Problem::invalid("", text),
-                },
+                None => Problem::invalid("", text),
             }
         })
     }

@@ -16,7 +16,8 @@ use crate::model::accounts::{
     Account, AdminRole, ConsoleModelPolicy, FeaturePack, ServiceUrl, ZitadelConfig, or_empty_object,
 };
 use crate::model::audit::{Action, Label};
-use crate::model::text::{Name, blank_is_none};
+use crate::model::field::Field;
+use crate::model::text::{Name, blank_clears};
 use crate::problem::{FieldError, Problem};
 use crate::store::Tx;
 use crate::store::audit::Entry;
@@ -48,7 +49,8 @@ impl From<NewFeaturePack> for FeaturePack {
     }
 }
 
-/// How the account is to be bound to Zitadel; replaces what was.
+/// How the account is to be bound to Zitadel: what is left out stays as it was, `null` or a blank
+/// text removes it.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -60,48 +62,49 @@ impl From<NewFeaturePack> for FeaturePack {
     "role_mappings": {"account_admin": "acme_account_admin"}
 }))]
 pub struct NewZitadelConfig {
-    #[serde(default = "yes")]
-    #[schema(default = true)]
-    enabled: bool,
+    /// Where there was no binding: `true`, unless said.
+    #[serde(default)]
+    enabled: Option<bool>,
     /// One of the gateway's issuers: tokens of another one are not for the account, whatever they
-    /// name. Where several are configured and none is named here, those of each count.
-    #[serde(default, deserialize_with = "blank_is_none")]
+    /// name. Where none is named here, those of the platform's own count.
+    #[serde(default, deserialize_with = "blank_clears")]
     #[schema(value_type = Option<String>, example = "https://login.example.com")]
-    issuer: Option<ServiceUrl>,
-    #[serde(default, deserialize_with = "blank_is_none")]
+    issuer: Field<ServiceUrl>,
+    #[serde(default, deserialize_with = "blank_clears")]
     #[schema(value_type = Option<String>)]
-    audience: Option<Name>,
-    #[serde(default, deserialize_with = "blank_is_none")]
+    audience: Field<Name>,
+    #[serde(default, deserialize_with = "blank_clears")]
     #[schema(value_type = Option<String>, example = "259242039378444300")]
-    project_id: Option<Name>,
+    project_id: Field<Name>,
     /// The organisation that the account is; of one account at most.
-    #[serde(default, deserialize_with = "blank_is_none")]
+    #[serde(default, deserialize_with = "blank_clears")]
     #[schema(value_type = Option<String>, example = "259242039378444290")]
-    organization_id: Option<Name>,
+    organization_id: Field<Name>,
     /// What stands before the canonical role in the project's role keys.
-    #[serde(default, deserialize_with = "blank_is_none")]
+    #[serde(default, deserialize_with = "blank_clears")]
     #[schema(value_type = Option<String>, example = "acme_")]
-    role_prefix: Option<Name>,
+    role_prefix: Field<Name>,
     /// Canonical role to the project's role key.
     #[serde(default)]
-    #[schema(value_type = Object, example = json!({"account_admin": "acme_account_admin"}))]
-    role_mappings: BTreeMap<String, Name>,
-    #[serde(default, deserialize_with = "blank_is_none")]
+    #[schema(value_type = Option<Object>, example = json!({"account_admin": "acme_account_admin"}))]
+    role_mappings: Field<BTreeMap<String, Name>>,
+    #[serde(default, deserialize_with = "blank_clears")]
     #[schema(value_type = Option<String>, example = "alchemi:account_id")]
-    account_id_claim: Option<Name>,
-    #[serde(default, deserialize_with = "blank_is_none")]
+    account_id_claim: Field<Name>,
+    #[serde(default, deserialize_with = "blank_clears")]
     #[schema(value_type = Option<String>, example = "product_domains_allowed")]
-    product_domains_claim: Option<Name>,
-}
-
-fn yes() -> bool {
-    true
+    product_domains_claim: Field<Name>,
 }
 
 impl NewZitadelConfig {
-    fn checked(self) -> Result<ZitadelConfig, Problem> {
-        let errors: Vec<_> = self
-            .role_mappings
+    /// The binding after the change.
+    fn over(self, before: Option<ZitadelConfig>) -> Result<ZitadelConfig, Problem> {
+        let before = before.unwrap_or_else(ZitadelConfig::unbound);
+        let texts = |mappings: BTreeMap<String, Name>| -> BTreeMap<String, String> {
+            mappings.into_iter().map(|(role, key)| (role, key.into_string())).collect()
+        };
+        let role_mappings = self.role_mappings.map(texts).over(Some(before.role_mappings)).unwrap_or_default();
+        let errors: Vec<_> = role_mappings
             .keys()
             .filter_map(|role| {
                 let detail = role.parse::<AdminRole>().err()?;
@@ -111,17 +114,17 @@ impl NewZitadelConfig {
         if !errors.is_empty() {
             return Err(Problem::invalid_fields(errors));
         }
-        let text = |name: Option<Name>| name.map(Name::into_string);
+        let text = |name: Field<Name>, before| name.map(Name::into_string).over(before);
         Ok(ZitadelConfig {
-            enabled: self.enabled,
-            issuer: self.issuer.map(ServiceUrl::into_string),
-            audience: text(self.audience),
-            project_id: text(self.project_id),
-            organization_id: text(self.organization_id),
-            role_prefix: text(self.role_prefix),
-            role_mappings: self.role_mappings.into_iter().map(|(role, key)| (role, key.into_string())).collect(),
-            account_id_claim: text(self.account_id_claim),
-            product_domains_claim: text(self.product_domains_claim),
+            enabled: self.enabled.unwrap_or(before.enabled),
+            issuer: self.issuer.map(ServiceUrl::into_string).over(before.issuer),
+            audience: text(self.audience, before.audience),
+            project_id: text(self.project_id, before.project_id),
+            organization_id: text(self.organization_id, before.organization_id),
+            role_prefix: text(self.role_prefix, before.role_prefix),
+            role_mappings,
+            account_id_claim: text(self.account_id_claim, before.account_id_claim),
+            product_domains_claim: text(self.product_domains_claim, before.product_domains_claim),
         })
     }
 }
@@ -257,7 +260,8 @@ pub async fn get_zitadel_config(
 
 /// Bind an account to Zitadel
 ///
-/// Replaces the binding as a whole. Once `organization_id` is set, only roles that
+/// What is left out stays as it was: `{"enabled": false}` alone switches the binding off, and
+/// `{"enabled": true}` on again. Once `organization_id` is set, only roles that
 /// this organisation granted count in the account. With `enabled: false`, no token but an
 /// operator's acts for the account, and nobody is granted anything in Zitadel.
 #[utoipa::path(put, path = "/v1/accounts/{account_id}/zitadel/config", tag = "accounts", params(AtAccount, IfMatch),
@@ -268,13 +272,15 @@ pub async fn put_zitadel_config(
     Path(AtAccount { account_id: id }): Path<AtAccount>,
     Body(new): Body<NewZitadelConfig>,
 ) -> Outcome {
-    let new = new.checked()?;
-    if let Some(issuer) = &new.issuer {
-        accepted(&call.app, issuer)?;
-    }
     let mut tx = begin_within(&call, id.clone()).await?;
     let (before, version) = parts(tx.zitadel_config().await?);
     call.expects(version)?;
+    let named = matches!(new.issuer, Field::Set(_));
+    let new = new.over(before.clone())?;
+    // One that was configured once, and is no more, may stay.
+    if let Some(issuer) = new.issuer.as_deref().filter(|_| named) {
+        accepted(&call.app, issuer)?;
+    }
     let version = tx
         .put_zitadel_config(&new)
         .await

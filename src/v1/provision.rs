@@ -50,7 +50,8 @@ use roles::roles_of;
 /// How long a caller waits for it to be made so.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-const NOT_CONFIGURED: &str = "Zitadel management client is not configured";
+const NOT_CONFIGURED: &str = "Zitadel management client is not configured: set ZITADEL_KEY_FILE, or ZITADEL_CLIENT_ID and \
+    ZITADEL_CLIENT_SECRET, or ZITADEL_MGMT_API_TOKEN, at the gateway";
 
 fn yes() -> bool {
     true
@@ -66,26 +67,11 @@ struct Bound {
     suspended: bool,
 }
 
-/// A binding without anything in it.
-fn unbound() -> ZitadelConfig {
-    ZitadelConfig {
-        enabled: true,
-        issuer: None,
-        audience: None,
-        project_id: None,
-        organization_id: None,
-        role_prefix: None,
-        role_mappings: BTreeMap::new(),
-        account_id_claim: None,
-        product_domains_claim: None,
-    }
-}
-
 async fn bound(tx: &mut Tx<Tenant>, account: &Account) -> Result<Bound, StoreError> {
     let suspended = account.status != AccountStatus::Active;
     Ok(match tx.zitadel_config().await? {
         Some(stored) => Bound { config: stored.value, stored: true, version: stored.version, suspended },
-        None => Bound { config: unbound(), stored: false, version: 0, suspended },
+        None => Bound { config: ZitadelConfig::unbound(), stored: false, version: 0, suspended },
     })
 }
 

@@ -17,6 +17,11 @@ async fn verified(roles: Value, extra: Value) -> Arc<Verified> {
     issuer.identity().0.verify(&issuer.token(changes)).await.unwrap()
 }
 
+/// An account that the tokens of `token`'s issuer are for.
+fn account_of(token: &Verified, organization: Option<&str>) -> AccountBinding {
+    AccountBinding { issuer: Some(token.issuer().to_string()), ..account(organization) }
+}
+
 fn rules() -> ClaimRules {
     ClaimRules {
         super_admin_roles: vec!["super_admin".to_owned()],
@@ -45,23 +50,26 @@ fn roles(result: Result<Context, ContextError>) -> Vec<String> {
 #[tokio::test]
 async fn only_the_accounts_own_organisation_grants_its_roles() {
     let token = verified(json!({"account_admin": {"B": "b"}, "end_user": {"A": "a", "B": "b"}}), json!({})).await;
-    assert_eq!(roles(context(&token, Some(&account(Some("A"))), false, &rules())), ["end_user"]);
-    assert_eq!(roles(context(&token, Some(&account(Some("B"))), false, &rules())), ["account_admin", "end_user"]);
-    assert_eq!(roles(context(&token, Some(&account(None)), false, &rules())), ["account_admin", "end_user"]);
+    assert_eq!(roles(context(&token, Some(&account_of(&token, Some("A"))), false, &rules())), ["end_user"]);
+    assert_eq!(
+        roles(context(&token, Some(&account_of(&token, Some("B"))), false, &rules())),
+        ["account_admin", "end_user"]
+    );
+    assert_eq!(roles(context(&token, Some(&account_of(&token, None)), false, &rules())), ["account_admin", "end_user"]);
     assert_eq!(roles(context(&token, None, false, &rules())), ["account_admin", "end_user"]);
-    let error = context(&token, Some(&account(Some("C"))), false, &rules()).unwrap_err();
+    let error = context(&token, Some(&account_of(&token, Some("C"))), false, &rules()).unwrap_err();
     assert_eq!(error, ContextError::NotBound);
     assert_eq!(Problem::from(error).code(), "account_mismatch");
     // The forged account claim of another organisation's Action changes nothing.
     let forged = verified(json!({"account_admin": {"B": "b"}}), json!({"account_id": "acc"})).await;
-    assert!(context(&forged, Some(&account(Some("A"))), false, &rules()).is_err());
+    assert!(context(&forged, Some(&account_of(&forged, Some("A"))), false, &rules()).is_err());
 }
 
 #[tokio::test]
 async fn the_resource_owner_binds_without_a_role() {
     let token =
         verified(json!({"account_admin": {"B": "b"}}), json!({"urn:zitadel:iam:user:resourceowner:id": "A"})).await;
-    let context = context(&token, Some(&account(Some("A"))), false, &rules()).unwrap();
+    let context = context(&token, Some(&account_of(&token, Some("A"))), false, &rules()).unwrap();
     assert!(context.roles().is_empty() && context.member().is_ok() && context.account_admin().is_err());
 }
 
@@ -74,14 +82,14 @@ async fn mappings_and_prefixes_are_applied_backwards() {
     )
     .await;
     let mappings = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-    let prefixed = AccountBinding { role_prefix: Some("acme_".to_owned()), ..account(Some("A")) };
+    let prefixed = AccountBinding { role_prefix: Some("acme_".to_owned()), ..account_of(&token, Some("A")) };
     assert_eq!(roles(context(&token, Some(&prefixed), false, &rules())), ["copilot_org_admin"]);
     let mapped = AccountBinding { role_mappings: mappings(&[("account_admin", "boss")]), ..prefixed };
     assert_eq!(roles(context(&token, Some(&mapped), false, &rules())), ["account_admin", "copilot_org_admin"]);
     // A canonical name that is mapped elsewhere is not itself; nobody maps to super admin.
     let renamed = AccountBinding {
         role_mappings: mappings(&[("console_org_admin", "boss"), ("super_admin", "super")]),
-        ..account(Some("A"))
+        ..account_of(&token, Some("A"))
     };
     let context = context(&token, Some(&renamed), false, &trusting(&token)).unwrap();
     assert_eq!(context.roles(), ["acme_copilot_org_admin", "beta_account_admin", "console_org_admin"]);
@@ -94,14 +102,14 @@ async fn a_super_admin_is_one_by_the_trusted_organisation() {
     let anywhere = trusting(&token);
     let trusting = |org: &str| ClaimRules { super_admin_org_id: Some(org.to_owned()), ..anywhere.clone() };
     for rules in [anywhere.clone(), trusting("OPS")] {
-        let context = context(&token, Some(&account(Some("C"))), true, &rules).unwrap();
+        let context = context(&token, Some(&account_of(&token, Some("C"))), true, &rules).unwrap();
         assert!(context.is_super_admin() && context.super_admin().is_ok());
         assert_eq!(context.roles(), ["super_admin"]);
     }
-    let other = context(&token, Some(&account(Some("A"))), false, &trusting("A")).unwrap();
+    let other = context(&token, Some(&account_of(&token, Some("A"))), false, &trusting("A")).unwrap();
     assert!(!other.is_super_admin());
     assert_eq!(other.roles(), ["end_user"]);
-    let error = context(&token, Some(&account(Some("A"))), true, &trusting("A")).unwrap_err();
+    let error = context(&token, Some(&account_of(&token, Some("A"))), true, &trusting("A")).unwrap_err();
     assert_eq!(error, ContextError::NotSuperAdmin);
     assert_eq!(Problem::from(error).status(), 403);
 }
@@ -116,7 +124,7 @@ async fn a_super_admin_is_one_by_a_trusted_issuer() {
     let token = verified(json!({"super_admin": {"OPS": "ops"}}), json!({})).await;
     for issuers in [Vec::new(), vec!["https://login.example.com".to_owned()], vec![format!("{}/", token.issuer())]] {
         let rules = ClaimRules { platform_issuers: issuers, ..rules() };
-        let context = context(&token, Some(&account(None)), false, &rules).unwrap();
+        let context = context(&token, Some(&account_of(&token, None)), false, &rules).unwrap();
         assert!(!context.is_super_admin() && context.roles().is_empty());
     }
     assert!(context(&token, None, false, &trusting(&token)).unwrap().is_super_admin());
@@ -126,6 +134,10 @@ async fn a_super_admin_is_one_by_a_trusted_issuer() {
 async fn an_account_admits_tokens_of_its_issuer() {
     let token = verified(json!({"super_admin": {"A": "a"}, "account_admin": {"A": "a"}}), json!({})).await;
     let of = |issuer: &str| AccountBinding { issuer: Some(issuer.to_owned()), ..account(Some("A")) };
+    // One that is bound to none is for the platform's own issuers.
+    assert_eq!(context(&token, Some(&account(Some("A"))), false, &rules()).unwrap_err(), ContextError::OtherIssuer);
+    let platform = ClaimRules { super_admin_roles: Vec::new(), ..trusting(&token) };
+    assert_eq!(roles(context(&token, Some(&account(Some("A"))), false, &platform)), ["account_admin"]);
     assert_eq!(roles(context(&token, Some(&of(token.issuer())), false, &rules())), ["account_admin"]);
     for other in ["https://login.example.com", &format!("{}/", token.issuer()), ""] {
         let error = context(&token, Some(&of(other)), false, &rules()).unwrap_err();
@@ -138,12 +150,12 @@ async fn an_account_admits_tokens_of_its_issuer() {
 #[tokio::test]
 async fn scopes_and_domains_follow_the_rules() {
     let token = verified(json!({"console:admin": {"B": "b"}, "end_user": {"A": "a"}}), json!({"scope": "*"})).await;
-    let bound = context(&token, Some(&account(Some("A"))), false, &rules()).unwrap();
+    let bound = context(&token, Some(&account_of(&token, Some("A"))), false, &rules()).unwrap();
     assert_eq!(bound.scopes(), ["end_user"], "a scope from a role is bound as the role is");
     assert!(bound.domain_admin(Domain::Console).is_err());
     assert!(bound.product_domains().allow(Domain::Console) && bound.product_domains().allow(Domain::Copilot));
     let token = verified(json!({"end_user": {"A": "a"}}), json!({"product_domains_allowed": ["copilot"]})).await;
-    let limited = context(&token, Some(&account(Some("A"))), false, &rules()).unwrap();
+    let limited = context(&token, Some(&account_of(&token, Some("A"))), false, &rules()).unwrap();
     assert_eq!(limited.product_domains().only(), Some(Domain::Copilot));
     let none = verified(json!({}), json!({"product_domains_allowed": []})).await;
     let none = context(&none, None, false, &rules()).unwrap();
@@ -153,7 +165,7 @@ async fn scopes_and_domains_follow_the_rules() {
 #[tokio::test]
 async fn suspension_reaches_the_guards() {
     let token = verified(json!({"account_admin": {"A": "a"}}), json!({})).await;
-    let suspended = AccountBinding { suspended: true, ..account(Some("A")) };
+    let suspended = AccountBinding { suspended: true, ..account_of(&token, Some("A")) };
     let context = context(&token, Some(&suspended), false, &rules()).unwrap();
     assert_eq!(context.member().unwrap_err().code(), "account_suspended");
 }

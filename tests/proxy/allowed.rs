@@ -252,5 +252,9 @@ async fn the_operator_calls_models_in_an_account() {
     operator.post("/v1/chat/completions", chat("gpt-4o-mini")).await.ok();
     assert_eq!(text(&stage.settled(1).await[0], "subject"), "master_key");
     let nowhere = stage.gateway.operator().post("/v1/chat/completions", chat("gpt-4o-mini")).await;
-    assert_eq!((nowhere.status.as_u16(), nowhere.code()), (403, "account_unknown".to_owned()));
+    assert_eq!((nowhere.status.as_u16(), nowhere.code()), (403, "account_context_required".to_owned()));
+    assert!(nowhere.text().contains("X-Account-Id"), "{}", nowhere.text());
+    let misspelt = stage.gateway.operator_for("nobody").post("/v1/chat/completions", chat("gpt-4o-mini")).await;
+    assert_eq!((misspelt.status.as_u16(), misspelt.code()), (403, "account_unknown".to_owned()));
+    assert!(misspelt.text().contains("X-Account-Id names no account"), "{}", misspelt.text());
 }

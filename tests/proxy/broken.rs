@@ -350,14 +350,18 @@ async fn breathless() -> String {
                 while !head.windows(4).any(|end| end == b"\r\n\r\n")
                     && stream.read_buf(&mut head).await.unwrap_or(0) > 0
                 {}
-                let answer = if head.starts_with(b"POST") {
+                // One request for each connection: a second one would wait for ever.
+                let is_question = head.starts_with(b"POST");
+                let answer = if is_question {
                     let begun = format!(r#"{{"choices":[{{"message":{{"content":"{}"#, "x".repeat(8_000));
                     format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n{begun}")
                 } else {
-                    "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned()
+                    "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
                 };
                 let _ = stream.write_all(answer.as_bytes()).await;
-                std::future::pending::<()>().await;
+                if is_question {
+                    std::future::pending::<()>().await;
+                }
             });
         }
     });

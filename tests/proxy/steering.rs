@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use alchemi::metering::price::ModelPrice;
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -90,6 +90,62 @@ async fn servers_and_stored_prompts_are_not_the_callers_to_name() {
     let open =
         stage.gateway.beside(|config| config.ask.forbidden_fields.retain(|field| field != "tools.server_url")).await;
     stage.ada.at(open.url()).post("/v1/responses", with(response, "tools", mcp)).await.ok();
+}
+
+/// Nor other models than the one that was judged, nor what the upstream keeps of anybody.
+#[tokio::test]
+async fn nested_models_and_references_are_not_the_callers_to_name() {
+    let stage = Stage::set().await;
+    let response = |field: &str, value: Value| with(json!({"model": "gpt-4o-mini", "input": "x"}), field, value);
+    let content = |part: Value| with(chat("gpt-4o-mini"), "messages", json!([{"role": "user", "content": [part]}]));
+    let message = json!({"model": "claude-sonnet-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": [
+        {"type": "document", "source": {"type": "file", "file_id": "file_1"}}]}]});
+    let of_tool = |field: &str, value: Value| json!([with(json!({"type": "code_interpreter"}), field, value)]);
+    for (path, body, field) in [
+        ("/v1/responses", response("tools", json!([{"type": "image_generation", "model": "gpt-4o"}])), "tools.model"),
+        ("/v1/chat/completions", with(chat("gpt-4o-mini"), "tools", of_tool("model", json!("gpt-4o"))), "tools.model"),
+        ("/v1/responses", response("moderation", json!({"model": "gpt-4o"})), "moderation.model"),
+        ("/v1/chat/completions", with(chat("gpt-4o-mini"), "plugins", json!([{"model": "gpt-4o"}])), "plugins"),
+        ("/v1/responses", response("tools", of_tool("vector_store_ids", json!(["vs_1"]))), "tools.vector_store_ids"),
+        ("/v1/responses", response("tools", of_tool("container", json!("cntr_1"))), "tools.container"),
+        (
+            "/v1/responses",
+            response("tools", of_tool("container", json!({"type": "auto", "file_ids": ["f"]}))),
+            "file_ids",
+        ),
+        ("/v1/responses", response("input", json!([{"type": "item_reference", "id": "msg_1"}])), "item_reference"),
+        ("/v1/responses", response("input", json!([{"id": "msg_1"}])), "item_reference"),
+        (
+            "/v1/responses",
+            response("input", json!([{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}])),
+            "file_id",
+        ),
+        ("/v1/chat/completions", content(json!({"type": "file", "file": {"file_id": "f"}})), "file_id"),
+        ("/v1/messages", message, "file_id"),
+    ] {
+        let reply = stage.ada.post(path, body.clone()).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "field_not_allowed"), "{path} {body}");
+        assert!(reply.json()["error"]["message"].as_str().unwrap().contains(field), "{}", reply.text());
+        // However the name is written.
+        let escaped =
+            body.to_string().replace("file_id\"", "file\\u005fid\"").replace("\"item_ref", "\"\\u0069tem_ref");
+        let request = stage.ada.request(Method::POST, path).header("content-type", "application/json");
+        let reply = stage.ada.send(request.body(escaped.clone())).await;
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "field_not_allowed"), "{path} {escaped}");
+    }
+    assert_eq!(stage.gateway.forwarded(), []);
+    // What only looks like it.
+    let own = json!([{"type": "code_interpreter", "container": {"type": "auto"}}]);
+    stage.ada.post("/v1/responses", response("tools", own)).await.ok();
+    let named = json!({"properties": {"model": {"type": "string"}, "file_id": {"type": "string"}}});
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": named}}]);
+    stage.ada.post("/v1/chat/completions", with(chat("gpt-4o-mini"), "tools", tools)).await.ok();
+    let history = json!([
+        {"role": "user", "content": "the file_id and item_reference"},
+        {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "x"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{\"file_id\": 1}"},
+    ]);
+    stage.ada.post("/v1/responses", response("input", history)).await.ok();
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ async fn another_issuers_tokens_are_as_those_of_an_unknown_organisation() {
 
         // An account that is bound to no issuer is the first one's.
         let warnings = async || gateway.operator().get("/readyz?verbose").await.ok()["warnings"].to_string();
-        gateway.operator().put(&config, json!({"organization_id": "7001"})).await.ok();
+        gateway.operator().put(&config, json!({"issuer": null})).await.ok();
         let foreign = at_the_other(&gateway, &other, &by_organisation);
         refusal(&foreign.get("/v1/audit").await, 403, "account_context_required");
         gateway.sign_in(&by_organisation).get("/v1/audit").await.ok();

@@ -68,8 +68,15 @@ async fn an_organisation_belongs_to_one_account() {
 
         let (status, body, _) = operator.put(&other, json!({"organization_id": "o"})).await.parts();
         assert_eq!((status, &body["field"]), (409, &json!("organization_id")));
-        let (_, body, _) = operator.put(&path, json!({"enabled": false, "organization_id": ""})).await.parts();
-        assert_eq!(body["zitadel_config"]["organization_id"], json!(null), "a PUT replaces the whole");
+        let (_, body, _) = operator.put(&path, json!({"enabled": false})).await.parts();
+        kept["enabled"] = json!(false);
+        assert_eq!(body["zitadel_config"], kept, "what is left out stays as it was");
+        let (_, body, _) = operator.put(&path, json!({"audience": null})).await.parts();
+        kept["audience"] = json!(null);
+        assert_eq!(body["zitadel_config"], kept, "and what is off stays off");
+        let (_, body, _) = operator.put(&path, json!({"enabled": true, "organization_id": ""})).await.parts();
+        (kept["enabled"], kept["organization_id"]) = (json!(true), json!(null));
+        assert_eq!(body["zitadel_config"], kept);
         assert_eq!(operator.put(&other, json!({"organization_id": "o"})).await.parts().0, 200);
     }
 }

@@ -9,6 +9,7 @@ use serde::de::{DeserializeSeed as _, Deserializer, Error as _, IgnoredAny, MapA
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::references;
 use super::splice::{Edits, Insertion, Limit, UsageEdit};
 use super::{AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, answers_asked, max_output, one_model, shown};
 use crate::metering::count::{Measure, TextSize};
@@ -37,6 +38,8 @@ pub(super) fn read(
     }
     check_inside("prompt", fields.prompt, rules)?;
     check_inside("tools", fields.tools, rules)?;
+    check_inside("moderation", fields.moderation, rules)?;
+    references::check(kind, text, fields.tools, rules)?;
     let mut fallbacks = Vec::new();
     for raw in fields.fallbacks.into_iter().flatten() {
         let value: Value = serde_json::from_str(raw.get()).map_err(|e| invalid_json(&e))?;
@@ -101,6 +104,7 @@ struct Fields<'a> {
     fallbacks: [Option<&'a RawValue>; 3],
     prompt: Option<&'a RawValue>,
     tools: Option<&'a RawValue>,
+    moderation: Option<&'a RawValue>,
     text: TextSize,
     /// Bytes of members that reach the model as they are written: tools and schemas.
     raw_bytes: u64,
@@ -189,6 +193,7 @@ impl<'a> Scan<'a, '_> {
             "n" => &mut fields.n,
             "best_of" => &mut fields.best_of,
             "previous_response_id" => &mut fields.previous_response,
+            "moderation" => &mut fields.moderation,
             "fallbacks" | "context_window_fallbacks" | "content_policy_fallbacks" => {
                 let [a, b, c] = &mut fields.fallbacks;
                 match name {

@@ -30,7 +30,7 @@ pub(in crate::v1) async fn follow_admin(
     let items = tx.provision_items().await?;
     let remains = after.filter(|after| before.is_some_and(|before| before.user_email == after.user_email));
     let former = before.filter(|before| remains.is_none_or(|now| now.role != before.role));
-    let config = tx.zitadel_config().await?.map_or_else(unbound, |stored| stored.value);
+    let config = tx.zitadel_config().await?.map_or_else(ZitadelConfig::unbound, |stored| stored.value);
     let follow = Follow { config: &config, items: &items };
     let mut cut = Cut::default();
     if let Some(former) = former {
