@@ -137,7 +137,7 @@ async fn an_account_admits_tokens_of_its_issuer() {
     // One that is bound to none is for the platform's own issuers.
     assert_eq!(context(&token, Some(&account(Some("A"))), false, &rules()).unwrap_err(), ContextError::OtherIssuer);
     let platform = ClaimRules { super_admin_roles: Vec::new(), ..trusting(&token) };
-    assert_eq!(roles(context(&token, Some(&account(Some("A"))), false, &platform)), ["account_admin"]);
+    assert_eq!(roles(context(&token, Some(&account(Some("A"))), false, &platform)), ["account_admin", "super_admin"]);
     assert_eq!(roles(context(&token, Some(&of(token.issuer())), false, &rules())), ["account_admin"]);
     for other in ["https://login.example.com", &format!("{}/", token.issuer()), ""] {
         let error = context(&token, Some(&of(other)), false, &rules()).unwrap_err();

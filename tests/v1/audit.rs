@@ -99,7 +99,7 @@ async fn filters_and_pages_follow_the_chain() {
             "domain=x",
             "action=x",
             "from=yesterday",
-            "from=2027-01-15T08:01:00Z&to=2027-01-15T08:00:00Z",
+            "to=2027-01-15T08:00:00Z&from=2027-01-15T08:01:00Z",
             "limit=1001",
             "cursor=x",
         ] {

@@ -206,7 +206,9 @@ async fn a_dry_run_writes_nothing_and_needs_no_credentials() {
         ask["dry_run"] = json!(false);
         let refused = bare.operator().post(&path, ask).await;
         assert_eq!((refused.status.as_u16(), refused.code()), (400, "zitadel_not_configured".to_owned()));
-        assert_eq!(refused.json()["detail"], "Zitadel management client is not configured");
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.starts_with("Zitadel management client is not configured: set "), "{detail}");
+        assert!(detail.contains("ZITADEL_KEY_FILE") && detail.contains("ZITADEL_CLIENT_ID"), "{detail}");
     }
 }
 
