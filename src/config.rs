@@ -456,7 +456,6 @@ fn environment(name: &str) -> Option<String> {
 
 /// Variables of the environment that look like settings and are none, a sentence each: a
 /// misspelt one changes nothing.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub fn unknown_variables() -> Vec<String> {
     sources::unknown(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))
 }

@@ -200,17 +200,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let pairs = || url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
         if let Some((name, _)) = pairs().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
-            return Err(Problem::invalid(&name.replace('\0', ""), "cannot hold the character U+0000"));
+            return Err(Problem::invalid(name.replace('\0', ""), "cannot hold the character U+0000"));
         }
         axum::extract::Query::try_from_uri(&parts.uri).map(|axum::extract::Query(value)| Self(value)).map_err(|e| {
             let text = e.body_text();
             let text = text.split_once(": ").map_or(text.as_str(), |(_, rest)| rest);
             let named = |what: &str| text.strip_prefix(what)?.split_once('`').map(|(name, _)| name.to_owned());
             if let Some(name) = named("missing field `") {
-                return Problem::invalid(&name, "is required");
+                return Problem::invalid(name, "is required");
             }
             if let Some(name) = named("duplicate field `") {
-                return Problem::invalid(&name, "is given twice");
+                return Problem::invalid(name, "is given twice");
             }
             match text.split_once(": ") {
                 Some((name, reason)) if reason.contains("invalid digit") || reason.contains("number too large") => {
