@@ -5,8 +5,10 @@ use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::{Database, Decode, Encode, Type};
 
+#[cfg(feature = "postgres")]
+use super::StoreError;
 use super::changes::Change;
-use super::{Inner, Pools, Result, StoreError};
+use super::{Inner, Pools, Result};
 use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
