@@ -311,7 +311,7 @@ where
         let Some(wanted) = &self.if_match else { return Ok(()) };
         let tag = format!("\"{version}\"");
         // Strong comparison (RFC 9110 section 13.1.1): a weak tag fits nothing.
-        let fits = wanted.trim() == "*" || wanted.split(',').any(|one| one.trim() == tag);
+        let fits = wanted.trim() == "*" || entity_tags(wanted).is_some_and(|tags| tags.contains(&tag.as_str()));
         if fits {
             return Ok(());
         }
@@ -327,20 +327,31 @@ where
 fn if_match(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut lines = headers.get_all(header::IF_MATCH).iter();
     let Some(line) = lines.next() else { return Ok(None) };
-    let is_tag = |tag: &str| {
-        let tag = tag.strip_prefix("W/").unwrap_or(tag);
-        tag == "*" || (tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"'))
-    };
     match (line.to_str(), lines.next()) {
-        // Empty elements of a list are passed over (RFC 9110 section 5.6.1).
-        (Ok(text), None) if text.split(',').map(str::trim).all(|tag| tag.is_empty() || is_tag(tag)) => {
-            Ok(Some(text.to_owned()))
-        }
+        (Ok(text), None) if text.trim() == "*" || entity_tags(text).is_some() => Ok(Some(text.to_owned())),
         _ => {
             let detail = "Send If-Match once, with the ETag of what you have read as it was sent: in its quotes";
             Err(Problem::bad_request("invalid_if_match", detail))
         }
     }
+}
+
+/// The entity tags of a list, in their quotes (RFC 9110 section 8.8.3): a comma may stand in one, and
+/// empty elements are passed over. None, where anything else stands there.
+fn entity_tags(list: &str) -> Option<Vec<&str>> {
+    const BETWEEN: [char; 3] = [' ', '\t', ','];
+    let mut tags = Vec::new();
+    let mut rest = list.trim_matches(BETWEEN);
+    while !rest.is_empty() {
+        let (_, after) = rest.strip_prefix("W/").unwrap_or(rest).strip_prefix('"')?.split_once('"')?;
+        tags.push(rest.strip_suffix(after)?);
+        let next = after.trim_start_matches([' ', '\t']);
+        if !next.is_empty() && !next.starts_with(',') {
+            return None;
+        }
+        rest = next.trim_start_matches(BETWEEN);
+    }
+    Some(tags)
 }
 
 /// The `Idempotency-Key` of a POST with what it belongs to.

@@ -49,8 +49,12 @@ async fn teams_are_made_read_changed_and_removed() {
             admin.with("if-match", "W/\"2\"").patch(&one, json!({"name": "Lost"})).await.refused(412);
             admin.with("if-match", "\"2\"").with_another("if-match", "\"2\"").patch(&one, json!({})).await.refused(400);
             admin.with("if-match", "\"é\"").patch(&one, json!({})).await.refused(400);
-            admin.with("if-match", "2").patch(&one, json!({})).await.refused(400);
-            admin.with("if-match", "\"7\", \"2\"").patch(&one, json!({})).await.ok();
+            for wrong in ["2", "\"2", "\"2\" \"3\"", "\"2\", x", "*, \"2\""] {
+                admin.with("if-match", wrong).patch(&one, json!({})).await.refused(400);
+            }
+            admin.with("if-match", "\"7,\", W/\",\"").patch(&one, json!({})).await.refused(412);
+            admin.with("if-match", ", \"7,8\" ,, \"2\"").patch(&one, json!({})).await.ok();
+            admin.with("if-match", "\"7\", \"2\", \"3\"").patch(&one, json!({})).await.ok();
             admin.with("if-match", "*").patch(&one, json!({})).await.ok();
             admin.patch(&one, json!({"name": null})).await.refused(422);
             admin.patch(&one, json!({"org_id": org})).await.refused(422);
