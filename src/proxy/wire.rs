@@ -8,7 +8,7 @@
 //! that [`refusal`] knows. Nothing after that head is ever read.
 //!
 //! 1. Bodies are followed, never buffered: clean bytes stay where they were read.
-//! 2. Only an unfinished head is held back, at most 64 KiB of it.
+//! 2. Only an unfinished head is held back, at most 32 KiB of it.
 //! 3. A malformed chunked body ends the connection with an error.
 //! 4. A connection that starts with the HTTP/2 preface passes untouched.
 //!
@@ -37,6 +37,9 @@ const PIECE: usize = 4096;
 /// the answer before the reset.
 const DRAIN: usize = 64 * 1024;
 
+/// Longest head of a request, in bytes.
+pub const MAX_HEAD: usize = 32 * 1024;
+
 /// Why a request head is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -52,7 +55,7 @@ pub enum Refusal {
     TransferEncoding,
     /// A fragment or a raw non-ASCII byte in the request target.
     Target,
-    /// A head over 64 KiB.
+    /// A head over 32 KiB.
     HeadTooLarge,
     /// More than 100 header fields.
     TooManyFields,
@@ -91,7 +94,7 @@ impl Refusal {
             Self::LengthConflict => "Send either Content-Length or Transfer-Encoding, not both",
             Self::TransferEncoding => "Transfer-Encoding must be exactly one `chunked`, in HTTP/1.1",
             Self::Target => "The request target must be ASCII without a fragment; percent-encode other characters",
-            Self::HeadTooLarge => "The request head is larger than 64 KiB",
+            Self::HeadTooLarge => "The request head is larger than 32 KiB",
             Self::TooManyFields => "The request has more than 100 header fields",
         }
     }

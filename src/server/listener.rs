@@ -21,10 +21,7 @@ use tokio::task::JoinSet;
 use super::tls::Tls;
 use crate::proxy::config::LimitsConfig;
 use crate::proxy::ingress::Peer;
-use crate::proxy::wire::GatedIo;
-
-/// Largest head of a request, in bytes.
-const MAX_HEAD: usize = 32 * 1024;
+use crate::proxy::wire::{GatedIo, MAX_HEAD};
 
 /// Answers requests, whatever the connection.
 pub(super) trait Answer: Clone + Send + Sync + 'static {

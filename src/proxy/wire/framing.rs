@@ -6,10 +6,7 @@
 
 use memchr::memchr;
 
-use super::Refusal;
-
-/// Longest head that is waited for.
-pub(super) const MAX_HEAD: usize = 64 * 1024;
+use super::{MAX_HEAD, Refusal};
 
 /// Most header fields of a request: hyper's own limit, which it would answer without a word.
 const MAX_FIELDS: usize = 100;
