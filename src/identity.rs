@@ -55,7 +55,9 @@ pub struct Identity(Arc<Inner>);
 
 struct Inner {
     issuers: Vec<Arc<Issuer>>,
-    introspector: Option<Introspector>,
+    /// One for each issuer that can be asked; the first is asked about opaque tokens, which do not
+    /// say whose they are: an issuer that is shown another's could use it.
+    introspectors: Vec<Introspector>,
     introspect_all: bool,
     reading: Arc<Reading>,
     limits: TimeLimits,
@@ -140,10 +142,14 @@ impl Identity {
             .map(|issuer| Issuer::new(config, issuer, Arc::clone(&clock)).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let reading = Arc::new(Reading::new(config));
-        let introspector = Introspector::new(config, issuers.first(), Arc::clone(&reading), Arc::clone(&clock))?;
+        let introspectors = issuers.iter().enumerate().map(|(n, issuer)| {
+            let (reading, clock) = (Arc::clone(&reading), Arc::clone(&clock));
+            Introspector::new(config, config.asker(n), Arc::clone(issuer), reading, clock)
+        });
+        let introspectors = introspectors.filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
         Ok(Self(Arc::new(Inner {
             issuers,
-            introspector,
+            introspectors,
             introspect_all: config.scopes_source == ScopesSource::Introspection,
             reading,
             limits: config.time_limits(),
@@ -212,28 +218,36 @@ impl Identity {
     /// request and never in its way.
     fn revalidate(&self, token: &str, digest: Digest, entry: &Entry) {
         let inner = &self.0;
-        let (Some(revalidation), Some(introspector)) = (&inner.revalidation, &inner.introspector) else { return };
-        // An issuer calls every token of another one inactive.
-        if introspector.issuer.url != *entry.verified.issuer() {
+        let Some(revalidation) = &inner.revalidation else { return };
+        if inner.introspector_of(entry.verified.issuer()).is_none() {
             return;
         }
         let now = inner.clock.now();
         let Some(permit) = revalidation.turn(&entry.verified, &entry.revalidated, now) else { return };
         let Ok(runtime) = Handle::try_current() else { return };
         let (inner, token) = (Arc::clone(inner), SecretString::from(token));
+        let verified = Arc::clone(&entry.verified);
         runtime.spawn(async move {
-            inner.ask_again(&token, digest).await;
+            inner.ask_again(&token, digest, verified.issuer()).await;
             drop(permit);
         });
     }
 
-    /// Whether the issuer answers questions about opaque tokens: it is asked about one that
-    /// nobody has. `None` when there is no client to ask with.
+    /// Whether the issuers that can be asked answer questions about tokens: they are asked about
+    /// one that nobody has. `None` when there is no client to ask with.
     ///
     /// # Errors
-    /// Why not.
+    /// Why the first that does not, does not.
     pub async fn probe_introspection(&self) -> Option<Result<(), FetchError>> {
-        Some(self.0.introspector.as_ref()?.probe().await)
+        let mut probed = None;
+        for introspector in &self.0.introspectors {
+            let outcome = introspector.probe().await;
+            if outcome.is_err() {
+                return Some(outcome);
+            }
+            probed = Some(outcome);
+        }
+        probed
     }
 
     /// The deny-list.
@@ -260,7 +274,7 @@ impl Identity {
             cache_misses: read(&inner.counters.misses),
             key_fetches: inner.issuers.iter().map(|issuer| read(&issuer.fetches)).sum(),
             signature_checks: read(&inner.counters.signatures),
-            introspections: inner.introspector.as_ref().map_or(0, |introspector| read(&introspector.asked)),
+            introspections: inner.introspectors.iter().map(|introspector| read(&introspector.asked)).sum(),
             revalidations: inner.revalidation.as_ref().map_or(0, |revalidation| read(&revalidation.asked)),
             revalidations_ended: inner.revalidation.as_ref().map_or(0, |revalidation| read(&revalidation.ended)),
         }
@@ -285,6 +299,11 @@ impl Inner {
         }
     }
 
+    /// Who asks this issuer: another calls its tokens inactive.
+    fn introspector_of(&self, issuer: &str) -> Option<&Introspector> {
+        self.introspectors.iter().find(|introspector| &*introspector.issuer.url == issuer)
+    }
+
     fn cached(&self, digest: &Digest, keys: Keys) -> Option<Arc<Entry>> {
         let entry = self.cache.get(digest)?;
         let now = self.clock.now();
@@ -307,7 +326,7 @@ impl Inner {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
         let signed = self.verify_signature(token).await?;
         let verified = self.access_token(&signed)?;
-        let (verified, until) = match &self.introspector {
+        let (verified, until) = match self.introspector_of(&signed.issuer.url) {
             Some(introspector) if self.introspect_all => {
                 let answer = introspector.ask(token, digest).await?;
                 let until = answer.until.min(verified.expires_at());
@@ -329,7 +348,7 @@ impl Inner {
 
     async fn verify_opaque(&self, token: &str, digest: Digest) -> Result<Arc<Entry>, IdentityError> {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
-        let introspector = self.introspector.as_ref().ok_or(Flaw::OpaqueNotAccepted)?;
+        let introspector = self.introspectors.first().ok_or(Flaw::OpaqueNotAccepted)?;
         if !is_credential(token) {
             return Err(Flaw::Malformed.into());
         }
@@ -347,8 +366,10 @@ impl Inner {
 
     /// Asks the issuer whether a signed token is still active; one that is not is
     /// refused from then on.
-    async fn ask_again(&self, token: &SecretString, digest: Digest) {
-        let (Some(revalidation), Some(introspector)) = (&self.revalidation, &self.introspector) else { return };
+    async fn ask_again(&self, token: &SecretString, digest: Digest, issuer: &str) {
+        let (Some(revalidation), Some(introspector)) = (&self.revalidation, self.introspector_of(issuer)) else {
+            return;
+        };
         revalidation.asked.fetch_add(1, Ordering::Relaxed);
         // An issuer that cannot be reached has ended nothing; it is logged there.
         let Ok(answer) = introspector.ask(token.expose(), digest).await else { return };

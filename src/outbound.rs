@@ -113,7 +113,7 @@ impl OutboundRules {
             return Err(Refused::NotHttps);
         }
         let host = url.host().ok_or(Refused::NotHttps)?;
-        let loopback = is_loopback(&host);
+        let loopback = is_loopback_host(&host);
         match url.scheme() {
             "https" => {}
             "http" if loopback && self.allow_loopback => {}
@@ -158,7 +158,13 @@ fn embedded(ip: IpAddr) -> IpAddr {
     }
 }
 
-fn is_loopback(host: &Host<&str>) -> bool {
+/// Whether a URL leads to this machine by what it says: `localhost`, a name below it, or an
+/// address of the loopback interface. Plain HTTP can be read by nobody else there.
+pub fn is_loopback(url: &Url) -> bool {
+    url.host().is_some_and(|host| is_loopback_host(&host))
+}
+
+fn is_loopback_host(host: &Host<&str>) -> bool {
     match host {
         Host::Ipv4(ip) => ip.is_loopback(),
         Host::Ipv6(ip) => embedded((*ip).into()).is_loopback(),

@@ -1,13 +1,14 @@
 //! Settings of the section `[identity]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use url::{Host, Url};
+use url::Url;
 
 use super::claims::ClaimRules;
 use super::jwt::{Audiences, TimeLimits};
+use crate::outbound::is_loopback;
 use crate::secret::SecretString;
 
 /// Whose tokens are believed, and what is read from them.
@@ -140,6 +141,16 @@ pub struct IssuerConfig {
     /// that are bound to no issuer. Unless said, the first issuer is.
     #[serde(default)]
     pub platform: Option<bool>,
+    /// As whom to ask this issuer about tokens (RFC 7662). The first issuer is asked as
+    /// [`IdentityConfig::introspection_client_id`] says, unless this does.
+    #[serde(default)]
+    pub introspection_client_id: Option<String>,
+    /// The client's secret.
+    #[serde(default)]
+    pub introspection_client_secret: Option<SecretString>,
+    /// The key file of an application of type API, in place of both.
+    #[serde(default)]
+    pub introspection_key_file: Option<PathBuf>,
 }
 
 impl IssuerConfig {
@@ -250,33 +261,54 @@ impl IdentityConfig {
     }
 
     fn check_introspection(&self) -> Result<(), IdentityConfigError> {
-        let revalidates = self.revalidate.probability > 0.0;
         if !(0.0..=1.0).contains(&self.revalidate.probability) {
             return Err(IdentityConfigError::Introspection("revalidate.probability must be 0 to 1"));
         }
-        let flaw = match (
-            &self.introspection_client_id,
-            &self.introspection_client_secret,
-            &self.introspection_key_file,
-        ) {
-            (Some(_), None, None) => {
-                "introspection_client_id needs introspection_client_secret, or introspection_key_file in place of both"
-            }
-            (None, Some(_), _) => "introspection_client_secret needs introspection_client_id",
-            (Some(_), _, Some(_)) => {
-                "introspection_key_file names its own client; remove introspection_client_id and introspection_client_secret"
-            }
-            (None, None, None) if self.scopes_source == ScopesSource::Introspection => {
-                "scopes_source = \"introspection\" needs introspection_client_id and introspection_client_secret, or introspection_key_file"
-            }
-            (None, None, None) if revalidates => {
-                "revalidate needs introspection_client_id and introspection_client_secret, or introspection_key_file"
-            }
-            (None, None, None) => return Ok(()),
-            _ if self.issuers.is_empty() => "introspection needs an issuer (ZITADEL_ISSUER)",
-            _ => return Ok(()),
+        if self.issuers.is_empty() && !self.general_asker().is_nobody() {
+            return Err(IdentityConfigError::Introspection("introspection needs an issuer (ZITADEL_ISSUER)"));
+        }
+        let askers: Vec<_> = (0..self.issuers.len()).map(|n| self.asker(n)).collect();
+        if let Some(flaw) = askers.iter().find_map(Asker::flaw) {
+            return Err(IdentityConfigError::Introspection(flaw));
+        }
+        let everybody = self.introspects() && askers.iter().all(|asker| !asker.is_nobody());
+        let flaw = if self.scopes_source == ScopesSource::Introspection && !everybody {
+            "scopes_source = \"introspection\" needs introspection_client_id and introspection_client_secret, or \
+             introspection_key_file; of several issuers, those of each (issuers.introspection_client_id)"
+        } else if self.revalidate.probability > 0.0 && !self.introspects() {
+            "revalidate needs introspection_client_id and introspection_client_secret, or introspection_key_file"
+        } else {
+            return Ok(());
         };
         Err(IdentityConfigError::Introspection(flaw))
+    }
+
+    /// As whom an issuer is asked about tokens: as it says itself, the first one else as is
+    /// said in general.
+    pub(super) fn asker(&self, issuer: usize) -> Asker<'_> {
+        let own = self.issuers.get(issuer).map(|issuer| Asker {
+            client_id: issuer.introspection_client_id.as_deref(),
+            client_secret: issuer.introspection_client_secret.as_ref(),
+            key_file: issuer.introspection_key_file.as_deref(),
+        });
+        match own.filter(|asker| !asker.is_nobody()) {
+            Some(own) => own,
+            None if issuer == 0 => self.general_asker(),
+            None => Asker::default(),
+        }
+    }
+
+    /// Whether opaque tokens can be asked about.
+    pub fn introspects(&self) -> bool {
+        (0..self.issuers.len()).any(|n| !self.asker(n).is_nobody())
+    }
+
+    fn general_asker(&self) -> Asker<'_> {
+        Asker {
+            client_id: self.introspection_client_id.as_deref(),
+            client_secret: self.introspection_client_secret.as_ref(),
+            key_file: self.introspection_key_file.as_deref(),
+        }
     }
 
     /// What is allowed and yet worth a warning at every start.
@@ -346,6 +378,34 @@ impl IdentityConfig {
     }
 }
 
+/// As whom an issuer is asked about tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Asker<'a> {
+    pub client_id: Option<&'a str>,
+    pub client_secret: Option<&'a SecretString>,
+    pub key_file: Option<&'a Path>,
+}
+
+impl Asker<'_> {
+    /// Nothing is said: the issuer is not asked.
+    pub(super) fn is_nobody(&self) -> bool {
+        self.client_id.is_none() && self.client_secret.is_none() && self.key_file.is_none()
+    }
+
+    fn flaw(&self) -> Option<&'static str> {
+        match (self.client_id, self.client_secret, self.key_file) {
+            (Some(_), None, None) => Some(
+                "introspection_client_id needs introspection_client_secret, or introspection_key_file in place of both",
+            ),
+            (None, Some(_), _) => Some("introspection_client_secret needs introspection_client_id"),
+            (Some(_), _, Some(_)) => Some(
+                "introspection_key_file names its own client; remove introspection_client_id and introspection_client_secret",
+            ),
+            _ => None,
+        }
+    }
+}
+
 fn in_range(
     key: &'static str,
     value: u64,
@@ -404,15 +464,6 @@ fn secure(key: &'static str, text: &str, url: Url) -> Result<Url, IdentityConfig
 /// Whether what comes from `url` cannot be changed on the way.
 pub(super) fn is_secure(url: &Url) -> bool {
     url.scheme() == "https" || is_loopback(url)
-}
-
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
 }
 
 fn url_error(key: &'static str, value: &str, problem: &'static str) -> IdentityConfigError {

@@ -6,7 +6,8 @@ use http::{HeaderValue, header};
 use reqwest::{Client, RequestBuilder, redirect};
 use url::Url;
 
-use super::config::{IdentityConfigError, is_loopback, is_secure};
+use super::config::{IdentityConfigError, is_secure};
+use crate::outbound::is_loopback;
 
 /// The most time that one exchange with an issuer may take, discovery included.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
-use super::config::{IdentityConfig, IdentityConfigError};
+use super::config::{Asker, IdentityConfig, IdentityConfigError};
 use super::error::{Flaw, IdentityError};
 use super::fetch::{FetchError, TIMEOUT};
 use super::issuer::Issuer;
@@ -49,16 +49,17 @@ pub(super) struct Introspector {
 }
 
 impl Introspector {
-    /// `None` when the settings name no client to ask with.
+    /// `None` when the settings name no client to ask this issuer with.
     pub(super) fn new(
         config: &IdentityConfig,
-        issuer: Option<&Arc<Issuer>>,
+        asker: Asker<'_>,
+        issuer: Arc<Issuer>,
         reading: Arc<Reading>,
         clock: SharedClock,
     ) -> Result<Option<Self>, IdentityConfigError> {
-        let (Some(client), Some(issuer)) = (ClientAuth::new(config)?, issuer) else { return Ok(None) };
+        let Some(client) = ClientAuth::new(asker)? else { return Ok(None) };
         Ok(Some(Self {
-            issuer: Arc::clone(issuer),
+            issuer,
             client,
             reading,
             limits: config.time_limits(),
@@ -172,8 +173,8 @@ enum ClientAuth {
 }
 
 impl ClientAuth {
-    fn new(config: &IdentityConfig) -> Result<Option<Self>, IdentityConfigError> {
-        if let Some(path) = &config.introspection_key_file {
+    fn new(asker: Asker<'_>) -> Result<Option<Self>, IdentityConfigError> {
+        if let Some(path) = asker.key_file {
             let failed = |problem: String| IdentityConfigError::KeyFile { path: path.display().to_string(), problem };
             let file = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
             return KeyFile::of_application(&file)
@@ -181,7 +182,7 @@ impl ClientAuth {
                 .map_err(|why| failed(why.to_owned()));
         }
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        match (&config.introspection_client_id, &config.introspection_client_secret) {
+        match (asker.client_id, asker.client_secret) {
             (Some(id), Some(secret)) => {
                 Ok(Some(Self::Basic { id: encode(id), secret: encode(secret.expose()).into() }))
             }

@@ -40,7 +40,7 @@ impl Identity {
         if subject.is_none() && session.is_none() {
             return Err(Flaw::Claim("sub").into());
         }
-        let introspected = inner.introspector.as_ref().is_some_and(|asks| asks.issuer.url == signed.issuer.url);
+        let introspected = inner.introspector_of(&signed.issuer.url).is_some();
         if subject.is_none() && !introspected {
             return Err(Flaw::SessionAlone.into());
         }

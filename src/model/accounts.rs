@@ -10,6 +10,7 @@ use super::sso::SsoConfig;
 use crate::clock::Timestamp;
 use crate::credits::Usd;
 use crate::id::Id;
+use crate::outbound::is_loopback;
 use crate::problem::Problem;
 
 /// Whether an account may be used.
@@ -349,12 +350,7 @@ impl std::str::FromStr for ServiceUrl {
         let text = text.trim();
         let wanted = "must be an https:// URL (http:// on a loopback host) without credentials, query or fragment";
         let url = url::Url::parse(text).map_err(|_| wanted)?;
-        let loopback = match url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            None => return Err(wanted),
-        };
+        let loopback = is_loopback(&url);
         let plain = url.username().is_empty()
             && url.password().is_none()
             && url.query().is_none()

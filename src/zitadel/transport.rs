@@ -10,13 +10,14 @@ use reqwest::{Client, RequestBuilder, redirect};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use tokio::time::Instant;
-use url::{Host, Url};
+use url::Url;
 
 use super::config::{Address, ManagementConfig, ManagementConfigError, Surface};
 use super::error::{Code, Error};
 use super::metrics::{ManagementMetrics, Operation};
 use super::token::{Basic, TokenSource};
 use crate::clock::{SharedClock, Timestamp};
+use crate::outbound::is_loopback;
 
 /// Largest answer that is read: a page of a thousand users.
 const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -262,15 +263,6 @@ fn smallest(surface: Surface) -> Ask<'static> {
     };
     let (operation, method, path) = (Operation::Probe, Method::POST, path.to_owned());
     Ask { operation, method, path, organization: None, body: Some(body) }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
 }
 
 /// At most so many calls in a second, evenly, and none while Zitadel asks to be left alone:

@@ -132,6 +132,39 @@ async fn scopes_may_come_from_introspection_of_signed_tokens() {
 }
 
 #[tokio::test]
+async fn each_issuer_is_asked_about_its_own_tokens_alone() {
+    let (first, second) = (TestIssuer::start().await, TestIssuer::start().await);
+    let mut of_second = second.config().issuers.remove(0);
+    of_second.introspection_client_id = Some("other".to_owned());
+    let issuers = [first.config().issuers.remove(0), of_second.clone()].to_vec();
+    let config = IdentityConfig { issuers, scopes_source: ScopesSource::Introspection, ..asking(&first) };
+    assert!(config.check().unwrap_err().to_string().contains("needs introspection_client_secret"));
+    let nobody =
+        IdentityConfig { issuers: [&first, &second].map(|i| i.config().issuers.remove(0)).to_vec(), ..config.clone() };
+    assert!(nobody.check().unwrap_err().to_string().contains("those of each"));
+    of_second.introspection_client_secret = Some("hidden".into());
+    let config = IdentityConfig { issuers: [first.config().issuers.remove(0), of_second].to_vec(), ..config };
+    let (identity, _) = identity(&config);
+    for (issuer, scope) in [(&first, "one"), (&second, "two")] {
+        let token = issuer.token(json!({"jti": scope}));
+        active(issuer, &token, json!({"scope": scope}));
+        assert_eq!(identity.verify(&token).await.unwrap().scopes(), [scope]);
+    }
+    assert_eq!((first.introspections(), second.introspections()), (1, 1));
+    let (headers, _) = second.knobs.last_introspection.lock().unwrap().clone().unwrap();
+    let expected = base64::engine::general_purpose::STANDARD.encode("other:hidden");
+    assert_eq!(headers["authorization"], format!("Basic {expected}"));
+
+    // What does not say whose it is goes to the first, and to nobody else.
+    active(&second, "opaque", json!({}));
+    assert_eq!(identity.verify("opaque").await.unwrap_err(), Flaw::Inactive.into());
+    assert_eq!((first.introspections(), second.introspections()), (2, 1));
+    assert_eq!(identity.probe_introspection().await, Some(Ok(())));
+    *second.knobs.introspection_down.lock().unwrap() = true;
+    assert!(identity.probe_introspection().await.unwrap().is_err());
+}
+
+#[tokio::test]
 async fn a_key_file_signs_the_client_assertion() {
     let issuer = TestIssuer::start().await;
     active(&issuer, "opaque", json!({}));

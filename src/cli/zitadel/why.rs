@@ -182,9 +182,7 @@ async fn strangers(authenticator: &Authenticator, verified: &Verified) -> Result
 
 fn readable(config: &Config, token: &str) -> Vec<Check> {
     if token.split('.').count() != 3 {
-        let introspects =
-            config.identity.introspection_client_id.is_some() || config.identity.introspection_key_file.is_some();
-        return vec![if introspects {
+        return vec![if config.identity.introspects() {
             good("an opaque token, about which its issuer is asked")
         } else {
             bad("opaque token, and no introspection client: set the application's token type to JWT in Zitadel, or \
