@@ -159,6 +159,8 @@ pub struct Counts {
     pub segments: u64,
     /// Entries that are not released.
     pub entries: u64,
+    /// Segments of earlier processes that stay.
+    pub left: u64,
     /// Entries begun.
     pub begun: u64,
     /// Writes and syncs that failed.
@@ -191,6 +193,7 @@ struct Shared {
     synced: watch::Sender<Synced>,
     closing: AtomicBool,
     begun: AtomicU64,
+    left: AtomicU64,
     errors: AtomicU64,
     syncs: AtomicU64,
     sync_micros: AtomicU64,
@@ -232,6 +235,7 @@ impl Journal {
             synced: watch::Sender::default(),
             closing: AtomicBool::new(false),
             begun: AtomicU64::new(0),
+            left: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
             sync_micros: AtomicU64::new(0),
@@ -318,12 +322,18 @@ impl Journal {
         self.0.shared.writer().note(note).inspect_err(|error| self.0.shared.failed(error))
     }
 
+    /// Counts segments of earlier processes that their owner could not read altogether.
+    pub fn leaves(&self, segments: usize) {
+        self.0.shared.left.store(segments as u64, Ordering::Relaxed);
+    }
+
     /// What it has and has done.
     pub fn counts(&self) -> Counts {
         let shared = &*self.0.shared;
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let mut counts = Counts {
             begun: of(&shared.begun),
+            left: of(&shared.left),
             errors: of(&shared.errors),
             syncs: of(&shared.syncs),
             sync_micros: of(&shared.sync_micros),

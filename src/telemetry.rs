@@ -189,7 +189,7 @@ impl Metrics {
         self.journal.as_ref().map(Journal::counts).unwrap_or_default()
     }
 
-    fn gauges(&self) -> [(&'static str, &'static str, u64); 12] {
+    fn gauges(&self) -> [(&'static str, &'static str, u64); 13] {
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let issuers = self.identity.status();
         let upstreams = self.balancer.status();
@@ -203,6 +203,11 @@ impl Metrics {
             ("journal_bytes", "Bytes of the journal on the disk", journal.bytes),
             ("journal_segments", "Files of the journal", journal.segments),
             ("journal_entries", "Requests in it that are not in the ledger yet", journal.entries),
+            (
+                "journal_segments_left",
+                "Files of an earlier process that could not be read into the ledger",
+                journal.left,
+            ),
             ("journal_slowest_sync_microseconds", "The longest of the last syncs", journal.slowest_sync_micros),
             (
                 "ledger_differences",

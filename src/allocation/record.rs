@@ -27,6 +27,31 @@ use crate::store::ledger::Settlement;
 /// The version of these encodings.
 pub const VERSION: u8 = 2;
 
+/// What a journal's segments say of the process that writes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note<'a> {
+    /// Under whose leases it admits; empty while it has none.
+    pub holder: &'a str,
+    /// The database that its requests are booked in; none in what earlier versions wrote.
+    pub database: Option<&'a str>,
+}
+
+impl<'a> Note<'a> {
+    /// Its bytes.
+    pub fn to_bytes(self) -> Vec<u8> {
+        [self.holder].into_iter().chain(self.database).collect::<Vec<_>>().join("\n").into_bytes()
+    }
+
+    /// Reads [`Note::to_bytes`]. None: it is no text.
+    pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        Some(match text.split_once('\n') {
+            Some((holder, database)) => Self { holder, database: Some(database) },
+            None => Self { holder: text, database: None },
+        })
+    }
+}
+
 /// Remarks that a bill may carry; one of a later version is left out.
 const MARKS: [&str; 3] = ["cut", "not_forwarded", "unsettled"];
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::settler::Books;
-use crate::allocation::record::{Replay, VERSION};
+use crate::allocation::record::{Note, Replay, VERSION};
 use crate::clock::{SharedClock, Timestamp};
 use crate::context::Granted;
 use crate::journal::{Damage, Kind, Recovered, Recovery};
@@ -28,6 +28,8 @@ pub struct Replayed {
     pub failed: usize,
     /// Whether nothing that was admitted can be missing.
     pub complete: bool,
+    /// Segments that stay, because not all that is in them could be read or written.
+    pub left: usize,
 }
 
 /// Writes what `recovery` holds and removes it, then ends the leases of the processes that wrote
@@ -44,23 +46,25 @@ pub async fn replay(
     lost: LostLease,
     whole: bool,
 ) -> Result<Replayed, StoreError> {
-    let mut reading = Reading::into(store, whole && recovery.is_complete());
+    let complete = whole && recovery.is_complete();
     if recovery.segments().is_empty() {
-        return Ok(reading.done);
+        return Ok(Replayed { complete, ..Replayed::default() });
     }
+    let database = store.read(&Granted::system()).await?.database_id().await?;
+    let mut reading = Reading::into(store, database, complete);
     for segment in recovery.segments() {
         reading.read(segment).await;
     }
     let Reading { done, holders, stays, .. } = reading.end(clock.now()).await;
-    let Replayed { finished, unsettled, failed, complete } = done;
+    let Replayed { finished, unsettled, failed, complete, .. } = done;
     tracing::warn!(finished, unsettled, failed, complete, "the journal of an earlier process is in the ledger");
     for holder in &holders {
         end_leases(store, holder, if complete && failed == 0 { LostLease::Release } else { lost }).await?;
     }
-    if failed == 0
-        && !stays
-        && let Err(error) = recovery.remove()
-    {
+    if failed > 0 || stays {
+        return Ok(Replayed { left: recovery.segments().len(), ..done });
+    }
+    if let Err(error) = recovery.remove() {
         tracing::warn!(%error, "a segment of the journal cannot be removed; it is read again at the next start");
     }
     Ok(done)
@@ -68,6 +72,8 @@ pub async fn replay(
 
 struct Reading {
     books: Books,
+    /// Which database that is.
+    database: String,
     found: Replay,
     batch: Vec<Settlement>,
     /// Under whose leases requests were admitted.
@@ -78,10 +84,10 @@ struct Reading {
 }
 
 impl Reading {
-    fn into(store: &Store, complete: bool) -> Self {
+    fn into(store: &Store, database: String, complete: bool) -> Self {
         let done = Replayed { complete, ..Replayed::default() };
         let (found, batch, holders) = (Replay::default(), Vec::with_capacity(BATCH), BTreeSet::new());
-        Self { books: Books::of(store.clone()), found, batch, holders, stays: false, done }
+        Self { books: Books::of(store.clone()), database, found, batch, holders, stays: false, done }
     }
 
     async fn read(&mut self, segment: &Recovered) {
@@ -94,6 +100,17 @@ impl Reading {
                 return;
             }
         };
+        let notes = || contents.records(VERSION).filter(|r| r.kind == Kind::Note).filter_map(|r| Note::read(r.payload));
+        if notes().any(|note| note.database.is_some_and(|database| database != self.database)) {
+            tracing::error!(
+                %file,
+                "a segment of the journal was written for another database and stays: give this gateway a data_dir of \
+                 its own, and start one with the other database on what is here"
+            );
+            self.stays = true;
+            return;
+        }
+        self.holders.extend(notes().map(|note| note.holder).filter(|holder| !holder.is_empty()).map(str::to_owned));
         let damage = contents.damage(VERSION);
         if damage != Damage::default() {
             let Damage { damaged, torn, newer } = damage;
@@ -102,10 +119,6 @@ impl Reading {
             self.stays |= newer > 0;
         }
         for record in contents.records(VERSION) {
-            if record.kind == Kind::Note {
-                let holder = String::from_utf8_lossy(record.payload).into_owned();
-                self.holders.extend(Some(holder).filter(|holder| !holder.is_empty()));
-            }
             self.batch.extend(self.found.take(&record));
             if self.batch.len() >= BATCH {
                 self.done.finished += self.batch.len();
@@ -195,7 +208,9 @@ mod tests {
         assert_eq!(tx.take_lease(&lease).await.unwrap(), Taken::Yes);
         tx.commit().await.unwrap();
         let (journal, _) = open(folder);
-        journal.note(b"gone").unwrap();
+        let mut tx = fresh.store.read(&Granted::system()).await.unwrap();
+        let database = tx.database_id().await.unwrap();
+        journal.note(&Note { holder: "gone", database: Some(&database) }.to_bytes()).unwrap();
         let entry = |id: &str, hold| {
             let payload = begun(id, account, Some("lease"), hold);
             journal.begin(|out| out.extend_from_slice(&payload)).unwrap()
@@ -230,12 +245,27 @@ mod tests {
                 let path = file.unwrap().path();
                 std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
             }
-            let done = Replayed { finished: 1, unsettled: 1, failed: 0, complete: true };
+            let done = Replayed { finished: 1, unsettled: 1, complete: true, ..Replayed::default() };
             assert_eq!(again(&fresh, folder.path()).await, done);
             assert_eq!(counter(&fresh, &account).await, (2 + 4, 0));
             assert_eq!(again(&fresh, folder.path()).await, Replayed { complete: true, ..Replayed::default() });
             // As if it had ended before the segments were removed.
             assert_eq!(again(&fresh, copy.path()).await, done);
+            assert_eq!(counter(&fresh, &account).await, (2 + 4, 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_for_another_database_stays_for_it() {
+        for (fresh, other) in databases().await.into_iter().zip(databases().await) {
+            let account = fresh.account("Acme").await;
+            let folder = tempfile::tempdir().unwrap();
+            killed(&fresh, &account, folder.path()).await;
+            let elsewhere = again(&other, folder.path()).await;
+            assert_eq!(elsewhere, Replayed { complete: true, left: 1, ..Replayed::default() });
+            let mut tx = other.store.read(&Granted::system()).await.unwrap();
+            assert_eq!(tx.ledger().await, []);
+            again(&fresh, folder.path()).await;
             assert_eq!(counter(&fresh, &account).await, (2 + 4, 0));
         }
     }
@@ -271,7 +301,7 @@ mod tests {
             bytes[at] ^= 1;
             std::fs::write(&path, &bytes).unwrap();
             let done = again(&fresh, folder.path()).await;
-            assert_eq!(done, Replayed { finished: 0, unsettled: 1, failed: 0, complete: false });
+            assert_eq!(done, Replayed { unsettled: 1, ..Replayed::default() });
             assert_eq!(counter(&fresh, &account).await, (10, 0));
         }
     }

@@ -7,9 +7,10 @@ use tokio::sync::oneshot;
 
 use super::StartError;
 use crate::allocation::lease::Leases;
-use crate::allocation::record;
+use crate::allocation::record::{self, Note};
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::context::Granted;
 use crate::journal::{Journal, OnError, OpenError};
 use crate::metering::replay::replay;
 use crate::metering::settler::{Settler, SettlerCounts};
@@ -93,7 +94,12 @@ pub(super) async fn open_journal(
         Ok((journal, recovery)) => {
             // What was admitted in memory alone is in no journal.
             let whole = config.journal.on_error == OnError::Refuse;
-            replay(store, recovery, clock, config.allocation.leases.lost, whole).await?;
+            let replayed = replay(store, recovery, clock, config.allocation.leases.lost, whole).await?;
+            journal.leaves(replayed.left);
+            // From here on what is written is for this database; under whose leases, the holder adds.
+            let database = store.read(&Granted::system()).await?.database_id().await?;
+            // Where it cannot be noted now, the next segment has it.
+            let _ = journal.note(&Note { holder: "", database: Some(&database) }.to_bytes());
             Ok(Some(journal))
         }
         Err(error @ OpenError::Folder { .. }) if config.journal.on_error == OnError::Memory => {

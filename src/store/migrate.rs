@@ -83,6 +83,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 14, "0014", "totals"),
                 step!($folder, 15, "0015", "cut_off_addresses"),
                 step!($folder, 16, "0016", "counted_requests"),
+                step!($folder, 17, "0017", "database_id"),
             ]
         };
     }

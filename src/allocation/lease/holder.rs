@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::Leases;
+use crate::allocation::record::Note;
 use crate::clock::Timestamp;
 use crate::context::Granted;
 use crate::credits::Credits;
@@ -66,10 +67,11 @@ impl Leases {
         if self.0.store.backend() == "sqlite" {
             tx.fence_other_lease_holders(&holder).await?;
         }
+        let database = tx.database_id().await?;
         tx.commit().await?;
         // Before the first request under it: where it cannot be noted now, the next segment has it.
         if let Some(journal) = &self.0.journal {
-            let _ = journal.note(holder.as_bytes());
+            let _ = journal.note(&Note { holder: &holder, database: Some(&database) }.to_bytes());
         }
         *self.0.holder.write().unwrap_or_else(PoisonError::into_inner) = holder;
         self.0.renewed_at.store(now.as_micros(), Ordering::Release);
