@@ -92,6 +92,7 @@ async fn prepare(url: String) -> (Store, Rules) {
                 base: much,
                 effective: much,
                 overridden: false,
+                carried: Credits::ZERO,
                 overflow_cap: None,
                 until: None,
             })

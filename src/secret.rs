@@ -13,7 +13,7 @@ mod object;
 
 pub use key_file::KeyFile;
 pub use keyring::{KeyRing, KeyRingError, Place, SealError, Sealed};
-pub use object::{MASK, SecretObject, names_a_secret};
+pub use object::{MASK, SecretObject, is_credentials, names_a_secret, secret_in_query};
 
 /// Text that must not leave the process by accident.
 ///

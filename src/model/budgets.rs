@@ -58,6 +58,7 @@ impl AccountAllocation {
             base: self.monthly_credits,
             effective: self.monthly_credits,
             overridden: false,
+            carried: Credits::ZERO,
             overflow_cap: Some(self.overflow_limit),
             until: None,
         }
@@ -210,7 +211,7 @@ pub enum OverCommit {
     /// They may; the answer tells the ratio.
     #[default]
     Allow,
-    /// A write that would is refused.
+    /// A write that would is refused. What may be spent beyond a share is not counted.
     Forbid,
 }
 
@@ -353,6 +354,8 @@ pub struct EffectiveAllocation {
     pub effective: Credits,
     /// Whether an override counts.
     pub overridden: bool,
+    /// What of them was carried over from windows that ended.
+    pub carried: Credits,
     /// Credits that may be spent beyond.
     pub overflow_cap: Option<Credits>,
     /// When these figures change by themselves, because an override or what was carried
@@ -364,5 +367,10 @@ impl EffectiveAllocation {
     /// The most that may be used and held together in a window.
     pub fn cap(&self) -> Credits {
         self.effective.saturating_add(self.overflow_cap.unwrap_or_default())
+    }
+
+    /// What it has without what was carried over, which the account's month was billed for before.
+    pub fn fresh(&self) -> Credits {
+        self.effective.saturating_sub(self.carried)
     }
 }

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::id::Id;
 use crate::outbound::OutboundRules;
 use crate::problem::{FieldError, Problem};
-use crate::secret::{KeyRing, Place, SealError, Sealed, SecretObject, names_a_secret};
+use crate::secret::{KeyRing, Place, SealError, Sealed, SecretObject, is_credentials, names_a_secret, secret_in_query};
 
 /// The kind of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -306,12 +306,16 @@ fn check_text(text: &str, at: &str, holds: Holds, rules: &OutboundRules, errors:
     match holds {
         _ if text.is_empty() => {}
         Holds::Secret => wrong("holds a secret by its name: secrets belong in secret_json".to_owned()),
+        _ if is_credentials(text) => wrong("holds credentials, and would be shown".to_owned()),
         Holds::Servers | Holds::Anything if !is_web_address(text) => {}
-        Holds::Url | Holds::Servers | Holds::Anything => {
-            if let Err(refused) = rules.check(text) {
-                wrong(refused.to_string());
+        Holds::Url | Holds::Servers | Holds::Anything => match rules.check(text) {
+            Err(refused) => wrong(refused.to_string()),
+            Ok(url) => {
+                if let Some(name) = secret_in_query(&url) {
+                    wrong(format!("holds a secret in its query, `{name}`, and would be shown"));
+                }
             }
-        }
+        },
     }
 }
 

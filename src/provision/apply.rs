@@ -350,15 +350,12 @@ impl Provisioner {
         organization: &str,
         written: &[String],
     ) -> Result<(), Why> {
-        for pause in LOOKS {
-            let shown = self.management().project_grant(project, owner, organization).await?;
-            let shown = shown.map(|grant| grant.role_keys).unwrap_or_default();
-            if written.iter().all(|key| shown.contains(key)) {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        Err(Why::Lagging)
+        let shown = until(|| async {
+            let grant = self.management().project_grant(project, owner, organization).await?;
+            let shown = grant.map(|grant| grant.role_keys).unwrap_or_default();
+            Ok(written.iter().all(|key| shown.contains(key)))
+        });
+        if shown.await? { Ok(()) } else { Err(Why::Lagging) }
     }
 
     async fn user_grant(
@@ -509,24 +506,31 @@ impl Provisioner {
 
     /// Waits until lists show a grant that is said to exist.
     async fn until_there(&self, place: GrantPlace<'_>, user: &str) -> Result<(), Why> {
-        for pause in LOOKS {
-            if self.look(place, user).await?.is_some() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        Err(Why::NotListed)
+        let there = until(|| async { Ok(self.look(place, user).await?.is_some()) });
+        if there.await? { Ok(()) } else { Err(Why::NotListed) }
     }
 
     /// Waits until lists show the roles that were written.
     async fn until_listed(&self, place: GrantPlace<'_>, user: &str, written: &[String]) -> Result<(), Why> {
-        for pause in LOOKS {
+        let shown = until(|| async {
             let shown = self.look(place, user).await?.map(|grant| grant.role_keys).unwrap_or_default();
-            if shown.len() == written.len() && written.iter().all(|key| shown.contains(key)) {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        Err(Why::Lagging)
+            Ok(shown.len() == written.len() && written.iter().all(|key| shown.contains(key)))
+        });
+        if shown.await? { Ok(()) } else { Err(Why::Lagging) }
     }
+}
+
+/// Looks until what is looked for is there, with a pause after each look that was in vain and a
+/// last look after them all.
+async fn until<F>(mut there: impl FnMut() -> F) -> Result<bool, Why>
+where
+    F: Future<Output = Result<bool, Why>>,
+{
+    for pause in LOOKS {
+        if there().await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    there().await
 }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::{KeyRing, Place, SealError, Sealed};
@@ -31,6 +32,20 @@ const SECRET_NAMES: [&str; 10] = [
 pub fn names_a_secret(name: &str) -> bool {
     let name: String = name.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_lowercase();
     SECRET_NAMES.iter().any(|end| name.ends_with(end))
+}
+
+/// The name of a parameter in an address's query that holds a secret, by [`names_a_secret`].
+pub fn secret_in_query(url: &Url) -> Option<String> {
+    url.query_pairs().map(|(name, _)| name.into_owned()).find(|name| names_a_secret(name))
+}
+
+/// Whether a text is what `Authorization` would carry (RFC 9110 section 11.6.2): a scheme and a
+/// token or credentials in base64.
+pub fn is_credentials(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once(' ') else { return false };
+    let known = ["bearer", "basic"].iter().any(|name| scheme.eq_ignore_ascii_case(name));
+    let rest = rest.trim_start();
+    known && rest.len() >= 8 && !rest.contains(char::is_whitespace)
 }
 
 /// An object of secrets. It has no `Serialize`; its `Debug` shows names.

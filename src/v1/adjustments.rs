@@ -3,10 +3,9 @@
 use serde::Deserialize;
 
 use super::answer::{Halt, Item, Outcome, Refusals, or_404};
-use super::budgets::require;
 use super::call::{AccountOperator, Call};
 use super::directory::ChainQuery;
-use super::input::{Body, Query};
+use super::input::{Body, Query, require};
 use super::trial::{Trial, Tried};
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor, MAX_UNITS, Usd};

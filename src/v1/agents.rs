@@ -7,10 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals, or_404};
-use super::budgets::require;
 use super::call::{Call, CopilotAdmin, IfMatch, Member};
 use super::directory::{Standpoint, StandpointHeaders, StandpointQuery, hold_scope};
-use super::input::{Body, PageParams, Paging, Path, Query};
+use super::input::{Body, PageParams, Paging, Path, Query, require};
 use super::trial::{Trial, Tried};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};

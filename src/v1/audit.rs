@@ -10,9 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::accounts::{ACCOUNT_NOT_FOUND, AtAccount};
 use super::answer::{Answer, Halt, Item, Outcome, Refusals};
-use super::budgets::require;
 use super::call::{AccountAdmin, Call, SuperAdmin};
-use super::input::{PageParams, Paging, Path, Query};
+use super::input::{PageParams, Paging, Path, Query, require};
 use crate::clock::Timestamp;
 use crate::context::{Granted, Tenant};
 use crate::model::audit::{Action, Label, Recorded};

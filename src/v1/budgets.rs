@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{Halt, or_404};
 use super::call::{Call, Guard};
 use super::directory::hold_scope;
+use super::input::require;
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::{Action, Label};
@@ -43,11 +44,6 @@ fn entry<'a>(action: Action, table: &'static str, id: &'a str) -> Entry<'a> {
 /// Who acts, for `created_by`.
 fn acting(tx: &Tx<Tenant>) -> Option<String> {
     Some(tx.acting().actor.subject.to_string())
-}
-
-/// 422 at `pointer` unless `holds`.
-pub(super) fn require(holds: bool, pointer: &str, detail: &str) -> Result<(), Problem> {
-    if holds { Ok(()) } else { Err(Problem::invalid(pointer, detail)) }
 }
 
 /// Carries over what windows have left that ended since somebody last looked.
@@ -94,7 +90,7 @@ impl Dividing {
     }
 
     /// A held plan before a user is made a member of a team; none where that promises nothing
-    /// more out of the team's share.
+    /// more out of the share of the team or its org.
     pub(super) async fn by_members(
         tx: &mut Tx<Tenant>,
         plan: &Plan,
@@ -104,10 +100,11 @@ impl Dividing {
         if plan.over_commit == OverCommit::Allow {
             return Ok(None);
         }
-        let place = Placement { user: Some(user.clone()), team: Some(team.clone()), ..Placement::default() };
+        let org = tx.team(Domain::Copilot, team).await?.map(|team| team.org_id);
+        let place = Placement { user: Some(user.clone()), team: Some(team.clone()), org, status: None };
         let given = tx.effective_allocations(&plan.id, Some(&place)).await?;
-        let both =
-            [ScopeType::Team, ScopeType::User].iter().all(|kind| given.iter().any(|a| a.scope.scope_type == *kind));
+        let has = |kinds: &[ScopeType]| given.iter().any(|a| kinds.contains(&a.scope.scope_type));
+        let both = has(&[ScopeType::User]) && has(&[ScopeType::Team, ScopeType::Org]);
         if both { Self::of(tx, plan.clone()).await.map(Some) } else { Ok(None) }
     }
 

@@ -3,9 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Halt, Outcome, Refusals};
-use super::budgets::require;
 use super::call::{Call, CopilotAdmin, Member};
-use super::input::Query;
+use super::input::{Query, require};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Usd};

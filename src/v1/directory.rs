@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::App;
 use super::answer::Halt;
-use super::budgets::{Dividing, require};
-use super::input::Query;
+use super::budgets::Dividing;
+use super::input::{Query, require};
 use crate::context::{AskedPlace, Context, Domain, Tenant};
 use crate::id::Id;
 use crate::model::budgets::Plan;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Halt, Outcome, Refusals, or_404};
-use super::budgets::{require, roll_over};
+use super::budgets::roll_over;
 use super::call::{Call, EitherAdmin};
 use super::directory::{ChainQuery, not_found};
-use super::input::Body;
+use super::input::{Body, require};
 use crate::allocation::{Enforcement, drawn};
 use crate::clock::Timestamp;
 use crate::context::{Domain, ProductDomains, Tenant};

@@ -43,6 +43,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     }
 }
 
+/// 422 at `pointer` unless `holds`.
+pub(super) fn require(holds: bool, pointer: &str, detail: &str) -> Result<(), Problem> {
+    if holds { Ok(()) } else { Err(Problem::invalid(pointer, detail)) }
+}
+
 /// The whole body, under the limits.
 ///
 /// # Errors

@@ -5,10 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Deleted, Halt, Item, Outcome, Refusals, or_404, taken};
-use super::budgets::require;
 use super::call::{Call, CopilotAdmin, IfMatch};
 use super::directory::hold_scope;
-use super::input::{Body, PageParams, Paging, Path, Query};
+use super::input::{Body, PageParams, Paging, Path, Query, require};
 use super::trial::{Trial, Tried};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;

@@ -10,9 +10,8 @@ use serde::Deserialize;
 
 use super::App;
 use super::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404};
-use super::budgets::require;
 use super::call::{Call, SuperAdmin};
-use super::input::{Body, PageParams, Paging, Path};
+use super::input::{Body, PageParams, Paging, Path, require};
 use crate::clock::Timestamp;
 use crate::id::Id;
 use crate::model::audit::{Action, Label};

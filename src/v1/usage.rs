@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Halt, Item, Items, Outcome, Refusals, or_404};
 use super::budgets::effective::{Counted, ScopeBudget};
-use super::budgets::{OfPlan, PLAN_NOT_FOUND, read_current, require, roll_over};
+use super::budgets::{OfPlan, PLAN_NOT_FOUND, read_current, roll_over};
 use super::call::{Call, CopilotAdmin, Member};
 use super::directory::{ChainQuery, Standpoint, StandpointHeaders, StandpointQuery};
-use super::input::{Body, PageParams, Paging, Query};
+use super::input::{Body, PageParams, Paging, Query, require};
 use super::trial::{Trial, Tried};
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor, MAX_UNITS, Usd};
@@ -240,12 +240,17 @@ pub struct ExternalUsage {
     /// Without a team and an org: in the team that they joined first.
     #[serde(default)]
     user_id: Option<Id<User>>,
+    /// What costs are broken down by; what happened elsewhere need not be known here, and this and
+    /// the next three are taken as they are.
     #[serde(default)]
     agent_id: Option<Name>,
+    /// The model, as costs are broken down by it.
     #[serde(default)]
     model_name: Option<Name>,
+    /// The connection, likewise.
     #[serde(default)]
     connection_id: Option<Name>,
+    /// The guardrail that acted, likewise.
     #[serde(default)]
     guardrail_code: Option<Name>,
     /// The caller's notes.

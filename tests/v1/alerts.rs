@@ -168,6 +168,7 @@ async fn a_webhook_is_set_shown_changed_and_removed() {
         for (field, wrong) in [
             ("url", json!("http://hooks.example.com")),
             ("url", json!("https://127.0.0.1/hook")),
+            ("url", json!("https://hooks.example.com/?room=7&access_token=hunter2")),
             ("url", json!("https://metadata.google.internal/")),
             ("secret", json!("hunter2hunter2hunter2hunter2hunter2")),
             ("secret", json!("whsec_c2hvcnQ=")),

@@ -2,15 +2,19 @@
 
 use serde_json::{Value, json};
 
-use crate::gateway::{Client, Gateway, gateways};
+use crate::gateway::{Client, Gateway, Reply, gateways};
 
 const BUDGETS: &str = "/budgets/copilot";
 
 /// An admin of an account that may spend 100 credits a month, and the operator.
 async fn funded(gateway: &Gateway) -> (Client, Client) {
+    funded_with(gateway, 100).await
+}
+
+async fn funded_with(gateway: &Gateway, credits: i64) -> (Client, Client) {
     let account = gateway.account("Acme").await;
     let operator = gateway.as_operator(None);
-    let terms = json!({"account_id": account, "monthly_credits": 100});
+    let terms = json!({"account_id": account, "monthly_credits": credits});
     assert_eq!(operator.post("/budgets/account-allocation", terms).await.ok(), json!({"status": "ok"}));
     (gateway.as_admin_of(&account).await, operator)
 }
@@ -19,7 +23,7 @@ pub(crate) async fn plan(admin: &Client, body: Value) -> String {
     admin.made(&format!("{BUDGETS}/plans"), body).await
 }
 
-pub(crate) async fn give(admin: &Client, plan: &str, scope: (&str, &str), credits: Value) -> crate::gateway::Reply {
+pub(crate) async fn give(admin: &Client, plan: &str, scope: (&str, &str), credits: Value) -> Reply {
     let body = json!({"plan_id": plan, "scope_type": scope.0, "scope_id": scope.1, "allocated_credits": credits});
     admin.post(&format!("{BUDGETS}/allocations/upsert"), body).await
 }
@@ -197,9 +201,86 @@ async fn a_plan_can_forbid_over_commitment() {
 }
 
 #[tokio::test]
-async fn a_new_member_does_not_over_commit_a_team_of_a_plan_that_forbids_it() {
+async fn whatever_a_plan_gives_is_promised_by_the_next_above_that_has_a_share() {
     for gateway in gateways(|app| app).await {
         let (admin, _) = funded(&gateway).await;
+        let [org, team, ada] = tree(&admin).await;
+        let strict = plan(&admin, json!({"name": "2026", "over_commit": "forbid"})).await;
+        let refused = |answer: Reply, of: (&str, &str), promised: i64| {
+            let told = ["code", "scope_type", "scope_id", "promised"].map(|name| answer.json[name].clone());
+            assert_eq!(told, [json!("over_committed"), json!(of.0), json!(of.1), json!(promised)]);
+            answer.refused(409);
+        };
+        let account = admin.get(&format!("{BUDGETS}/effective-allocation")).await.ok()["account_id"].clone();
+        let account = account.as_str().unwrap().to_owned();
+
+        // The pool beside the orgs, and whoever no org or team stands above.
+        give(&admin, &strict, ("org", &org), json!(70)).await.ok();
+        refused(give(&admin, &strict, ("pool", "pool"), json!(31)).await, ("account", &account), 101);
+        give(&admin, &strict, ("pool", "pool"), json!(10)).await.ok();
+        let loner = admin.made("/copilot/users", json!({"email": "loner@acme.com"})).await;
+        refused(give(&admin, &strict, ("user", &loner), json!(21)).await, ("account", &account), 101);
+        give(&admin, &strict, ("user", &loner), json!(20)).await.ok();
+
+        // A member of a team that has no share, by the org; of two such teams, once.
+        refused(give(&admin, &strict, ("user", &ada), json!(71)).await, ("org", &org), 71);
+        let second = admin.made("/copilot/teams", json!({"org_id": org, "name": "second"})).await;
+        admin.post(&format!("/copilot/teams/{second}/members"), json!({"user_id": ada})).await.ok();
+        give(&admin, &strict, ("user", &ada), json!(40)).await.ok();
+        // By the team as soon as it has one.
+        give(&admin, &strict, ("team", &team), json!(70)).await.ok();
+        refused(give(&admin, &strict, ("team", &second), json!(50)).await, ("org", &org), 120);
+        let members = format!("/copilot/teams/{second}/members");
+        let brought = admin.post(&members, json!({"user_id": loner})).await;
+        refused(brought, ("org", &org), 90);
+
+        // Beyond a share by design.
+        let beyond = json!({"plan_id": strict, "scope_type": "team", "scope_id": team, "allocated_credits": 70, "overflow_cap": 500});
+        admin.post(&format!("{BUDGETS}/allocations/upsert"), beyond).await.ok();
+
+        // What an org had stood around is the account's.
+        let path = format!("{BUDGETS}/plans/{strict}");
+        admin.patch(&path, json!({"over_commit": "allow"})).await.ok();
+        give(&admin, &strict, ("team", &team), json!(75)).await.ok();
+        admin.patch(&path, json!({"over_commit": "forbid"})).await.refused(409);
+        give(&admin, &strict, ("org", &org), json!(75)).await.ok();
+        give(&admin, &strict, ("pool", "pool"), json!(5)).await.ok();
+        admin.patch(&path, json!({"over_commit": "forbid"})).await.ok();
+        let around =
+            |kind: &str, id: &str| format!("{BUDGETS}/allocations?plan_id={strict}&scope_type={kind}&scope_id={id}");
+        assert_eq!(admin.delete(&around("org", &org)).await.ok()["deleted"], json!(true));
+        give(&admin, &strict, ("pool", "pool"), json!(6)).await.refused(409);
+    }
+}
+
+#[tokio::test]
+async fn a_share_that_is_taken_away_does_not_leave_too_much_behind() {
+    for gateway in gateways(|app| app).await {
+        let (admin, _) = funded(&gateway).await;
+        let [org, team, ada] = tree(&admin).await;
+        let strict = plan(&admin, json!({"name": "2026", "over_commit": "forbid"})).await;
+        for (scope, credits) in [(("org", &*org), 70), (("team", &*team), 70), (("user", &*ada), 40)] {
+            give(&admin, &strict, scope, json!(credits)).await.ok();
+        }
+        let second = admin.made("/copilot/teams", json!({"org_id": org, "name": "without a share"})).await;
+        admin.post(&format!("/copilot/teams/{second}/members"), json!({"user_id": ada})).await.ok();
+        // Who leaves is not held back: the org promises 70 and 40 now.
+        admin.delete(&format!("/copilot/teams/{team}/members/{ada}")).await.ok();
+        let around = format!("{BUDGETS}/allocations?plan_id={strict}&scope_type=org&scope_id={org}");
+        let refused = admin.delete(&around).await;
+        let told = ["code", "scope_type", "limit", "promised"].map(|name| refused.json[name].clone());
+        assert_eq!(told, [json!("over_committed"), json!("account"), json!(100), json!(110)]);
+        refused.refused(409);
+        give(&admin, &strict, ("user", &ada), json!(41)).await.refused(409);
+        give(&admin, &strict, ("user", &ada), json!(30)).await.ok();
+        assert_eq!(admin.delete(&around).await.ok()["deleted"], json!(true));
+    }
+}
+
+#[tokio::test]
+async fn a_new_member_does_not_over_commit_a_team_of_a_plan_that_forbids_it() {
+    for gateway in gateways(|app| app).await {
+        let (admin, _) = funded_with(&gateway, 200).await;
         let [org, team, ada] = tree(&admin).await;
         let strict = plan(&admin, json!({"name": "2026", "over_commit": "forbid"})).await;
         for (scope, credits) in [(("org", &*org), 100), (("team", &*team), 60), (("user", &*ada), 40)] {

@@ -192,6 +192,18 @@ async fn a_connection_is_refused_in_the_words_that_clients_know() {
                 422,
                 "/config_json/server_url: must be an https:// URL without credentials",
             ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"server_url": "https://mcp.example.com/?v=1&Api-Key=hunter2"}}),
+                422,
+                "/config_json/server_url: holds a secret in its query, `Api-Key`, and would be shown",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"headers": [{"name": "X-Auth", "value": "bearer  hunter2hunter2"}]}}),
+                422,
+                "/config_json/headers/0/value: holds credentials, and would be shown",
+            ),
         ] {
             assert_eq!(admin.post(&format!("{CONNECTIONS}/{kind}"), body).await.refused(status), detail);
         }

@@ -158,6 +158,38 @@ async fn a_user_is_made_once_and_completed_after() {
 }
 
 #[tokio::test]
+async fn an_admin_who_is_suspended_as_a_user_does_not_restore_themselves() {
+    for gateway in gateways(|app| app).await {
+        let account = gateway.account("Acme").await;
+        let (admin, users) = (gateway.as_admin_of(&account).await, "/copilot/users");
+        let eve = gateway.as_subject(&account, "eve", Some("eve@acme.com"), &["account_admin"], json!({})).await;
+        let row = admin.made(users, json!({"email": "eve@acme.com"})).await;
+        let (own, suspended) = (format!("{users}/{row}"), json!({"status": "suspended"}));
+        eve.patch(&own, suspended.clone()).await.ok();
+
+        let tried = [
+            eve.patch(&own, json!({"status": "active"})).await,
+            eve.patch(&own, json!({"email": "other@acme.com"})).await,
+            eve.delete(&own).await,
+            eve.post(users, json!({"identity_user_id": "eve"})).await,
+            eve.post(users, json!({"email": "eve@acme.com", "identity_user_id": "other"})).await,
+        ];
+        for refused in tried {
+            assert_eq!(refused.json["code"], "user_suspended");
+            refused.refused(403);
+        }
+        assert_eq!(eve.get(users).await.column("status"), ["suspended"], "and nothing else is there");
+        // The other domain knows nothing of it.
+        eve.post("/console/users", json!({"email": "eve@acme.com"})).await.ok();
+
+        admin.patch(&own, json!({"status": "active"})).await.ok();
+        eve.patch(&own, json!({"display_name": "Eve"})).await.ok();
+        eve.patch(&own, suspended).await.ok();
+        gateway.as_operator(Some(&account)).patch(&own, json!({"status": "active"})).await.ok();
+    }
+}
+
+#[tokio::test]
 async fn members_join_change_and_leave() {
     for gateway in gateways(|app| app).await {
         let admin = gateway.as_admin_of(&gateway.account("Acme").await).await;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{AccountAllocation, EffectiveAllocation};
 use crate::credits::Credits;
-use crate::model::scope::{Scope, ScopeType};
+use crate::model::scope::Scope;
 
 /// Where an allocated team or user of a plan stands in the directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,42 +64,56 @@ impl Division {
         self.outermost().fold(Credits::ZERO, |sum, a| sum.saturating_add(a.effective))
     }
 
-    /// The most that is promised for each credit that there is, of the account by all that
-    /// the plan gives out, and of each org and team; none where nothing limits.
-    pub fn over_commit_ratio(&self, account: Option<&AccountAllocation>) -> Option<f64> {
-        let whole = account.map(|a| (a.monthly_credits, self.distributed()));
-        let parts = self.commitments(account).into_iter().map(|c| (c.limit, c.promised));
-        let limited = parts.chain(whole).filter(|(limit, _)| *limit > Credits::ZERO);
-        limited.map(|(limit, promised)| promised.percent_of(limit) / 100.0).max_by(f64::total_cmp)
+    /// The same without what was carried over.
+    pub fn fresh(&self) -> Credits {
+        self.outermost().fold(Credits::ZERO, |sum, a| sum.saturating_add(a.fresh()))
     }
 
-    /// The account's monthly credits against the orgs, each org against its teams,
-    /// each team against its members, wherever both sides have an allocation.
+    /// The most that is promised for each credit that there is, of the account, its orgs and
+    /// teams; none where nothing limits.
+    pub fn over_commit_ratio(&self, account: Option<&AccountAllocation>) -> Option<f64> {
+        let commitments = self.commitments(account).into_iter();
+        let limited = commitments.filter(|c| c.limit > Credits::ZERO);
+        limited.map(|c| c.promised.percent_of(c.limit) / 100.0).max_by(f64::total_cmp)
+    }
+
+    /// What is promised out of the account's monthly credits, and out of each allocated org and
+    /// team. A share is promised by the nearest above it that has one: a member's by their team,
+    /// else by the team's org, else by the account, by which the pool is too. One of several teams
+    /// is promised their whole share by each that has one. What may be spent beyond a share, and
+    /// what was carried over, is not in it.
     pub fn commitments(&self, account: Option<&AccountAllocation>) -> Vec<Commitment> {
         let effective: HashMap<&Scope, Credits> = self.allocations.iter().map(|a| (&a.scope, a.effective)).collect();
-        let mut promised: HashMap<Scope, Credits> = HashMap::new();
-        let mut promise = |of: &Scope, credits: Credits| {
-            let sum = promised.entry(of.clone()).or_default();
-            *sum = sum.saturating_add(credits);
-        };
-        let whole = account.map(|a| Scope::new(ScopeType::Account, a.account_id.as_str()));
-        if let Some(whole) = &whole {
-            let orgs = self.allocations.iter().filter(|a| a.scope.scope_type == ScopeType::Org);
-            orgs.for_each(|org| promise(whole, org.effective));
+        let has_one = |scope: &&Scope| effective.contains_key(scope);
+        let by_a_team: HashSet<(&Scope, &Scope)> = self
+            .standings
+            .iter()
+            .filter(|s| s.team.as_ref().is_some_and(|team| has_one(&team)))
+            .map(|s| (&s.scope, &s.org))
+            .collect();
+        let promises: HashSet<(&Scope, &Scope)> = self
+            .standings
+            .iter()
+            .filter_map(|s| {
+                let org = || Some(&s.org).filter(|org| has_one(org) && !by_a_team.contains(&(&s.scope, *org)));
+                Some((s.team.as_ref().filter(has_one).or_else(org)?, &s.scope))
+            })
+            .collect();
+        let mut promised: HashMap<&Scope, Credits> = HashMap::new();
+        for (by, scope) in promises {
+            let sum = promised.entry(by).or_default();
+            *sum = sum.saturating_add(effective.get(scope).copied().unwrap_or_default());
         }
-        for standing in &self.standings {
-            let Some(credits) = effective.get(&standing.scope) else { continue };
-            promise(standing.team.as_ref().unwrap_or(&standing.org), *credits);
-        }
-        let limit = |scope: &Scope| match account {
-            Some(account) if scope.scope_type == ScopeType::Account => Some(account.monthly_credits),
-            _ => effective.get(scope).copied(),
-        };
-        let commitments = promised.into_iter().filter_map(|(of, promised)| {
-            let limit = limit(&of)?;
-            Some(Commitment { of, limit, promised })
+        let inside = promised.into_iter().map(|(by, promised)| {
+            let limit = effective.get(by).copied().unwrap_or_default();
+            Commitment { of: by.clone(), limit, promised }
         });
-        let mut commitments: Vec<_> = commitments.collect();
+        let whole = account.filter(|_| !self.allocations.is_empty()).map(|account| Commitment {
+            of: account.whole().scope,
+            limit: account.monthly_credits,
+            promised: self.fresh(),
+        });
+        let mut commitments: Vec<_> = inside.chain(whole).collect();
         commitments.sort_by(|a, b| a.of.cmp(&b.of));
         commitments
     }

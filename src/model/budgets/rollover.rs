@@ -174,6 +174,7 @@ mod tests {
                 base: own,
                 effective: own.saturating_add(total(lots)),
                 overridden: false,
+                carried: total(lots),
                 overflow_cap: None,
                 until: None,
             }],

@@ -17,8 +17,8 @@ use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::audit::{Action, Label};
 use crate::model::budgets::{
-    AccountAllocation, Allocation, BudgetCycle, Closed, Division, Leftover, Lot, Plan, RenewalSummary, RolloverMode,
-    Taken, Window, carry, day_of, total,
+    AccountAllocation, Allocation, BudgetCycle, Closed, Leftover, Lot, Plan, RenewalSummary, RolloverMode, Taken,
+    Window, carry, day_of, total,
 };
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
@@ -199,7 +199,7 @@ impl Tx<Tenant> {
         let division = self.division_at(&plan.id, at).await?;
         let own = pool.as_ref().map(own).unwrap_or_default();
         let monthly = account.map(|a| a.monthly_credits).unwrap_or_default();
-        let unallocated = monthly.saturating_sub(given_out(&division, own)).max(Credits::ZERO);
+        let unallocated = monthly.saturating_sub(division.fresh()).max(Credits::ZERO);
         Ok(Ending { left: Leftover::of(&division, &taken, own, &carried_in), unallocated, carried_in, pool })
     }
 
@@ -305,14 +305,6 @@ impl Tx<Tenant> {
         )?;
         Ok(())
     }
-}
-
-/// What the plan gives out, without what was carried into the pool.
-fn given_out(division: &Division, own: Credits) -> Credits {
-    division.outermost().fold(Credits::ZERO, |sum, a| {
-        let carries = a.scope.scope_type == ScopeType::Pool && !a.overridden;
-        sum.saturating_add(if carries { own } else { a.effective })
-    })
 }
 
 /// The last moment before `end`.

@@ -19,7 +19,7 @@ use crate::store::{Result, Tx, from_columns, on};
 /// Allocations with the override that counts, the newest that has not expired, and when
 /// the next one of a scope's expires.
 pub(super) const EFFECTIVE: [&str; 4] = [
-    r#"SELECT a.id, a.created_at, a.scope_type, a.scope_id, a.overflow_cap, a.rollover_until,
+    r#"SELECT a.id, a.created_at, a.scope_type, a.scope_id, a.overflow_cap, a.rollover_until, a.rollover_credits,
        a.allocated_credits - CASE WHEN a.rollover_until <= "#,
     r#" THEN a.rollover_credits ELSE 0 END AS base,
        (SELECT MIN(o.expires_at) FROM "Alchemi_CopilotBudgetOverrideTable" o
@@ -51,6 +51,7 @@ pub(super) struct EffectiveRow {
     base: Credits,
     overflow_cap: Option<Credits>,
     rollover_until: Option<Timestamp>,
+    rollover_credits: Credits,
     override_credits: Option<Credits>,
     next_expiry: Option<Timestamp>,
 }
@@ -79,7 +80,8 @@ struct TermsRow {
 
 from_columns! {
     EffectiveRow {
-        id, created_at, scope_type, scope_id, base, overflow_cap, rollover_until, override_credits, next_expiry,
+        id, created_at, scope_type, scope_id, base, overflow_cap, rollover_until, rollover_credits, override_credits,
+        next_expiry,
     }
     StandingRow { scope_type, scope_id, team_id, org_id }
     TermsRow {
@@ -93,12 +95,15 @@ impl EffectiveRow {
     pub(super) fn at(self, at: Timestamp) -> EffectiveAllocation {
         let row = self;
         let lapses = row.rollover_until.filter(|until| *until > at);
+        let lapsed = row.rollover_until.is_some() && lapses.is_none();
+        let carries = !lapsed && row.override_credits.is_none();
         EffectiveAllocation {
             until: lapses.into_iter().chain(row.next_expiry).min(),
             scope: Scope::new(row.scope_type, row.scope_id),
             base: row.base,
             effective: row.override_credits.unwrap_or(row.base),
             overridden: row.override_credits.is_some(),
+            carried: if carries { row.rollover_credits } else { Credits::ZERO },
             overflow_cap: row.overflow_cap,
         }
     }

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::require;
 use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
@@ -13,7 +12,7 @@ use crate::model::field::Field;
 use crate::store::audit::Entry;
 use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, StatusOk, or_404};
 use crate::v1::call::{Call, CopilotAdmin, SuperAdmin};
-use crate::v1::input::{Body, PageParams, Paging, Query};
+use crate::v1::input::{Body, PageParams, Paging, Query, require};
 use crate::v1::trial::{Trial, Tried};
 
 /// What an account may spend from now on.

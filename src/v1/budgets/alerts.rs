@@ -2,14 +2,14 @@
 
 use serde::Deserialize;
 
-use super::{acting, entry, require};
+use super::{acting, entry};
 use crate::model::alerts::{AlertDelivery, AlertWebhook, DEFAULT_THRESHOLDS, DeliveryState, Message, SigningSecret};
 use crate::model::audit::Action;
 use crate::problem::Problem;
-use crate::secret::Sealed;
+use crate::secret::{Sealed, secret_in_query};
 use crate::v1::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404};
 use crate::v1::call::{Call, CopilotAdmin, IfMatch};
-use crate::v1::input::{Body, PageParams, Paging, Query};
+use crate::v1::input::{Body, PageParams, Paging, Query, require};
 use crate::v1::trial::{Trial, Tried};
 
 const NOT_FOUND: &str = "The account has no alert webhook";
@@ -26,7 +26,8 @@ const MOST_THRESHOLDS: usize = 10;
     "thresholds": [80, 90, 100]
 }))]
 pub struct NewAlertWebhook {
-    /// An `https` URL that leads outside.
+    /// An `https` URL that leads outside. It is shown and audited, so that it cannot hold a secret in
+    /// its query: the receiver knows a delivery by its signature.
     #[schema(example = "https://hooks.example.com/budgets")]
     url: String,
     /// What deliveries are signed with: `whsec_` and 24 to 64 random bytes in base64. It is
@@ -101,6 +102,10 @@ pub async fn put_alert_webhook(
 ) -> Outcome {
     let NewAlertWebhook { url, secret, enabled, mut thresholds } = new;
     let url = call.app.outbound.check(&url).map_err(|refused| Problem::invalid("/url", refused.to_string()))?;
+    if let Some(name) = secret_in_query(&url) {
+        let detail = format!("would show a secret in its query, `{name}`: deliveries are known by their signature");
+        return Err(Problem::invalid("/url", detail).into());
+    }
     thresholds.sort_unstable();
     let bounded =
         (1..=MOST_THRESHOLDS).contains(&thresholds.len()) && thresholds.iter().all(|t| (1..=1000).contains(t));

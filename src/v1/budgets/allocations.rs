@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Divided, Dividing, OfPlan, acting, entry, held_scope, read_current, require, roll_over};
+use super::{Divided, Dividing, OfPlan, acting, entry, held_scope, read_current, roll_over};
 use crate::context::Tenant;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -16,7 +16,7 @@ use crate::problem::Problem;
 use crate::store::Tx;
 use crate::v1::answer::{Answer, Deleted, Halt, Item, Items, Outcome, Refusals};
 use crate::v1::call::{Call, CopilotAdmin, IfMatch};
-use crate::v1::input::{Body, PageParams, Paging, Query};
+use crate::v1::input::{Body, PageParams, Paging, Query, require};
 use crate::v1::trial::{Trial, Tried};
 
 const TABLE: &str = "Alchemi_CopilotBudgetAllocationTable";
@@ -136,6 +136,9 @@ pub async fn upsert_budget_allocation(
 }
 
 /// Take a scope's share away
+///
+/// What is inside it is then promised by the next above that has a share, or by the account; a
+/// plan that forbids over-commitment refuses what does not fit there.
 #[utoipa::path(delete, path = "/v1/budgets/copilot/allocations", tag = "budgets", params(OfScope, Trial, IfMatch),
     responses((status = 200, description = "Whether there was one", body = Tried<Deleted>), Refusals))]
 pub async fn delete_budget_allocation(
@@ -146,13 +149,15 @@ pub async fn delete_budget_allocation(
     let kind = ScopeType::parse_budgeted(&of.scope_type)?;
     roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
-    // What it was divided into is checked by others under the same lock.
-    tx.locked_plan(&of.plan_id).await?;
-    let Some(allocation) = tx.allocation(&of.plan_id, &Scope::new(kind, of.scope_id.as_str())).await? else {
+    let plan = tx.locked_plan(&of.plan_id).await?;
+    let allocation = tx.allocation(&of.plan_id, &Scope::new(kind, of.scope_id.as_str())).await?;
+    let (Some(plan), Some(allocation)) = (plan, allocation) else {
         return call.done(tx, &Deleted { deleted: false }).await;
     };
     call.expects(allocation.version)?;
+    let dividing = Dividing::of(&mut tx, plan).await?;
     let deleted = tx.delete_allocation(&allocation.id).await?;
+    dividing.check(&mut tx, ()).await?;
     let gone = entry(Action::Delete, TABLE, allocation.id.as_str());
     tx.audit(gone, Some(&allocation), &serde_json::json!({})).await?;
     call.done(tx, &Deleted { deleted }).await

@@ -5,7 +5,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::plans::OVERTAKEN;
-use super::{acting, entry, require, require_kept, roll_over};
+use super::{acting, entry, require_kept, roll_over};
 use crate::clock::Timestamp;
 use crate::context::Tenant;
 use crate::credits::Credits;
@@ -25,7 +25,7 @@ use crate::store::budgets::rollover::{ROLLED_OVER, just_before};
 use crate::store::page::Slice;
 use crate::v1::answer::{Answer, Halt, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin};
-use crate::v1::input::{Body, PageParams, Paging, Query};
+use crate::v1::input::{Body, PageParams, Paging, Query, require};
 use crate::v1::trial::{Trial, Tried};
 
 /// The cycle to be closed.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Divided, Dividing, OfPlan, acting, entry, held_scope, require, roll_over};
+use super::{Divided, Dividing, OfPlan, acting, entry, held_scope, roll_over};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -12,7 +12,7 @@ use crate::model::scope::{Scope, ScopeType};
 use crate::model::text::Description;
 use crate::v1::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404};
 use crate::v1::call::{Call, CopilotAdmin};
-use crate::v1::input::{Body, PageParams, Paging, Path, Query};
+use crate::v1::input::{Body, PageParams, Paging, Path, Query, require};
 use crate::v1::trial::{Trial, Tried};
 
 const TABLE: &str = "Alchemi_CopilotBudgetOverrideTable";

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Dividing, PLAN_NOT_FOUND, entry, require, require_kept, roll_over};
+use super::{Dividing, PLAN_NOT_FOUND, entry, require_kept, roll_over};
 use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::audit::Action;
@@ -12,7 +12,7 @@ use crate::model::text::Name;
 use crate::problem::Problem;
 use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin, IfMatch};
-use crate::v1::input::{Body, PageParams, Paging, Path, Query};
+use crate::v1::input::{Body, PageParams, Paging, Path, Query, require};
 use crate::v1::trial::{Trial, Tried};
 
 const TABLE: &str = "Alchemi_CopilotBudgetPlanTable";

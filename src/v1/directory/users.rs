@@ -12,6 +12,7 @@ use crate::model::directory::{IdentityLookup, Team, User, UserStatus};
 use crate::model::field::Field;
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::text::{Email, Name, blank_is_none};
+use crate::policy::Denial;
 use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::{StoreError, Tx};
@@ -53,7 +54,8 @@ pub struct UserChange {
     #[serde(default)]
     #[schema(value_type = Option<Name>)]
     identity_user_id: Field<Name>,
-    /// A suspended user is refused on the data plane.
+    /// A suspended user is refused on the data plane; an admin who is one changes no users,
+    /// themselves neither.
     #[serde(default)]
     #[schema(value_type = Option<UserStatus>)]
     status: Field<UserStatus>,
@@ -109,7 +111,7 @@ pub async fn create_user(call: Call<DomainAdmin>, Body(new): Body<NewUser>) -> O
     if new.email.is_none() && new.identity_user_id.is_none() {
         return Err(unidentified().into());
     }
-    let (domain, mut tx) = (call.guard.0, call.begin().await?);
+    let (domain, mut tx) = (call.guard.0, begin_unsuspended(&call).await?);
     let plan = if new.team_ids.is_empty() { None } else { held_plan(&mut tx, domain).await? };
     for team in &new.team_ids {
         hold_scope(&mut tx, domain, &Scope::new(ScopeType::Team, team.as_str())).await?;
@@ -183,7 +185,7 @@ pub async fn update_user(
     Path(AtUser { user_id: id }): Path<AtUser>,
     Body(change): Body<UserChange>,
 ) -> Outcome {
-    let mut tx = call.begin().await?;
+    let mut tx = begin_unsuspended(&call).await?;
     let before = tx.hold_user(call.guard.0, &id).await?.ok_or_else(|| no_user(&call))?;
     call.expects(before.version)?;
     let mut user = before.clone();
@@ -206,12 +208,25 @@ pub async fn update_user(
 #[utoipa::path(delete, path = "/v1/{domain}/users/{user_id}", tag = "directory", params(AtUser, IfMatch),
     responses((status = 200, description = "Removed", body = Deleted), Refusals))]
 pub async fn delete_user(call: Call<DomainAdmin>, Path(AtUser { user_id: id }): Path<AtUser>) -> Outcome {
-    let mut tx = call.begin().await?;
+    let mut tx = begin_unsuspended(&call).await?;
     let user = tx.hold_user(call.guard.0, &id).await?.ok_or_else(|| no_user(&call))?;
     call.expects(user.version)?;
     let uprooted = tx.delete_user(user.domain, &id).await?;
     tx.audit(entry(Action::Delete, &user), Some(&user), &uprooted).await?;
     call.done(tx, &Deleted { deleted: true }).await
+}
+
+/// A transaction that may change users. An admin who is suspended as a user of the domain does
+/// not get one: they could restore themselves, or make themselves another row.
+async fn begin_unsuspended(call: &Call<DomainAdmin>) -> Result<Tx<Tenant>, Halt> {
+    let mut tx = call.begin().await?;
+    let actor = call.context.actor();
+    let place =
+        tx.placement(call.guard.0, &actor.subject, actor.email.as_deref(), None).await.map_err(Problem::from)?;
+    if place.status == Some(UserStatus::Suspended) && !call.context.is_super_admin() {
+        return Err(Problem::from(Denial::UserSuspended).into());
+    }
+    Ok(tx)
 }
 
 fn no_user(call: &Call<DomainAdmin>) -> Problem {
