@@ -14,8 +14,10 @@ use serde::{Deserialize, Deserializer};
 use url::{Host, Url};
 
 mod resolver;
+mod trust;
 
 pub use resolver::{Lookup, client};
+pub use trust::with_trust_store;
 
 /// Longest URL, in bytes.
 const MAX_LEN: usize = 2048;

@@ -7,7 +7,7 @@ use reqwest::{Client, RequestBuilder, redirect};
 use url::Url;
 
 use super::config::{IdentityConfigError, is_secure};
-use crate::outbound::is_loopback;
+use crate::outbound::{is_loopback, with_trust_store};
 
 /// The most time that one exchange with an issuer may take, discovery included.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +56,8 @@ impl Fetcher {
     pub(super) fn new(issuer: Url, internal: Option<Url>) -> Result<Self, IdentityConfigError> {
         let target = internal.as_ref().unwrap_or(&issuer);
         // HTTP/1.1 only, so that the `Host` header says which instance is meant.
-        let mut builder = Client::builder().redirect(redirect::Policy::none()).timeout(TIMEOUT).http1_only();
+        let builder = with_trust_store(Client::builder());
+        let mut builder = builder.redirect(redirect::Policy::none()).timeout(TIMEOUT).http1_only();
         if is_loopback(target) {
             builder = builder.no_proxy();
         }

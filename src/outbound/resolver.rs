@@ -43,7 +43,7 @@ impl std::fmt::Debug for Lookup {
 /// admit, by no proxy, and follows no redirect. A URL is given to
 /// [`OutboundRules::check`] first: literal addresses are not looked up.
 pub fn client(rules: OutboundRules, lookup: Lookup) -> ClientBuilder {
-    reqwest::Client::builder()
+    super::with_trust_store(reqwest::Client::builder())
         .no_proxy()
         .redirect(redirect::Policy::none())
         .dns_resolver(Arc::new(Guarded { rules, lookup }))

@@ -17,7 +17,7 @@ use super::error::{Code, Error};
 use super::metrics::{ManagementMetrics, Operation};
 use super::token::{Basic, TokenSource};
 use crate::clock::{SharedClock, Timestamp};
-use crate::outbound::is_loopback;
+use crate::outbound::{is_loopback, with_trust_store};
 
 /// Largest answer that is read: a page of a thousand users.
 const MAX_ANSWER: usize = 8 * 1024 * 1024;
@@ -146,7 +146,7 @@ impl Transport {
         let Some(credential) = config.credential()? else { return Ok(None) };
         let address = config.address(issuer)?.ok_or(ManagementConfigError::NoUrl)?;
         // No redirects: the token stays with the address. HTTP/1.1, so that `Host` says which instance is meant.
-        let mut builder = Client::builder()
+        let mut builder = with_trust_store(Client::builder())
             .redirect(redirect::Policy::none())
             .timeout(Duration::from_secs(config.timeout_seconds))
             .http1_only();
