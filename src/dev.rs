@@ -13,7 +13,7 @@ pub mod upstream;
 
 use std::net::SocketAddr;
 
-pub use issuer::{DevIssuer, DevUser, Org};
+pub use issuer::{DevIssuer, DevKey, DevUser, Org};
 pub use upstream::{Behaviour, DevUpstream, UpstreamOptions};
 
 /// Why a stand-in did not start or could not answer its owner.

@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 pub use self::claims::{DevUser, Org};
 use self::claims::{Session, sign_in_scope};
+pub use self::keys::DevKey;
 use self::keys::{KeyRing, SigningKey};
 use super::DevError;
 use super::listener::{self, Serving};
@@ -114,6 +115,19 @@ impl DevIssuer {
     /// [`DevError::NotLoopback`] for any other address, [`DevError::Listen`] when
     /// it is taken, [`DevError::Signing`] when no key can be made.
     pub async fn start(listen: SocketAddr, clock: SharedClock, ids: Arc<dyn IdSource>) -> Result<Self, DevError> {
+        Self::start_with(listen, clock, ids, DevKey::generate()?).await
+    }
+
+    /// The same with an RSA key that is there already.
+    ///
+    /// # Errors
+    /// As [`DevIssuer::start`].
+    pub async fn start_with(
+        listen: SocketAddr,
+        clock: SharedClock,
+        ids: Arc<dyn IdSource>,
+        key: DevKey,
+    ) -> Result<Self, DevError> {
         let (listener, bound) = listener::bind(listen).await?;
         let state = Arc::new(State {
             url: format!("http://{bound}"),
@@ -124,7 +138,7 @@ impl DevIssuer {
             ids,
             desk: Mutex::default(),
         });
-        state.rotate()?;
+        state.rotate_to(key)?;
         let serving = Serving::start(listener, endpoints::router(Arc::clone(&state)));
         Ok(Self { state, _serving: serving })
     }
@@ -216,7 +230,7 @@ impl DevIssuer {
     /// # Errors
     /// [`DevError::Signing`] when no key can be made.
     pub fn rotate(&self) -> Result<(), DevError> {
-        self.state.rotate()
+        self.state.rotate_to(DevKey::generate()?)
     }
 
     /// Withdraws the keys that no longer sign: their tokens stop verifying.
@@ -230,8 +244,8 @@ impl State {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn rotate(&self) -> Result<(), DevError> {
-        let rsa = SigningKey::rsa(self.snowflake())?;
+    fn rotate_to(&self, key: DevKey) -> Result<(), DevError> {
+        let rsa = SigningKey::rsa(self.snowflake(), key)?;
         let ec = SigningKey::ec(self.snowflake())?;
         let mut desk = self.desk();
         desk.keys.activate(rsa);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::{Backend, Gateway, Person, backends};
+use crate::common::{Backend, Gateway, Person, backends, empty_backends};
 use crate::process::{Ended, Place};
 
 /// The command line on the database of a test.
@@ -24,7 +24,7 @@ fn refused(ended: &Ended, status: i32, words: &str) {
 
 #[tokio::test]
 async fn migrations_are_applied_once_and_can_be_printed() {
-    for backend in backends().await {
+    for backend in empty_backends().await {
         let folder = tempfile::tempdir().unwrap();
         let url = backend.url(folder.path());
         let place = on(&url);

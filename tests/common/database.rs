@@ -1,9 +1,12 @@
 //! The databases that a test runs on, and a second way into them for assertions.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use alchemi::store::migrate;
 use serde_json::{Map, Value};
-use sqlx::{AssertSqlSafe, Column, Decode, Type};
+use sqlx::{AssertSqlSafe, Column, Connection as _, Decode, Executor as _, PgConnection, Type};
+use tokio::sync::OnceCell;
 
 use super::postgres;
 
@@ -12,14 +15,38 @@ use super::postgres;
 pub(crate) enum Backend {
     /// A file in the gateway's own folder.
     Sqlite,
-    /// The database with this URL, fresh and empty.
+    /// The database with this URL, which nobody else uses.
     Postgres(String),
 }
 
-/// Each database that there is: SQLite always, PostgreSQL as [`postgres::database`] says.
+/// Each database that there is: SQLite always, PostgreSQL as [`postgres::database`] says, with
+/// the tables of this version, and no rows.
 pub(crate) async fn backends() -> Vec<Backend> {
+    let postgres = migrated_database().await.map(Backend::Postgres);
+    [Some(Backend::Sqlite), postgres].into_iter().flatten().collect()
+}
+
+/// The same, with nothing in them.
+pub(crate) async fn empty_backends() -> Vec<Backend> {
     let postgres = postgres::database().await.map(Backend::Postgres);
     [Some(Backend::Sqlite), postgres].into_iter().flatten().collect()
+}
+
+/// As [`postgres::database`], with the tables of this version in it: a copy, because making them takes longer.
+pub(crate) async fn migrated_database() -> Option<String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    let server = postgres::url()?;
+    let template = TEMPLATE.get_or_init(async || {
+        let name = format!("alchemi_template_{}", std::process::id());
+        let url = postgres::create(server, &name, "template1").await.expect("no template on PostgreSQL");
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        connection.execute(AssertSqlSafe(migrate::print("postgres").unwrap())).await.unwrap();
+        connection.close().await.unwrap();
+        name
+    });
+    let name = format!("alchemi_copy_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    Some(postgres::create(server, &name, template.await).await.expect("no database on PostgreSQL for the test"))
 }
 
 /// A row as JSON, by the names of its columns.

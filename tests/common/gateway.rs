@@ -1,12 +1,12 @@
 //! The gateway itself, with an issuer and an upstream of its own.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use alchemi::config::Config;
 use alchemi::dev::upstream::{Model, Recorded};
-use alchemi::dev::{DevIssuer, DevUpstream, DevUser, Org, UpstreamOptions};
+use alchemi::dev::{DevIssuer, DevKey, DevUpstream, DevUser, Org, UpstreamOptions};
 use alchemi::server::{Server, Stopped, Surroundings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -14,6 +14,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::Client;
 use super::database::{Backend, Database, Row};
+
+/// One key for the issuers of this process: making one takes longer than many a test.
+pub(crate) fn issuer_key() -> DevKey {
+    static KEY: OnceLock<DevKey> = OnceLock::new();
+    KEY.get_or_init(|| DevKey::generate().unwrap()).clone()
+}
 
 /// The operator's key.
 pub(crate) const MASTER_KEY: &str = "operator-key-of-the-tests-0123456789";
@@ -112,7 +118,7 @@ impl Gateway {
     ) -> Self {
         let loopback = "127.0.0.1:0".parse().unwrap();
         let (clock, ids) = (Arc::clone(&surroundings.clock), Arc::clone(&surroundings.ids));
-        let issuer = Arc::new(DevIssuer::start(loopback, clock, ids).await.unwrap());
+        let issuer = Arc::new(DevIssuer::start_with(loopback, clock, ids, issuer_key()).await.unwrap());
         let upstream = Arc::new(DevUpstream::start(upstream_options()).await.unwrap());
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let database_url = backend.url(folder.path());

@@ -10,5 +10,5 @@ pub(crate) mod process;
 pub(crate) mod zitadel;
 
 pub(crate) use client::{Client, Reply};
-pub(crate) use database::{Backend, Row, backends};
-pub(crate) use gateway::{Gateway, MASTER_KEY, Person, UPSTREAM_KEY};
+pub(crate) use database::{Backend, Row, backends, empty_backends};
+pub(crate) use gateway::{Gateway, MASTER_KEY, Person, UPSTREAM_KEY, issuer_key};

@@ -21,18 +21,28 @@ const NOT_INSTALLED: i32 = 3;
 /// When a server should be there and is not, with the reason.
 pub(crate) async fn database() -> Option<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let server = server().as_ref().expect("no PostgreSQL for the tests").as_ref()?;
     let name = format!("alchemi_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    Some(create(&server.url, &name).await.expect("no database on PostgreSQL for the test"))
+    Some(create(url()?, &name, "template1").await.expect("no database on PostgreSQL for the test"))
 }
 
-/// Creates a database; gives its URL.
-async fn create(server: &str, name: &str) -> Result<String, Box<dyn Error>> {
+/// Where the server is, if there is one.
+///
+/// # Panics
+/// When one should be there and is not, with the reason.
+pub(crate) fn url() -> Option<&'static str> {
+    server().as_ref().expect("no PostgreSQL for the tests").as_ref().map(|server| &*server.url)
+}
+
+/// Creates a database as a copy of another; gives its URL.
+///
+/// # Errors
+/// What the server says.
+pub(crate) async fn create(server: &str, name: &str, template: &str) -> Result<String, Box<dyn Error>> {
     let mut url: url::Url = server.parse()?;
     let mut connection = PgConnection::connect(server).await?;
     // Another run may have had the same process id on a server that outlives both.
     connection.execute(AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name}"))).await?;
-    connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await?;
+    connection.execute(AssertSqlSafe(format!("CREATE DATABASE {name} TEMPLATE {template}"))).await?;
     connection.close().await?;
     url.set_path(name);
     Ok(url.into())

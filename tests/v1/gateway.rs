@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, SqliteConnection};
 use tower::ServiceExt as _;
 
+use crate::common::issuer_key;
+
 pub(crate) struct Gateway {
     pub(crate) store: Store,
     router: Router,
@@ -73,7 +75,7 @@ async fn started<C: Clock>(clock: impl Fn() -> Arc<C>, shape: impl Fn(App) -> Ap
     let sqlite = format!("sqlite:{}", folder.path().join("alchemi.db").display());
     let one = clock();
     let mut gateways = vec![(Gateway::start(sqlite, folder, one.clone(), &shape).await, one)];
-    if let Some(url) = crate::common::postgres::database().await {
+    if let Some(url) = crate::common::database::migrated_database().await {
         let one = clock();
         gateways.push((Gateway::start(url, tempfile::tempdir().unwrap(), one.clone(), &shape).await, one));
     }
@@ -86,7 +88,8 @@ impl Gateway {
         let store = Store::open(&database, Arc::clone(&clock), Arc::new(RandomIds)).await.unwrap();
         migrate::apply(&store).await.unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let issuer = DevIssuer::start(listen, Arc::clone(&clock), Arc::new(RandomIds)).await.unwrap();
+        let issuer =
+            DevIssuer::start_with(listen, Arc::clone(&clock), Arc::new(RandomIds), issuer_key()).await.unwrap();
         let config = IdentityConfig {
             issuers: vec![IssuerConfig::at(issuer.url())],
             project_id: Some(issuer.project_id().to_owned()),

@@ -19,14 +19,35 @@ pub(super) struct SigningKey {
     public: Jwk,
 }
 
-impl SigningKey {
-    /// A fresh RSA key of 2048 bits, for RS256.
-    pub(super) fn rsa(kid: String) -> Result<Self, DevError> {
+/// An RSA key of 2048 bits for an issuer: making one takes longer than everything else at its
+/// start, and issuers of tests may share it.
+#[derive(Clone)]
+pub struct DevKey(EncodingKey);
+
+impl DevKey {
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// [`DevError::Signing`] when none can be made.
+    pub fn generate() -> Result<Self, DevError> {
         let pair = RsaKeyPair::generate(KeySize::Rsa2048).map_err(unusable)?;
         let der = pair.as_der().map_err(unusable)?;
         let body = STANDARD.encode(der.as_ref());
         let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
-        Self::new(Algorithm::RS256, kid, EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(unusable)?)
+        EncodingKey::from_rsa_pem(pem.as_bytes()).map(Self).map_err(unusable)
+    }
+}
+
+impl std::fmt::Debug for DevKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DevKey")
+    }
+}
+
+impl SigningKey {
+    /// An RSA key, for RS256.
+    pub(super) fn rsa(kid: String, key: DevKey) -> Result<Self, DevError> {
+        Self::new(Algorithm::RS256, kid, key.0)
     }
 
     /// A fresh P-256 key, for ES256.
