@@ -55,8 +55,8 @@ pub struct Identity(Arc<Inner>);
 
 struct Inner {
     issuers: Vec<Arc<Issuer>>,
-    /// One for each issuer that can be asked; the first is asked about opaque tokens, which do not
-    /// say whose they are: an issuer that is shown another's could use it.
+    /// One for each issuer that can be asked. Opaque tokens do not say whose they are, and an issuer
+    /// that is shown another's could use it: they are the first issuer's.
     introspectors: Vec<Introspector>,
     introspect_all: bool,
     reading: Arc<Reading>,
@@ -326,16 +326,14 @@ impl Inner {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
         let signed = self.verify_signature(token).await?;
         let verified = self.access_token(&signed)?;
-        let (verified, until) = match self.introspector_of(&signed.issuer.url) {
-            Some(introspector) if self.introspect_all => {
-                let answer = introspector.ask(token, digest).await?;
-                let until = answer.until.min(verified.expires_at());
-                (verified.with_scopes_of(&*answer.outcome?), until)
-            }
-            _ => {
-                let until = verified.expires_at();
-                (verified, until)
-            }
+        let (verified, until) = if self.introspect_all {
+            let introspector = self.introspector_of(&signed.issuer.url).ok_or(IdentityError::Unavailable)?;
+            let answer = introspector.ask(token, digest).await?;
+            let until = answer.until.min(verified.expires_at());
+            (verified.with_scopes_of(&*answer.outcome?), until)
+        } else {
+            let until = verified.expires_at();
+            (verified, until)
         };
         let entry = self.remember(digest, Arc::new(verified), until, Some(signed.key));
         // After it was remembered, so that an end that came meanwhile is not missed.
@@ -348,7 +346,8 @@ impl Inner {
 
     async fn verify_opaque(&self, token: &str, digest: Digest) -> Result<Arc<Entry>, IdentityError> {
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
-        let introspector = self.introspectors.first().ok_or(Flaw::OpaqueNotAccepted)?;
+        let first = self.issuers.first().and_then(|issuer| self.introspector_of(&issuer.url));
+        let introspector = first.ok_or(Flaw::OpaqueNotAccepted)?;
         if !is_credential(token) {
             return Err(Flaw::Malformed.into());
         }

@@ -158,6 +158,14 @@ impl IssuerConfig {
     pub fn at(url: impl Into<String>) -> Self {
         Self { url: url.into(), ..Self::default() }
     }
+
+    fn asker(&self) -> Asker<'_> {
+        Asker {
+            client_id: self.introspection_client_id.as_deref(),
+            client_secret: self.introspection_client_secret.as_ref(),
+            key_file: self.introspection_key_file.as_deref(),
+        }
+    }
 }
 
 /// Where a token's scopes come from. Zitadel's JWT access tokens carry none.
@@ -271,11 +279,19 @@ impl IdentityConfig {
         if let Some(flaw) = askers.iter().find_map(Asker::flaw) {
             return Err(IdentityConfigError::Introspection(flaw));
         }
-        let everybody = self.introspects() && askers.iter().all(|asker| !asker.is_nobody());
+        let first_says = self.issuers.first().is_some_and(|issuer| !issuer.asker().is_nobody());
+        if first_says && !self.general_asker().is_nobody() {
+            return Err(IdentityConfigError::Introspection(
+                "introspection_client_id and the like say as whom the first issuer is asked, and so do its own: set \
+                 one of both",
+            ));
+        }
+        let everybody = !askers.is_empty() && askers.iter().all(|asker| !asker.is_nobody());
+        let somebody = askers.iter().any(|asker| !asker.is_nobody());
         let flaw = if self.scopes_source == ScopesSource::Introspection && !everybody {
             "scopes_source = \"introspection\" needs introspection_client_id and introspection_client_secret, or \
              introspection_key_file; of several issuers, those of each (issuers.introspection_client_id)"
-        } else if self.revalidate.probability > 0.0 && !self.introspects() {
+        } else if self.revalidate.probability > 0.0 && !somebody {
             "revalidate needs introspection_client_id and introspection_client_secret, or introspection_key_file"
         } else {
             return Ok(());
@@ -286,21 +302,16 @@ impl IdentityConfig {
     /// As whom an issuer is asked about tokens: as it says itself, the first one else as is
     /// said in general.
     pub(super) fn asker(&self, issuer: usize) -> Asker<'_> {
-        let own = self.issuers.get(issuer).map(|issuer| Asker {
-            client_id: issuer.introspection_client_id.as_deref(),
-            client_secret: issuer.introspection_client_secret.as_ref(),
-            key_file: issuer.introspection_key_file.as_deref(),
-        });
-        match own.filter(|asker| !asker.is_nobody()) {
+        match self.issuers.get(issuer).map(IssuerConfig::asker).filter(|asker| !asker.is_nobody()) {
             Some(own) => own,
             None if issuer == 0 => self.general_asker(),
             None => Asker::default(),
         }
     }
 
-    /// Whether opaque tokens can be asked about.
+    /// Whether opaque tokens can be asked about: they are the first issuer's.
     pub fn introspects(&self) -> bool {
-        (0..self.issuers.len()).any(|n| !self.asker(n).is_nobody())
+        !self.issuers.is_empty() && !self.asker(0).is_nobody()
     }
 
     fn general_asker(&self) -> Asker<'_> {

@@ -155,6 +155,12 @@ async fn each_issuer_is_asked_about_its_own_tokens_alone() {
     let expected = base64::engine::general_purpose::STANDARD.encode("other:hidden");
     assert_eq!(headers["authorization"], format!("Basic {expected}"));
 
+    // Said twice for the first, it is not clear which holds.
+    let mut twice = config.clone();
+    twice.issuers[0].introspection_client_id = Some("again".to_owned());
+    twice.issuers[0].introspection_client_secret = Some("hidden".into());
+    assert!(twice.check().unwrap_err().to_string().contains("set one of both"));
+
     // What does not say whose it is goes to the first, and to nobody else.
     active(&second, "opaque", json!({}));
     assert_eq!(identity.verify("opaque").await.unwrap_err(), Flaw::Inactive.into());
@@ -162,6 +168,18 @@ async fn each_issuer_is_asked_about_its_own_tokens_alone() {
     assert_eq!(identity.probe_introspection().await, Some(Ok(())));
     *second.knobs.introspection_down.lock().unwrap() = true;
     assert!(identity.probe_introspection().await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn an_opaque_token_is_shown_to_nobody_but_the_first_issuer() {
+    let (first, second) = (TestIssuer::start().await, TestIssuer::start().await);
+    let mut issuers = [&first, &second].map(|issuer| issuer.config().issuers.remove(0)).to_vec();
+    issuers[1].introspection_client_id = Some("other".to_owned());
+    issuers[1].introspection_client_secret = Some("hidden".into());
+    let (identity, _) = identity(&IdentityConfig { issuers, ..first.config() });
+    active(&second, "opaque", json!({}));
+    assert_eq!(identity.verify("opaque").await.unwrap_err(), Flaw::OpaqueNotAccepted.into());
+    assert_eq!(second.introspections(), 0);
 }
 
 #[tokio::test]
