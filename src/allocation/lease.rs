@@ -1,6 +1,5 @@
 //! Quota leases: slices of a chain's credits that this process has taken ahead of
-//! need, so that a warm reservation is one compare-and-swap (spec: allocations,
-//! section 3).
+//! need, so that a warm reservation is one compare-and-swap.
 //!
 //! A slice belongs to the *capped links of a chain, with their caps and
 //! windows*. Everybody who is counted under the same ones draws on the same slice;
@@ -49,7 +48,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -142,6 +141,8 @@ struct Shared {
     /// When this one was last heard of, in microseconds.
     renewed_at: AtomicI64,
     watch: Mutex<Watch>,
+    /// Which database the leases are of.
+    database: OnceLock<String>,
     errands: mpsc::UnboundedSender<Errand>,
     /// Where it is noted which holder's requests are in it.
     journal: Option<Journal>,
@@ -200,6 +201,7 @@ impl Leases {
             holder: RwLock::new(Arc::from("")),
             renewed_at: AtomicI64::new(i64::MIN),
             watch: Mutex::default(),
+            database: OnceLock::new(),
             errands,
             journal,
             counts: Counts::default(),

@@ -10,8 +10,8 @@ use super::segment::{self, Boot, Head};
 #[derive(Debug, Default)]
 pub struct Recovery {
     segments: Vec<Recovered>,
-    /// Something of ours stays unread.
-    unread: bool,
+    /// Files that stay unread.
+    unread: usize,
     /// The next segment's number.
     pub(super) next: u64,
 }
@@ -49,14 +49,14 @@ impl Recovery {
     /// Looks at the folder's files. What is of a later format, or of no format of ours, stays as
     /// it is and is reported; so is what the system cannot read.
     pub(super) fn of(folder: &Path, boot: &Boot) -> io::Result<Self> {
-        let mut recovery = Self { segments: Vec::new(), unread: false, next: 1 };
+        let mut recovery = Self { segments: Vec::new(), unread: 0, next: 1 };
         for (number, path) in segment::list(folder)? {
             recovery.next = recovery.next.max(number.saturating_add(1));
             match Recovered::of(path.clone(), boot) {
                 Ok(Some(recovered)) => recovery.segments.push(recovered),
-                Ok(None) => recovery.unread = true,
+                Ok(None) => recovery.unread += 1,
                 Err(error) => {
-                    recovery.unread = true;
+                    recovery.unread += 1;
                     tracing::error!(file = %path.display(), %error, "a segment of the journal cannot be read and stays");
                 }
             }
@@ -72,15 +72,21 @@ impl Recovery {
     /// Whether the kernel kept everything: it has run since every segment was written, and none
     /// stays unread.
     pub fn is_complete(&self) -> bool {
-        !self.unread && self.segments.iter().all(|segment| segment.same_boot)
+        self.unread == 0 && self.segments.iter().all(|segment| segment.same_boot)
     }
 
-    /// Removes the segments, once all that is in them is somewhere else.
+    /// Files of a later format, of none of ours, or that the system cannot read.
+    pub fn unread(&self) -> usize {
+        self.unread
+    }
+
+    /// Removes the segments, once all that is in them is somewhere else, but for those that `stay`.
     ///
     /// # Errors
     /// When a file cannot be removed; it will be read again.
-    pub fn remove(self) -> io::Result<()> {
-        self.segments.iter().try_for_each(|segment| std::fs::remove_file(&segment.path))
+    pub fn remove(self, stay: &[PathBuf]) -> io::Result<()> {
+        let mut gone = self.segments.iter().filter(|segment| !stay.contains(&segment.path));
+        gone.try_for_each(|segment| std::fs::remove_file(&segment.path))
     }
 }
 

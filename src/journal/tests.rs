@@ -75,7 +75,7 @@ fn what_was_begun_is_there_at_once_and_what_was_finished_soon() {
     assert!(recovery.is_complete(), "the kernel still runs");
     let _three = begin(&journal, "three");
     assert_eq!(found(&recovery), all);
-    recovery.remove().unwrap();
+    recovery.remove(&[]).unwrap();
     assert_eq!(after_kill(folder.path()), own(&[(Kind::Begin, "three")]));
 }
 

@@ -1,6 +1,7 @@
 //! What an earlier process left in the journal goes into the ledger, before anything is served.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use super::settler::Books;
 use crate::allocation::record::{Note, Replay, VERSION};
@@ -47,24 +48,26 @@ pub async fn replay(
     whole: bool,
 ) -> Result<Replayed, StoreError> {
     let complete = whole && recovery.is_complete();
+    let unread = recovery.unread();
     if recovery.segments().is_empty() {
-        return Ok(Replayed { complete, ..Replayed::default() });
+        return Ok(Replayed { complete, left: unread, ..Replayed::default() });
     }
     let database = store.read(&Granted::system()).await?.database_id().await?;
     let mut reading = Reading::into(store, database, complete);
     for segment in recovery.segments() {
         reading.read(segment).await;
     }
-    let Reading { done, holders, stays, .. } = reading.end(clock.now()).await;
+    let Reading { mut done, holders, stays, foreign, .. } = reading.end(clock.now()).await;
     let Replayed { finished, unsettled, failed, complete, .. } = done;
-    tracing::warn!(finished, unsettled, failed, complete, "the journal of an earlier process is in the ledger");
+    // What a segment of ours lacks may stand in another of ours, never in one for another database.
+    let all_stay = failed > 0 || stays;
+    done.left = unread + if all_stay { recovery.segments().len() } else { foreign.len() };
+    let left = done.left;
+    tracing::warn!(finished, unsettled, failed, complete, left, "the journal of an earlier process is in the ledger");
     for holder in &holders {
         end_leases(store, holder, if complete && failed == 0 { LostLease::Release } else { lost }).await?;
     }
-    if failed > 0 || stays {
-        return Ok(Replayed { left: recovery.segments().len(), ..done });
-    }
-    if let Err(error) = recovery.remove() {
+    if !all_stay && let Err(error) = recovery.remove(&foreign) {
         tracing::warn!(%error, "a segment of the journal cannot be removed; it is read again at the next start");
     }
     Ok(done)
@@ -80,6 +83,8 @@ struct Reading {
     holders: BTreeSet<String>,
     /// Something in the segments is for another time.
     stays: bool,
+    /// Segments that were written for another database.
+    foreign: Vec<PathBuf>,
     done: Replayed,
 }
 
@@ -87,7 +92,8 @@ impl Reading {
     fn into(store: &Store, database: String, complete: bool) -> Self {
         let done = Replayed { complete, ..Replayed::default() };
         let (found, batch, holders) = (Replay::default(), Vec::with_capacity(BATCH), BTreeSet::new());
-        Self { books: Books::of(store.clone()), database, found, batch, holders, stays: false, done }
+        let (books, foreign) = (Books::of(store.clone()), Vec::new());
+        Self { books, database, found, batch, holders, stays: false, foreign, done }
     }
 
     async fn read(&mut self, segment: &Recovered) {
@@ -105,9 +111,9 @@ impl Reading {
             tracing::error!(
                 %file,
                 "a segment of the journal was written for another database and stays: give this gateway a data_dir of \
-                 its own, and start one with the other database on what is here"
+                 its own, and start one with the other database on what is here; if that is gone, remove the file"
             );
-            self.stays = true;
+            self.foreign.push(segment.path().to_owned());
             return;
         }
         self.holders.extend(notes().map(|note| note.holder).filter(|holder| !holder.is_empty()).map(str::to_owned));
@@ -265,7 +271,14 @@ mod tests {
             assert_eq!(elsewhere, Replayed { complete: true, left: 1, ..Replayed::default() });
             let mut tx = other.store.read(&Granted::system()).await.unwrap();
             assert_eq!(tx.ledger().await, []);
-            again(&fresh, folder.path()).await;
+            // Beside it, what was written for the one that is there is booked and goes.
+            let beside = other.account("Beta").await;
+            killed(&other, &beside, folder.path()).await;
+            let mixed = again(&other, folder.path()).await;
+            assert_eq!(mixed, Replayed { finished: 1, unsettled: 1, complete: true, left: 1, ..Replayed::default() });
+            assert_eq!(counter(&other, &beside).await, (2 + 4, 0));
+            let done = Replayed { finished: 1, unsettled: 1, complete: true, ..Replayed::default() };
+            assert_eq!(again(&fresh, folder.path()).await, done);
             assert_eq!(counter(&fresh, &account).await, (2 + 4, 0));
         }
     }

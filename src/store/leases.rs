@@ -239,14 +239,6 @@ impl Tx<Tenant> {
 }
 
 impl Tx<Platform> {
-    /// Which database this is, by the name that its migrations gave it.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn database_id(&mut self) -> Result<String> {
-        on!(self, |c| sqlx::query_scalar(r#"SELECT id FROM "Alchemi_DatabaseTable""#).fetch_one(c).await)
-    }
-
     /// Notes a process that will take leases.
     ///
     /// # Errors

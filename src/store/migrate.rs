@@ -7,7 +7,8 @@
 use aws_lc_rs::digest;
 use sqlx::AssertSqlSafe;
 
-use super::{Inner, Result, Store, StoreError, dialect};
+use super::{Inner, Result, Store, StoreError, Tx, dialect, on};
+use crate::context::Platform;
 
 /// What to do about migrations when a process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -192,6 +193,16 @@ macro_rules! each {
             }
         }
     };
+}
+
+impl Tx<Platform> {
+    /// Which database this is, by the name that its migrations gave it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn database_id(&mut self) -> Result<String> {
+        on!(self, |c| sqlx::query_scalar(r#"SELECT id FROM "Alchemi_DatabaseTable""#).fetch_one(c).await)
+    }
 }
 
 async fn run(tx: &mut Inner, sql: &'static str) -> Result<()> {

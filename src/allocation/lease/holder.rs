@@ -68,6 +68,10 @@ impl Leases {
             tx.fence_other_lease_holders(&holder).await?;
         }
         let database = tx.database_id().await?;
+        if *self.0.database.get_or_init(|| database.clone()) != database {
+            let detail = "the database was replaced while this gateway runs: start it anew";
+            return Err(StoreError::Setup(detail.to_owned()));
+        }
         tx.commit().await?;
         // Before the first request under it: where it cannot be noted now, the next segment has it.
         if let Some(journal) = &self.0.journal {
