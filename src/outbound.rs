@@ -163,9 +163,15 @@ fn embedded(ip: IpAddr) -> IpAddr {
 /// Whether a URL leads to this machine by what it says: `localhost`, a name below it, or an
 /// address of the loopback interface. Plain HTTP can be read by nobody else there.
 pub fn is_loopback(url: &Url) -> bool {
-    url.host().is_some_and(|host| is_loopback_host(&host))
+    url.host().is_some_and(|host| match host {
+        Host::Ipv4(ip) => ip.is_loopback(),
+        // Not what a translator on the way would make of it: that leaves this machine.
+        Host::Ipv6(ip) => ip.to_canonical().is_loopback(),
+        Host::Domain(name) => ends_in(name, "localhost"),
+    })
 }
 
+/// The same to be refused: whatever may lead there.
 fn is_loopback_host(host: &Host<&str>) -> bool {
     match host {
         Host::Ipv4(ip) => ip.is_loopback(),
@@ -197,6 +203,22 @@ mod tests {
     use super::*;
 
     const STRICT: OutboundRules = OutboundRules { allow_loopback: false, allow_networks: Vec::new() };
+
+    #[test]
+    fn plain_http_is_for_what_surely_stays_here() {
+        for (host, stays) in [
+            ("localhost", true),
+            ("api.localhost", true),
+            ("127.0.0.1", true),
+            ("[::1]", true),
+            ("[::ffff:127.0.0.1]", true),
+            ("[64:ff9b::7f00:1]", false),
+            ("localhost.example.com", false),
+            ("10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(&format!("http://{host}/").parse().unwrap()), stays, "{host}");
+        }
+    }
 
     #[test]
     fn what_leads_inside_is_refused_in_every_spelling() {
