@@ -49,7 +49,7 @@ pub struct Ask {
     pub size: AskSize,
 }
 
-/// What an estimate is made from (spec: allocations, section 2).
+/// What an estimate is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AskSize {
     /// Estimated input tokens.

@@ -1,5 +1,4 @@
-//! What a finished request is charged, and how that is known (spec: data plane,
-//! section 7). One pure function, [`charge`].
+//! What a finished request is charged, and how that is known. One pure function, [`charge`].
 
 use std::fmt;
 use std::str::FromStr;

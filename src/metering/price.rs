@@ -70,7 +70,7 @@ pub struct ModelPrice {
     pub max_output: Option<u64>,
 }
 
-/// An estimate of what a request will use (spec: allocations, section 2).
+/// An estimate of what a request will use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
     /// Input as counted, output at its bound.

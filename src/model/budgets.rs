@@ -369,6 +369,16 @@ impl EffectiveAllocation {
         self.effective.saturating_add(self.overflow_cap.unwrap_or_default())
     }
 
+    /// The most that it has without what was carried over, now or when an override of it expires.
+    pub fn most(&self) -> Credits {
+        if self.overridden && self.until.is_some() { self.fresh().max(self.base) } else { self.fresh() }
+    }
+
+    /// The least that it has, now or when an override of it expires.
+    pub fn least(&self) -> Credits {
+        if self.overridden && self.until.is_some() { self.effective.min(self.base) } else { self.effective }
+    }
+
     /// What it has without what was carried over, which the account's month was billed for before.
     pub fn fresh(&self) -> Credits {
         self.effective.saturating_sub(self.carried)

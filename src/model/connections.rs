@@ -279,10 +279,17 @@ fn check_members(
     errors: &mut Vec<FieldError>,
 ) {
     let told = if matches!(within, Holds::Secret) { &[] } else { told_by_a_description(members) };
+    // As lists of headers and variables are written: a name beside its value.
+    let named = ["name", "key", "header"].iter().find_map(|name| members.get(*name)?.as_str());
+    let names_secret = named.is_some_and(names_a_secret);
     let described = !told.is_empty();
     for (name, value) in members.iter().filter(|(name, _)| !told.contains(&name.as_str())) {
         let at = format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
-        let holds = if described && name == "servers" { Holds::Servers } else { within.member(name) };
+        let holds = match &**name {
+            "servers" if described => Holds::Servers,
+            "value" if names_secret => Holds::Secret,
+            _ => within.member(name),
+        };
         check_value(value, &at, holds, rules, errors);
     }
 }

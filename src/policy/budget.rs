@@ -1,4 +1,4 @@
-//! Which caps a request must hold (spec: allocations, section 1).
+//! Which caps a request must hold.
 
 use std::sync::Arc;
 

@@ -57,7 +57,7 @@ async fn screen_by(assigned: &Guardrails, fields: Option<&[Range<usize>]>, body:
 fn screened(assigned: &Guardrails, fields: Option<&[Range<usize>]>, body: &Bytes) -> Result<Screened, Problem> {
     let texts = match fields {
         Some(fields) => Texts::of_fields(body, fields),
-        None => Texts::of_json(std::str::from_utf8(body).unwrap_or_default()),
+        None => Texts::of_json(std::str::from_utf8(body).map_err(|_| Problem::internal())?),
     };
     if texts.tokens {
         return Err(Problem::bad_request(

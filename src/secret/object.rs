@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use url::Url;
@@ -15,37 +17,75 @@ use crate::problem::Problem;
 pub const MASK: &str = "\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}";
 
 /// Names that end so, case and separators aside, hold secrets.
-const SECRET_NAMES: [&str; 10] = [
+const SECRET_NAMES: [&str; 24] = [
     "password",
+    "passwords",
     "passwd",
     "passphrase",
+    "pwd",
     "secret",
+    "secrets",
     "token",
+    "jwt",
+    "cookie",
     "apikey",
+    "apikeys",
+    "authkey",
     "privatekey",
     "accesskey",
+    "secretkey",
+    "signingkey",
+    "clientkey",
+    "subscriptionkey",
+    "encryptionkey",
+    "sharedkey",
+    "credential",
     "credentials",
     "authorization",
 ];
 
 /// Whether a member of this name holds a secret, by how the name ends.
 pub fn names_a_secret(name: &str) -> bool {
-    let name: String = name.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_lowercase();
+    let name: String = name.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
     SECRET_NAMES.iter().any(|end| name.ends_with(end))
 }
 
-/// The name of a parameter in an address's query that holds a secret, by [`names_a_secret`].
+/// What parameters of addresses that hold secrets are called beside [`SECRET_NAMES`].
+const SECRET_PARAMETERS: [&str; 5] = ["key", "sig", "signature", "code", "auth"];
+
+/// The name of a parameter in an address's query or fragment that holds a secret, by what it is
+/// called.
 pub fn secret_in_query(url: &Url) -> Option<String> {
-    url.query_pairs().map(|(name, _)| name.into_owned()).find(|name| names_a_secret(name))
+    let secret = |name: &String| names_a_secret(name) || SECRET_PARAMETERS.contains(&&*name.to_lowercase());
+    let fragment = url::form_urlencoded::parse(url.fragment().unwrap_or_default().as_bytes());
+    url.query_pairs().chain(fragment).map(|(name, _)| name.into_owned()).find(secret)
 }
 
-/// Whether a text is what `Authorization` would carry (RFC 9110 section 11.6.2): a scheme and a
-/// token or credentials in base64.
+/// Whether a text is a secret by what stands in it: a private key (RFC 7468), or what
+/// `Authorization` would carry (RFC 9110 section 11.6.2): a scheme and a token, for `Basic` a name
+/// and a password in base64 (RFC 7617 section 2). Words are none.
 pub fn is_credentials(text: &str) -> bool {
-    let Some((scheme, rest)) = text.split_once(' ') else { return false };
-    let known = ["bearer", "basic"].iter().any(|name| scheme.eq_ignore_ascii_case(name));
+    let text = text.trim();
+    if text.contains("PRIVATE KEY-----") {
+        return true;
+    }
+    let text = match text.split_once(':') {
+        Some((name, value)) if names_a_secret(name) => value.trim(),
+        _ => text,
+    };
+    let Some((scheme, rest)) = text.split_once(char::is_whitespace) else { return false };
     let rest = rest.trim_start();
-    known && rest.len() >= 8 && !rest.contains(char::is_whitespace)
+    let token = || rest.len() >= 16 || (rest.len() >= 8 && rest.contains(|c: char| c.is_ascii_digit()));
+    let basic = || {
+        let decoded = STANDARD_NO_PAD.decode(rest.trim_end_matches('='));
+        decoded.is_ok_and(|bytes| bytes.contains(&b':'))
+    };
+    !rest.contains(char::is_whitespace)
+        && match scheme.to_ascii_lowercase().as_str() {
+            "bearer" | "token" | "apikey" | "dpop" => token(),
+            "basic" => basic(),
+            _ => false,
+        }
 }
 
 /// An object of secrets. It has no `Serialize`; its `Debug` shows names.

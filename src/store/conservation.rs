@@ -1,7 +1,7 @@
 //! The books, checked: what the ledger's rows add up to is what every counter and
 //! every roll-up says and what each account is said to have spent, what reservations and
 //! leases hold is what counters have leased, and both together are within the cap and what
-//! was used beyond holds (spec: allocations, section 4).
+//! was used beyond holds.
 //!
 //! Accounts are added up one after the other, each in a transaction of its own that
 //! reads one moment, so that requests go on being settled and no snapshot is held for

@@ -117,7 +117,7 @@ impl Tx<Tenant> {
     /// Where a subject stands: their row is the one with their identity id, else the
     /// one with their verified e-mail address that has no other identity id; their
     /// team is `team`, else the oldest membership. Without a row, or without a team,
-    /// only the broader scopes remain.
+    /// only the broader scopes remain. Who has two such rows is suspended if one of them is.
     ///
     /// # Errors
     /// [`PlacementError::TeamDenied`] when they are no member of `team`.
@@ -133,7 +133,10 @@ impl Tx<Tenant> {
         let email = email.map(str::to_lowercase);
         let placement: Option<Placement> = on!(self, |c| {
             sqlx::query_as(
-            r#"SELECT u.id AS "user", u.status, t.id AS team, t.org_id AS org FROM "Alchemi_UserTable" u
+            r#"SELECT u.id AS "user", t.id AS team, t.org_id AS org,
+               CASE WHEN EXISTS (SELECT 1 FROM "Alchemi_UserTable" s WHERE s.account_id = $1 AND s.domain = $2
+                 AND s.status = 'suspended' AND (s.identity_user_id = $3 OR (s.email = $4 AND s.identity_user_id IS NULL)))
+                 THEN 'suspended' ELSE u.status END AS status FROM "Alchemi_UserTable" u
                LEFT JOIN "Alchemi_TeamMembershipTable" m ON m.account_id = u.account_id AND m.domain = u.domain
                  AND m.user_id = u.id AND (CAST($5 AS TEXT) IS NULL OR m.team_id = CAST($5 AS TEXT))
                LEFT JOIN "Alchemi_TeamTable" t ON t.account_id = m.account_id AND t.domain = m.domain AND t.id = m.team_id

@@ -10,7 +10,7 @@ use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::audit::{Action, Label};
 use crate::model::budgets::{Commitment, OverCommit, Plan, PlanStatus, newly_exceeded};
-use crate::model::directory::{Placement, Team, User};
+use crate::model::directory::User;
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
 use crate::problem::Problem;
@@ -89,23 +89,14 @@ impl Dividing {
         Self::of(tx, plan).await
     }
 
-    /// A held plan before a user is made a member of a team; none where that promises nothing
-    /// more out of the share of the team or its org.
-    pub(super) async fn by_members(
-        tx: &mut Tx<Tenant>,
-        plan: &Plan,
-        team: &Id<Team>,
-        user: &Id<User>,
-    ) -> Result<Option<Self>, Halt> {
+    /// A held plan before a user is made a member of a team; none where they have no share, which
+    /// is all that they could bring along.
+    pub(super) async fn by_members(tx: &mut Tx<Tenant>, plan: &Plan, user: &Id<User>) -> Result<Option<Self>, Halt> {
         if plan.over_commit == OverCommit::Allow {
             return Ok(None);
         }
-        let org = tx.team(Domain::Copilot, team).await?.map(|team| team.org_id);
-        let place = Placement { user: Some(user.clone()), team: Some(team.clone()), org, status: None };
-        let given = tx.effective_allocations(&plan.id, Some(&place)).await?;
-        let has = |kinds: &[ScopeType]| given.iter().any(|a| kinds.contains(&a.scope.scope_type));
-        let both = has(&[ScopeType::User]) && has(&[ScopeType::Team, ScopeType::Org]);
-        if both { Self::of(tx, plan.clone()).await.map(Some) } else { Ok(None) }
+        let share = tx.allocation(&plan.id, &Scope::new(ScopeType::User, user.as_str())).await?;
+        if share.is_some() { Self::of(tx, plan.clone()).await.map(Some) } else { Ok(None) }
     }
 
     async fn of(tx: &mut Tx<Tenant>, plan: Plan) -> Result<Self, Halt> {

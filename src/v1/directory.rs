@@ -143,7 +143,7 @@ async fn join(
     role: Option<&str>,
 ) -> Result<Membership, Halt> {
     let dividing = match plan {
-        Some(plan) => Dividing::by_members(tx, plan, team, user).await?,
+        Some(plan) => Dividing::by_members(tx, plan, user).await?,
         None => None,
     };
     let member = tx.put_member(domain, team, user, role).await?;

@@ -20,7 +20,7 @@ pub(crate) enum Backend {
 }
 
 /// Each database that there is: SQLite always, PostgreSQL as [`postgres::database`] says, with
-/// the tables of this version, and no rows.
+/// the tables of this version, and nobody in them.
 pub(crate) async fn backends() -> Vec<Backend> {
     let postgres = migrated_database().await.map(Backend::Postgres);
     [Some(Backend::Sqlite), postgres].into_iter().flatten().collect()

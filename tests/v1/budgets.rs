@@ -1,8 +1,10 @@
 //! Account allocation, plans, allocations, overrides, renewals.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::gateway::{Client, Gateway, Reply, gateways};
+use crate::gateway::{Client, Gateway, Reply, gateways, gateways_at_rest};
 
 const BUDGETS: &str = "/budgets/copilot";
 
@@ -222,12 +224,15 @@ async fn whatever_a_plan_gives_is_promised_by_the_next_above_that_has_a_share() 
         refused(give(&admin, &strict, ("user", &loner), json!(21)).await, ("account", &account), 101);
         give(&admin, &strict, ("user", &loner), json!(20)).await.ok();
 
-        // A member of a team that has no share, by the org; of two such teams, once.
+        // A member of a team that has no share, by the org; of two such teams of it, once.
         refused(give(&admin, &strict, ("user", &ada), json!(71)).await, ("org", &org), 71);
         let second = admin.made("/copilot/teams", json!({"org_id": org, "name": "second"})).await;
         admin.post(&format!("/copilot/teams/{second}/members"), json!({"user_id": ada})).await.ok();
+        give(&admin, &strict, ("user", &ada), json!(70)).await.ok();
         give(&admin, &strict, ("user", &ada), json!(40)).await.ok();
-        // By the team as soon as it has one.
+        // By a team as soon as it has one, and by the org where she is in another of it.
+        refused(give(&admin, &strict, ("team", &team), json!(40)).await, ("org", &org), 80);
+        admin.delete(&format!("/copilot/teams/{second}/members/{ada}")).await.ok();
         give(&admin, &strict, ("team", &team), json!(70)).await.ok();
         refused(give(&admin, &strict, ("team", &second), json!(50)).await, ("org", &org), 120);
         let members = format!("/copilot/teams/{second}/members");
@@ -254,25 +259,36 @@ async fn whatever_a_plan_gives_is_promised_by_the_next_above_that_has_a_share() 
 }
 
 #[tokio::test]
-async fn a_share_that_is_taken_away_does_not_leave_too_much_behind() {
-    for gateway in gateways(|app| app).await {
+async fn what_an_override_gives_or_takes_for_a_time_is_not_built_upon() {
+    for (gateway, clock) in gateways_at_rest(|app| app).await {
         let (admin, _) = funded(&gateway).await;
         let [org, team, ada] = tree(&admin).await;
         let strict = plan(&admin, json!({"name": "2026", "over_commit": "forbid"})).await;
-        for (scope, credits) in [(("org", &*org), 70), (("team", &*team), 70), (("user", &*ada), 40)] {
-            give(&admin, &strict, scope, json!(credits)).await.ok();
-        }
-        let second = admin.made("/copilot/teams", json!({"org_id": org, "name": "without a share"})).await;
-        admin.post(&format!("/copilot/teams/{second}/members"), json!({"user_id": ada})).await.ok();
-        // Who leaves is not held back: the org promises 70 and 40 now.
-        admin.delete(&format!("/copilot/teams/{team}/members/{ada}")).await.ok();
-        let around = format!("{BUDGETS}/allocations?plan_id={strict}&scope_type=org&scope_id={org}");
-        let refused = admin.delete(&around).await;
-        let told = ["code", "scope_type", "limit", "promised"].map(|name| refused.json[name].clone());
-        assert_eq!(told, [json!("over_committed"), json!("account"), json!(100), json!(110)]);
+        let overrides = format!("{BUDGETS}/overrides");
+        let until_nine = |kind: &str, id: &str, credits: i64| {
+            json!({"plan_id": strict, "scope_type": kind, "scope_id": id, "override_credits": credits,
+                "expires_at": "2027-01-15T09:00:00Z"})
+        };
+        give(&admin, &strict, ("org", &org), json!(60)).await.ok();
+        // What it has for an hour is nothing that others could have for longer.
+        admin.post(&overrides, until_nine("org", &org, 90)).await.ok();
+        let refused = give(&admin, &strict, ("team", &team), json!(61)).await;
+        assert_eq!((&refused.json["limit"], &refused.json["promised"]), (&json!(60), &json!(61)));
         refused.refused(409);
-        give(&admin, &strict, ("user", &ada), json!(41)).await.refused(409);
-        give(&admin, &strict, ("user", &ada), json!(30)).await.ok();
+        // Nor what it lacks.
+        clock.advance(Duration::from_secs(1));
+        admin.post(&overrides, until_nine("org", &org, 10)).await.ok();
+        give(&admin, &strict, ("pool", "pool"), json!(41)).await.refused(409);
+        give(&admin, &strict, ("pool", "pool"), json!(40)).await.ok();
+        clock.advance(Duration::from_secs(2 * 3600));
+        give(&admin, &strict, ("team", &team), json!(60)).await.ok();
+        give(&admin, &strict, ("user", &ada), json!(60)).await.ok();
+
+        // Who leaves a team is not held back, though all of their share is the account's then.
+        admin.delete(&format!("/copilot/teams/{team}/members/{ada}")).await.ok();
+        give(&admin, &strict, ("user", &ada), json!(61)).await.refused(409);
+        give(&admin, &strict, ("user", &ada), json!(59)).await.ok();
+        let around = format!("{BUDGETS}/allocations?plan_id={strict}&scope_type=org&scope_id={org}");
         assert_eq!(admin.delete(&around).await.ok()["deleted"], json!(true));
     }
 }

@@ -204,10 +204,45 @@ async fn a_connection_is_refused_in_the_words_that_clients_know() {
                 422,
                 "/config_json/headers/0/value: holds credentials, and would be shown",
             ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"headers": [{"name": "X-Api-Key", "value": "hunter2"}]}}),
+                422,
+                "/config_json/headers/0/value: holds a secret by its name: secrets belong in secret_json",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"signing key": "hunter2"}}),
+                422,
+                "/config_json/signing key: holds a secret by its name: secrets belong in secret_json",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"args": ["Authorization: token hunter2hunter2hunter2"]}}),
+                422,
+                "/config_json/args/0: holds credentials, and would be shown",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"with": "Basic YWRhOmh1bnRlcjI="}}),
+                422,
+                "/config_json/with: holds credentials, and would be shown",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"base_url": "https://mcp.example.com/?key=hunter2"}}),
+                422,
+                "/config_json/base_url: holds a secret in its query, `key`, and would be shown",
+            ),
         ] {
             assert_eq!(admin.post(&format!("{CONNECTIONS}/{kind}"), body).await.refused(status), detail);
         }
         assert!(admin.get(CONNECTIONS).await.column("id").is_empty());
+
+        let words =
+            json!({"label": "Basic authentication", "hint": "Bearer authentication", "about": "bearer of news"});
+        let told = admin.made(&format!("{CONNECTIONS}/mcp"), json!({"name": "words", "config_json": words})).await;
+        admin.delete(&format!("{CONNECTIONS}/{told}")).await.ok();
 
         // The same on what a change leads to.
         let body = composio(json!({"auth_mode": "oauth"}), json!({}));

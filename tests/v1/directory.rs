@@ -161,7 +161,8 @@ async fn a_user_is_made_once_and_completed_after() {
 async fn an_admin_who_is_suspended_as_a_user_does_not_restore_themselves() {
     for gateway in gateways(|app| app).await {
         let account = gateway.account("Acme").await;
-        let (admin, users) = (gateway.as_admin_of(&account).await, "/copilot/users");
+        let boss = gateway.as_subject(&account, "boss", Some("boss@acme.com"), &["account_admin"], json!({})).await;
+        let (admin, users) = (boss, "/copilot/users");
         let eve = gateway.as_subject(&account, "eve", Some("eve@acme.com"), &["account_admin"], json!({})).await;
         let row = admin.made(users, json!({"email": "eve@acme.com"})).await;
         let (own, suspended) = (format!("{users}/{row}"), json!({"status": "suspended"}));
@@ -185,7 +186,12 @@ async fn an_admin_who_is_suspended_as_a_user_does_not_restore_themselves() {
         admin.patch(&own, json!({"status": "active"})).await.ok();
         eve.patch(&own, json!({"display_name": "Eve"})).await.ok();
         eve.patch(&own, suspended).await.ok();
+
+        // A second row does not hide the first.
+        admin.post(users, json!({"identity_user_id": "eve"})).await.ok();
+        assert_eq!(eve.patch(&own, json!({"status": "active"})).await.json["code"], "user_suspended");
         gateway.as_operator(Some(&account)).patch(&own, json!({"status": "active"})).await.ok();
+        eve.patch(&own, json!({"display_name": "Eve"})).await.ok();
     }
 }
 

@@ -78,42 +78,34 @@ impl Division {
     }
 
     /// What is promised out of the account's monthly credits, and out of each allocated org and
-    /// team. A share is promised by the nearest above it that has one: a member's by their team,
-    /// else by the team's org, else by the account, by which the pool is too. One of several teams
-    /// is promised their whole share by each that has one. What may be spent beyond a share, and
-    /// what was carried over, is not in it.
+    /// team. A share is promised wherever it can be drawn: by the nearest above each place of its
+    /// scope that has one, a member's team, else the team's org, else the account, by which the pool
+    /// is too; by each but once. Where an override lasts for a time, the dearer of with and without it
+    /// counts. What may be spent beyond a share, and what was carried over, is not in it.
     pub fn commitments(&self, account: Option<&AccountAllocation>) -> Vec<Commitment> {
-        let effective: HashMap<&Scope, Credits> = self.allocations.iter().map(|a| (&a.scope, a.effective)).collect();
-        let has_one = |scope: &&Scope| effective.contains_key(scope);
-        let by_a_team: HashSet<(&Scope, &Scope)> = self
+        let shares: HashMap<&Scope, &EffectiveAllocation> = self.allocations.iter().map(|a| (&a.scope, a)).collect();
+        let has_one = |scope: &&Scope| shares.contains_key(scope);
+        let mut promises: HashSet<(Option<&Scope>, &Scope)> = self
             .standings
             .iter()
-            .filter(|s| s.team.as_ref().is_some_and(|team| has_one(&team)))
-            .map(|s| (&s.scope, &s.org))
+            .map(|s| (s.team.as_ref().filter(has_one).or(Some(&s.org).filter(has_one)), &s.scope))
             .collect();
-        let promises: HashSet<(&Scope, &Scope)> = self
-            .standings
-            .iter()
-            .filter_map(|s| {
-                let org = || Some(&s.org).filter(|org| has_one(org) && !by_a_team.contains(&(&s.scope, *org)));
-                Some((s.team.as_ref().filter(has_one).or_else(org)?, &s.scope))
-            })
-            .collect();
-        let mut promised: HashMap<&Scope, Credits> = HashMap::new();
+        let standing: HashSet<&Scope> = self.standings.iter().map(|s| &s.scope).collect();
+        promises.extend(shares.keys().filter(|scope| !standing.contains(*scope)).map(|scope| (None, *scope)));
+        let mut promised: HashMap<Option<&Scope>, Credits> = HashMap::new();
         for (by, scope) in promises {
+            let Some(share) = shares.get(scope) else { continue };
             let sum = promised.entry(by).or_default();
-            *sum = sum.saturating_add(effective.get(scope).copied().unwrap_or_default());
+            *sum = sum.saturating_add(share.most());
         }
-        let inside = promised.into_iter().map(|(by, promised)| {
-            let limit = effective.get(by).copied().unwrap_or_default();
-            Commitment { of: by.clone(), limit, promised }
+        let commitments = promised.into_iter().filter_map(|(by, promised)| {
+            let (of, limit) = match by {
+                Some(scope) => (scope.clone(), shares.get(scope)?.least()),
+                None => account.map(|account| (account.whole().scope, account.monthly_credits))?,
+            };
+            Some(Commitment { of, limit, promised })
         });
-        let whole = account.filter(|_| !self.allocations.is_empty()).map(|account| Commitment {
-            of: account.whole().scope,
-            limit: account.monthly_credits,
-            promised: self.fresh(),
-        });
-        let mut commitments: Vec<_> = inside.chain(whole).collect();
+        let mut commitments: Vec<_> = commitments.collect();
         commitments.sort_by(|a, b| a.of.cmp(&b.of));
         commitments
     }

@@ -24,7 +24,8 @@ pub(in crate::v1) struct Sums {
     /// org's is not added to it.
     #[schema(required = false)]
     distributed: Credits,
-    /// The monthly credits without that; negative: over-committed.
+    /// The monthly credits without that; negative: more is given out than a month has, of which
+    /// some may have been carried over.
     #[schema(required = false)]
     unallocated: Credits,
     /// Of the account, its orgs and teams, the most that is promised for each credit that

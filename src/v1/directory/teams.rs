@@ -205,7 +205,8 @@ pub async fn list_team_members(
 ///
 /// One who is a member already gets the role that is sent, and keeps theirs when none is. A
 /// plan in force that forbids over-commitment refuses a member whose share does not fit into
-/// the team's, or else its org's, beside those of the others.
+/// the team's beside those of the others; into its org's, where the team has none; else into the
+/// account's credits.
 #[utoipa::path(post, path = "/v1/{domain}/teams/{team_id}/members", tag = "directory", params(AtTeam),
     request_body = NewMember,
     responses((status = 200, description = "The membership", body = Item<Membership>), Refusals))]

@@ -111,7 +111,7 @@ pub async fn create_user(call: Call<DomainAdmin>, Body(new): Body<NewUser>) -> O
     if new.email.is_none() && new.identity_user_id.is_none() {
         return Err(unidentified().into());
     }
-    let (domain, mut tx) = (call.guard.0, begin_unsuspended(&call).await?);
+    let (domain, mut tx) = (call.guard.0, call.begin().await?);
     let plan = if new.team_ids.is_empty() { None } else { held_plan(&mut tx, domain).await? };
     for team in &new.team_ids {
         hold_scope(&mut tx, domain, &Scope::new(ScopeType::Team, team.as_str())).await?;
@@ -119,6 +119,7 @@ pub async fn create_user(call: Call<DomainAdmin>, Body(new): Body<NewUser>) -> O
     let identity = new.identity_user_id.as_ref().map(Name::as_str);
     let mut known = tx.hold_users_of(domain, identity, new.email.as_ref().map(Email::as_str)).await?;
     let before = known.pop();
+    require_unsuspended(&mut tx, &call).await?;
     if !known.is_empty() {
         let detail =
             "email and identity_user_id belong to different users: send one of them, or remove one of the users";
@@ -185,8 +186,9 @@ pub async fn update_user(
     Path(AtUser { user_id: id }): Path<AtUser>,
     Body(change): Body<UserChange>,
 ) -> Outcome {
-    let mut tx = begin_unsuspended(&call).await?;
+    let mut tx = call.begin().await?;
     let before = tx.hold_user(call.guard.0, &id).await?.ok_or_else(|| no_user(&call))?;
+    require_unsuspended(&mut tx, &call).await?;
     call.expects(before.version)?;
     let mut user = before.clone();
     user.email = change.email.map(Email::into_string).over(user.email);
@@ -208,25 +210,26 @@ pub async fn update_user(
 #[utoipa::path(delete, path = "/v1/{domain}/users/{user_id}", tag = "directory", params(AtUser, IfMatch),
     responses((status = 200, description = "Removed", body = Deleted), Refusals))]
 pub async fn delete_user(call: Call<DomainAdmin>, Path(AtUser { user_id: id }): Path<AtUser>) -> Outcome {
-    let mut tx = begin_unsuspended(&call).await?;
+    let mut tx = call.begin().await?;
     let user = tx.hold_user(call.guard.0, &id).await?.ok_or_else(|| no_user(&call))?;
+    require_unsuspended(&mut tx, &call).await?;
     call.expects(user.version)?;
     let uprooted = tx.delete_user(user.domain, &id).await?;
     tx.audit(entry(Action::Delete, &user), Some(&user), &uprooted).await?;
     call.done(tx, &Deleted { deleted: true }).await
 }
 
-/// A transaction that may change users. An admin who is suspended as a user of the domain does
-/// not get one: they could restore themselves, or make themselves another row.
-async fn begin_unsuspended(call: &Call<DomainAdmin>) -> Result<Tx<Tenant>, Halt> {
-    let mut tx = call.begin().await?;
+/// Refuses an admin who is suspended as a user of the domain: they could restore themselves, or make
+/// themselves another row. Who they are in the directory is found as it is for their requests; it is
+/// asked after the row is held that is to be changed, which may be their own.
+async fn require_unsuspended(tx: &mut Tx<Tenant>, call: &Call<DomainAdmin>) -> Result<(), Halt> {
+    if call.context.is_super_admin() {
+        return Ok(());
+    }
     let actor = call.context.actor();
     let place =
         tx.placement(call.guard.0, &actor.subject, actor.email.as_deref(), None).await.map_err(Problem::from)?;
-    if place.status == Some(UserStatus::Suspended) && !call.context.is_super_admin() {
-        return Err(Problem::from(Denial::UserSuspended).into());
-    }
-    Ok(tx)
+    if place.is_suspended() { Err(Problem::from(Denial::UserSuspended).into()) } else { Ok(()) }
 }
 
 fn no_user(call: &Call<DomainAdmin>) -> Problem {
