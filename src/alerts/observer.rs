@@ -11,10 +11,9 @@ use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::alerts::{AlertDelivery, AlertEvent, AlertLevel, AlertWebhook, Message, ReachedThreshold, reached};
-use crate::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, Window};
+use crate::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, Window, just_before};
 use crate::model::scope::Scope;
 use crate::store::alerts::Watch;
-use crate::store::budgets::rollover::just_before;
 use crate::store::{StoreError, Tx};
 
 /// An account whose counters do not change is looked at this often: what it has may.

@@ -206,7 +206,9 @@ fn notes_are_in_every_segment() {
         notes.push(own.collect::<Vec<_>>());
     }
     assert!(notes.len() > 1);
-    assert!(notes.iter().all(|notes| notes[0] == b"first"), "{notes:?}");
+    // What is carried over meanwhile may begin a segment after the second note as well as before it.
+    assert!(notes.iter().all(|notes| !notes.is_empty()), "{notes:?}");
+    assert!(notes.concat().is_sorted() && notes[0][0] == b"first", "{notes:?}");
     assert_eq!(notes.last().unwrap().last().unwrap(), b"second");
 }
 

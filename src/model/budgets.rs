@@ -22,7 +22,7 @@ mod tests;
 pub use cycle::{BudgetCycle, Closed, RenewalSummary};
 pub use division::{Commitment, Division, Standing, newly_exceeded};
 pub use enforcement::Enforcement;
-pub use rollover::{Leftover, Lot, RolloverMode, Taken, carry, total};
+pub use rollover::{Leftover, Lot, RolloverMode, Taken, carry, just_before, total};
 
 /// What an account may spend in a calendar month of its time zone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]

@@ -255,6 +255,68 @@ async fn a_plan_carries_over_from_the_moment_that_it_is_told_to() {
     }
 }
 
+/// What renewals of an account carry over.
+impl Acme {
+    async fn renew(&self, start: &str, end: &str) -> Value {
+        let cycle = json!({"cycle_start": format!("{start}T00:00:00Z"), "cycle_end": format!("{end}T00:00:00Z")});
+        let renewed = self.admin().post(&format!("{BASE}/cycles/renew"), cycle).await.ok();
+        renewed["summary"]["rollover_credits"].clone()
+    }
+
+    async fn pool_now(&self) -> Value {
+        let whole = self.admin().get(&format!("{BASE}/effective-allocation")).await.ok();
+        let items = whole["items"].as_array().unwrap();
+        items.iter().find(|item| item["scope_type"] == "pool").map_or(json!(0), |i| i["effective_allocated"].clone())
+    }
+}
+
+#[tokio::test]
+async fn what_a_window_leaves_is_carried_over_by_one_renewal() {
+    for backend in backends().await {
+        let acme = Acme::new(backend, rolling(json!({"rollover_windows": 12}))).await;
+        acme.give("org", &acme.org, 100).await;
+        // There was no plan then.
+        assert_eq!(acme.renew("2025-11-01", "2025-12-01").await, json!(0));
+        assert_eq!(acme.renew("2025-12-01", "2026-01-01").await, json!(0));
+        assert_eq!(acme.renew("2026-01-01", "2026-01-10").await, json!(0));
+        assert_eq!(acme.renew("2026-01-10", "2026-02-01").await, json!(100));
+        // Parts of the same window.
+        assert_eq!(acme.renew("2026-02-01", "2026-02-02").await, json!(100));
+        assert_eq!(acme.renew("2026-02-02", "2026-02-03").await, json!(100));
+        acme.use_up(30, json!({})).await;
+        // The end of January carries over what is left of what a renewal has carried over, the end of February anew.
+        acme.clock.advance(17 * DAY);
+        assert_eq!(acme.pool_now().await, json!(70));
+        acme.clock.advance(28 * DAY);
+        assert_eq!(acme.pool_now().await, json!(170));
+        // That has been done by itself, and some of it is used.
+        acme.clock.advance(2 * DAY);
+        acme.use_up(20, json!({})).await;
+        assert_eq!(acme.renew("2026-02-03", "2026-03-01").await, json!(150));
+        assert_eq!(acme.pool_now().await, json!(150));
+    }
+}
+
+#[tokio::test]
+async fn renewals_that_come_late_lose_nothing() {
+    for backend in backends().await {
+        let acme = Acme::new(backend, json!({"name": "2026"})).await;
+        acme.give("org", &acme.org, 100).await;
+        acme.use_up(30, json!({"org_id": acme.org})).await;
+        acme.clock.advance(19 * DAY);
+        acme.use_up(5, json!({"org_id": acme.org})).await;
+        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(70));
+        assert_eq!(acme.pool_now().await, json!(70));
+        acme.use_up(40, json!({"org_id": acme.org})).await;
+        acme.use_up(1, json!({})).await;
+        acme.clock.advance(28 * DAY);
+        assert_eq!(acme.pool_now().await, json!(0), "it has lapsed");
+        assert_eq!(acme.renew("2026-02-01", "2026-03-01").await, json!(60));
+        // What the plan of March will have left is its successor's by then.
+        assert_eq!(acme.renew("2026-03-01", "2026-04-01").await, json!(100), "of February, nothing lasts so long");
+    }
+}
+
 #[tokio::test]
 async fn rollovers_that_cannot_be_are_refused() {
     for backend in backends().await {

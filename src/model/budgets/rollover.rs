@@ -1,11 +1,12 @@
 //! What a window that ends leaves to the next one.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::{Division, Plan, PlanStatus, Window};
+use super::{BudgetCycle, Division, Plan, PlanStatus, Window};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::model::scope::{Scope, ScopeType};
@@ -96,6 +97,11 @@ impl Leftover {
     }
 }
 
+/// The last moment before `end`.
+pub fn just_before(end: Timestamp) -> Timestamp {
+    end.minus(Duration::from_micros(1))
+}
+
 /// The lots that go on at `boundary`: those that do not lapse then, and `fresh` credits
 /// until `until`; at most `cap` together, those that last longest first.
 pub fn carry(fresh: Lot, left: &[Lot], boundary: Timestamp, cap: Option<Credits>) -> Vec<Lot> {
@@ -124,6 +130,13 @@ impl Plan {
         self.rollover != RolloverMode::None && self.status == PlanStatus::Active
     }
 
+    /// Whether the renewal that made this plan carried over what `window` had left by then.
+    pub fn begins_within(&self, renewal: &BudgetCycle, window: Window, zone: &TimeZone) -> bool {
+        let last = just_before(renewal.cycle_end).min(renewal.created_at);
+        let carried = self.cycle.window(last, zone, last).end;
+        renewal.rollover_credits > Credits::ZERO && window.end.zip(carried).is_some_and(|(end, last)| end <= last)
+    }
+
     /// The windows that have ended since the last one that was carried over, oldest first.
     /// Of those before, nothing could have lasted until `now`.
     pub fn ended_windows(&self, now: Timestamp, zone: &TimeZone) -> Vec<Window> {
@@ -134,7 +147,7 @@ impl Plan {
             if start <= rolled_to {
                 break;
             }
-            let window = self.window(start.minus(std::time::Duration::from_micros(1)), zone);
+            let window = self.window(just_before(start), zone);
             start = window.start;
             ended.push(window);
         }

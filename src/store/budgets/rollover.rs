@@ -18,7 +18,7 @@ use crate::model::accounts::Account;
 use crate::model::audit::{Action, Label};
 use crate::model::budgets::{
     AccountAllocation, Allocation, BudgetCycle, Closed, Leftover, Lot, Plan, RenewalSummary, RolloverMode, Taken,
-    Window, carry, day_of, total,
+    Window, carry, day_of, just_before, total,
 };
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
@@ -143,7 +143,10 @@ impl Tx<Tenant> {
         let carried_in = before.as_ref().map(|(_, summary)| summary.carried_in.clone());
         let account = terms.account.as_ref();
         let ending = self.ending(plan, account, (window.start, just_before(end)), carried_in).await?;
-        let mut fresh = ending.fresh(plan.rollover);
+        let mut fresh = match self.renewal_into(&plan.id).await? {
+            Some(renewal) if plan.begins_within(&renewal, window, &terms.zone) => Credits::ZERO,
+            _ => ending.fresh(plan.rollover),
+        };
         if let Some((_, then)) = &before {
             // What was allocated meanwhile is for the next window: only what was held can have come back.
             fresh = fresh.max(then.unused_credits).min(then.unused_credits.saturating_add(then.held_credits));
@@ -305,11 +308,6 @@ impl Tx<Tenant> {
         )?;
         Ok(())
     }
-}
-
-/// The last moment before `end`.
-pub fn just_before(end: Timestamp) -> Timestamp {
-    end.minus(Duration::from_micros(1))
 }
 
 fn summary(row: &BudgetCycle) -> Result<RenewalSummary> {

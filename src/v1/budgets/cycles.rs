@@ -14,14 +14,14 @@ use crate::model::accounts::JsonText;
 use crate::model::audit::Action;
 use crate::model::budgets::{
     Allocation, BudgetCycle, Closed, Lot, Override, Plan, PlanStatus, RenewalSummary, RolloverMode, carry, day_of,
-    total,
+    just_before, total,
 };
 use crate::model::scope::ScopeType;
 use crate::model::text::Name;
 use crate::policy::budget::POOL;
 use crate::problem::Problem;
 use crate::store::Tx;
-use crate::store::budgets::rollover::{ROLLED_OVER, just_before};
+use crate::store::budgets::rollover::ROLLED_OVER;
 use crate::store::page::Slice;
 use crate::v1::answer::{Answer, Halt, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin};
@@ -71,7 +71,9 @@ pub struct Renewed {
 /// Closes the plan and puts a copy of its allocations in its place. What the plan
 /// gave out and nobody used or holds in the cycle's last window (where its `rollover`
 /// is `unallocated`, what it did not give out), up to `rollover_cap`, is added to the
-/// new plan's pool for as many of its windows as `rollover_windows` says. A renewal
+/// new plan's pool for as many of its windows as `rollover_windows` says. Each window
+/// is carried over once: one that ended before the plan began, that rolled over by
+/// itself, or of which an earlier renewal carried over a part leaves nothing. A renewal
 /// that was done is answered again, not done again.
 #[utoipa::path(post, path = "/v1/budgets/copilot/cycles/renew", tag = "budgets", params(Trial), request_body = Renewal,
     responses((status = 200, description = "The new plan", body = Tried<Renewed>), Refusals))]
@@ -87,9 +89,10 @@ pub async fn renew_budget_cycle(
     roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
     let source = or_404(tx.active_plan().await?, "No active budget plan found")?;
-    if let Some(done) = tx.renewal_into(&source.id).await? {
+    let before = tx.renewal_into(&source.id).await?;
+    if let Some(done) = &before {
         if (done.cycle_start, done.cycle_end) == (renewal.cycle_start, renewal.cycle_end) {
-            let again = Renewed { cycle_id: done.id, item: source, summary: done.summary_json };
+            let again = Renewed { cycle_id: done.id.clone(), item: source, summary: done.summary_json.clone() };
             return call.done(tx, &again).await;
         }
         if renewal.cycle_start < done.cycle_end && done.cycle_start < renewal.cycle_end {
@@ -100,13 +103,20 @@ pub async fn renew_budget_cycle(
     tx.deactivate_plan().await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
     let (zone, account) = tx.account_terms().await?;
     let used = tx.used_in(&zone, renewal.cycle_start, renewal.cycle_end).await?;
-    let at = just_before(renewal.cycle_end).min(tx.now());
-    let last = source.window(at, &zone);
-    let ending = tx.ending(&source, account.as_ref(), (last.start, at), None).await?;
+    // What had been carried in is left as of now, what the plan gave out as of the cycle's end.
+    let (now, at) = (tx.now(), just_before(renewal.cycle_end).min(tx.now()));
+    let (present, last) = (source.window(now, &zone), source.window(at, &zone));
+    let ending = tx.ending(&source, account.as_ref(), (present.start, now), None).await?;
+    let unused = match &before {
+        _ if renewal.cycle_end <= source.rolled_to.unwrap_or(source.created_at) => Credits::ZERO,
+        Some(done) if source.begins_within(done, last, &zone) => Credits::ZERO,
+        _ if last == present => ending.fresh(source.rollover),
+        _ => tx.ending(&source, account.as_ref(), (last.start, at), None).await?.fresh(source.rollover),
+    };
     let plan = successor(&tx, &source, &renewal, &zone);
     tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
-    let now = tx.now().max(renewal.cycle_end);
-    let fresh = Lot { credits: ending.fresh(source.rollover), until: lapse(&plan, now, &zone) };
+    let now = now.max(renewal.cycle_end);
+    let fresh = Lot { credits: unused, until: lapse(&plan, now, &zone) };
     let carried_over = carry(fresh, &ending.left.lots, now, renewal.rollover_cap.or(source.rollover_cap));
     let rollover = total(&carried_over);
     copy_allocations(&mut tx, &source, &plan, (rollover, plan.window(now, &zone).end)).await?;
