@@ -3,6 +3,7 @@
 //! hyper accepts some requests that another parser on the way may read as two:
 //! bare line feeds, both length headers, repeated or padded lengths, transfer
 //! codings in front of `chunked`, fragments and raw non-ASCII bytes in the target.
+//! Others it refuses with an empty 400, where a client deserves to be told why.
 //! [`GatedIo`] looks at every request head of an HTTP/1 connection before hyper
 //! does and, in place of one that it refuses, hands hyper a request for a path
 //! that [`refusal`] knows. Nothing after that head is ever read.
@@ -45,6 +46,10 @@ pub const MAX_HEAD: usize = 32 * 1024;
 pub enum Refusal {
     /// A line that ends without a carriage return.
     BareLineFeed,
+    /// A first line that is not a method, a target and HTTP/1.0 or HTTP/1.1.
+    RequestLine,
+    /// A field without a name of token characters before its colon, or with a control character in its value.
+    Field,
     /// A field value continued on the next line.
     ObsoleteFold,
     /// A `Content-Length` that is repeated, a list, or not the shortest decimal.
@@ -62,8 +67,10 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::BareLineFeed,
+        Self::RequestLine,
+        Self::Field,
         Self::ObsoleteFold,
         Self::ContentLength,
         Self::LengthConflict,
@@ -76,6 +83,8 @@ impl Refusal {
     const fn name(self) -> &'static str {
         match self {
             Self::BareLineFeed => "bare-line-feed",
+            Self::RequestLine => "request-line",
+            Self::Field => "field",
             Self::ObsoleteFold => "obsolete-fold",
             Self::ContentLength => "content-length",
             Self::LengthConflict => "length-conflict",
@@ -89,6 +98,10 @@ impl Refusal {
     const fn detail(self) -> &'static str {
         match self {
             Self::BareLineFeed => "A line of the request head ends without a carriage return",
+            Self::RequestLine => "The first line must be a method, a target and HTTP/1.1, with one space between them",
+            Self::Field => {
+                "A header must be a name, a colon without a space before it, and a value without control characters"
+            }
             Self::ObsoleteFold => "A header value is continued on the next line; send it on one line",
             Self::ContentLength => "Content-Length must occur once, as a decimal number without sign or leading zeros",
             Self::LengthConflict => "Send either Content-Length or Transfer-Encoding, not both",

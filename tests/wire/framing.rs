@@ -164,7 +164,10 @@ async fn check(server: &Gated, name: &str, bytes: &[u8], split: bool, expect: Ex
     let context = format!("{name} (split: {split}): served {served}, answered {statuses:?}");
     match expect {
         Served(n) => assert!(served == n && refused.is_empty(), "{context}"),
-        Refused(n, status) => assert!(served == n && refused == [status], "{context}"),
+        Refused(n, status) => {
+            assert!(served == n && refused == [status], "{context}");
+            assert!(answer.contains("content-type: application/problem+json"), "{context}: {answer}");
+        }
         Broken => assert!(served == 1 && statuses.iter().all(|status| *status == 400), "{context}"),
     }
     assert!(!answer.contains("evil"), "{context}");
@@ -189,6 +192,9 @@ async fn a_refusal_is_a_problem_that_says_what_is_wrong() {
     for (bytes, code, text) in [
         (&b"GET / HTTP/1.1\nHost: h\n\n"[..], "malformed_request", "carriage return"),
         (b"GET /#x HTTP/1.1\r\nHost: h\r\n\r\n", "invalid_path", "fragment"),
+        (b"get\t/ HTTP/1.1\r\nHost: h\r\n\r\n", "malformed_request", "a method, a target"),
+        (b"GET / HTTP/1.1\r\nHost : h\r\n\r\n", "malformed_request", "a colon without a space"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nX: \x7f\r\n\r\n", "malformed_request", "control characters"),
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 05\r\n\r\nhello", "malformed_request", "leading zeros"),
     ] {
         let answer = server.exchange([bytes]).await;

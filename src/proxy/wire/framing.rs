@@ -138,12 +138,15 @@ impl Head {
 
     fn request_line(&mut self, line: &[u8]) -> Result<(), Refusal> {
         self.past_request_line = true;
-        self.http10 = line.ends_with(b"HTTP/1.0");
-        let target = memchr(b' ', line).and_then(|at| line.get(at..)).unwrap_or_default();
-        if !target.is_ascii() || memchr(b'#', target).is_some() {
-            return Err(Refusal::Target);
+        let mut parts = line.splitn(3, |byte| *byte == b' ');
+        let (Some(method), Some(target), Some(version)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(Refusal::RequestLine);
+        };
+        if !is_token(method) || !matches!(version, b"HTTP/1.0" | b"HTTP/1.1") {
+            return Err(Refusal::RequestLine);
         }
-        Ok(())
+        self.http10 = version == b"HTTP/1.0";
+        if target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') { Ok(()) } else { Err(Refusal::Target) }
     }
 
     fn field(&mut self, line: &[u8]) -> Result<(), Refusal> {
@@ -151,8 +154,14 @@ impl Head {
         if self.fields > MAX_FIELDS {
             return Err(Refusal::TooManyFields);
         }
-        match line.first().map(u8::to_ascii_lowercase) {
-            Some(b' ' | b'\t') => Err(Refusal::ObsoleteFold),
+        if let Some(b' ' | b'\t') = line.first() {
+            return Err(Refusal::ObsoleteFold);
+        }
+        let (name, value) = memchr(b':', line).and_then(|at| line.split_at_checked(at)).ok_or(Refusal::Field)?;
+        if !is_token(name) || value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            return Err(Refusal::Field);
+        }
+        match name.first().map(u8::to_ascii_lowercase) {
             Some(b'c') => value_of(line, b"content-length:").map_or(Ok(()), |v| self.content_length(v)),
             Some(b't') => value_of(line, b"transfer-encoding:").map_or(Ok(()), |v| self.transfer_encoding(v)),
             _ => Ok(()),
@@ -187,6 +196,12 @@ impl Head {
             (Some(length), false) => Ok(State::Sized(length)),
         }
     }
+}
+
+/// Of RFC 9110, section 5.6.2.
+fn is_token(bytes: &[u8]) -> bool {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !bytes.is_empty() && bytes.iter().all(is_part)
 }
 
 /// The value of a field line if it has this name (lower case, with its colon).
