@@ -19,7 +19,7 @@ mod rollover;
 #[cfg(test)]
 mod tests;
 
-pub use cycle::{BudgetCycle, Closed, RenewalSummary};
+pub use cycle::{BudgetCycle, Closed, Lineage, RenewalSummary};
 pub use division::{Commitment, Division, Standing, newly_exceeded};
 pub use enforcement::Enforcement;
 pub use rollover::{Leftover, Lot, RolloverMode, Taken, carry, just_before, total};
@@ -59,6 +59,8 @@ impl AccountAllocation {
             effective: self.monthly_credits,
             overridden: false,
             carried: Credits::ZERO,
+            least: self.monthly_credits,
+            most: self.monthly_credits,
             overflow_cap: Some(self.overflow_limit),
             until: None,
         }
@@ -251,7 +253,7 @@ pub struct Plan {
     /// For how many windows carried credits last.
     #[schema(minimum = 1, maximum = 12)]
     pub rollover_windows: i64,
-    /// Up to when what windows left was carried over; none while nothing is.
+    /// Up to when windows were closed; none while none is.
     #[serde(skip)]
     pub rolled_to: Option<Timestamp>,
     /// When the last of them is looked at again, because requests still held some of it.
@@ -354,8 +356,12 @@ pub struct EffectiveAllocation {
     pub effective: Credits,
     /// Whether an override counts.
     pub overridden: bool,
-    /// What of them was carried over from windows that ended.
+    /// What of the allocation's was carried over from windows that ended.
     pub carried: Credits,
+    /// The least that it has, now or when overrides of it expire.
+    pub least: Credits,
+    /// The most, without what was carried over.
+    pub most: Credits,
     /// Credits that may be spent beyond.
     pub overflow_cap: Option<Credits>,
     /// When these figures change by themselves, because an override or what was carried
@@ -369,18 +375,29 @@ impl EffectiveAllocation {
         self.effective.saturating_add(self.overflow_cap.unwrap_or_default())
     }
 
-    /// The most that it has without what was carried over, now or when an override of it expires.
-    pub fn most(&self) -> Credits {
-        if self.overridden && self.until.is_some() { self.fresh().max(self.base) } else { self.fresh() }
-    }
-
-    /// The least that it has, now or when an override of it expires.
-    pub fn least(&self) -> Credits {
-        if self.overridden && self.until.is_some() { self.effective.min(self.base) } else { self.effective }
-    }
-
     /// What it has without what was carried over, which the account's month was billed for before.
     pub fn fresh(&self) -> Credits {
-        self.effective.saturating_sub(self.carried)
+        if self.overridden { self.effective } else { self.effective.saturating_sub(self.carried) }
+    }
+
+    /// Takes account of what it comes to when overrides expire: of those that have not, the newest
+    /// first, each with its credits and its end.
+    pub fn foresee(&mut self, overrides: impl IntoIterator<Item = (Credits, Option<Timestamp>)>) {
+        (self.least, self.most) = (self.effective, self.fresh());
+        let mut newer_until = None;
+        for (credits, until) in overrides {
+            // One that does not outlast all that are newer never counts.
+            if until.is_some() && until <= newer_until {
+                continue;
+            }
+            self.least = self.least.min(credits);
+            self.most = self.most.max(credits);
+            if until.is_none() {
+                return;
+            }
+            newer_until = until;
+        }
+        self.least = self.least.min(self.base);
+        self.most = self.most.max(self.base.saturating_sub(self.carried));
     }
 }

@@ -69,6 +69,10 @@ checked_text! {
     Email, email, ObjectBuilder::new().max_length(Some(254)).examples([serde_json::json!("ada@example.com")])
 }
 checked_text! {
+    /// An e-mail address that names something in a path, lower-cased: without `/`, `\\`, `%`, `?` and `#`.
+    PathEmail, path_email, ObjectBuilder::new().max_length(Some(254)).examples([serde_json::json!("ada@example.com")])
+}
+checked_text! {
     /// A host name such as the part of an e-mail address behind the `@`, lower-cased.
     HostName, host_name, ObjectBuilder::new().max_length(Some(253)).examples([serde_json::json!("example.com")])
 }
@@ -115,6 +119,11 @@ fn email(text: &str) -> Result<String, &'static str> {
     } else {
         Err("must be an e-mail address")
     }
+}
+
+fn path_email(text: &str) -> Result<String, &'static str> {
+    let text = email(text)?;
+    if text.contains(['/', '\\', '%', '?', '#']) { Err("cannot hold any of / \\ % ? #") } else { Ok(text) }
 }
 
 fn host_name(text: &str) -> Result<String, &'static str> {

@@ -17,7 +17,7 @@ use crate::problem::Problem;
 pub const MASK: &str = "\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}\u{2022}";
 
 /// Names that end so, case and separators aside, hold secrets.
-const SECRET_NAMES: [&str; 24] = [
+const SECRET_NAMES: [&str; 25] = [
     "password",
     "passwords",
     "passwd",
@@ -42,6 +42,7 @@ const SECRET_NAMES: [&str; 24] = [
     "credential",
     "credentials",
     "authorization",
+    "xauth",
 ];
 
 /// Whether a member of this name holds a secret, by how the name ends.
@@ -61,12 +62,20 @@ pub fn secret_in_query(url: &Url) -> Option<String> {
     url.query_pairs().chain(fragment).map(|(name, _)| name.into_owned()).find(secret)
 }
 
-/// Whether a text is a secret by what stands in it: a private key (RFC 7468), or what
-/// `Authorization` would carry (RFC 9110 section 11.6.2): a scheme and a token, for `Basic` a name
+/// Whether a text is a secret by what stands in it: a private key (RFC 7468), an address with a
+/// password (RFC 3986 section 3.2.1), an argument or variable that gives a value to a secret's name
+/// (`--api-key=…`, `API_KEY=…`), or what `Authorization` would carry (RFC 9110 section 11.6.2): a scheme and a token, for `Basic` a name
 /// and a password in base64 (RFC 7617 section 2). Words are none.
 pub fn is_credentials(text: &str) -> bool {
     let text = text.trim();
     if text.contains("PRIVATE KEY-----") {
+        return true;
+    }
+    if Url::parse(text).is_ok_and(|url| url.password().is_some_and(|password| !password.is_empty())) {
+        return true;
+    }
+    let given = text.split_once('=').filter(|(name, value)| !value.is_empty() && !name.contains(char::is_whitespace));
+    if given.is_some_and(|(name, _)| !name.contains(['/', '?', '&']) && names_a_secret(name)) {
         return true;
     }
     let text = match text.split_once(':') {

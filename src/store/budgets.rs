@@ -7,7 +7,7 @@ use super::{Result, Tx, find, from_columns, list, on, remove, run};
 use crate::context::{Platform, Tenant};
 use crate::id::Id;
 use crate::model::budgets::{
-    AccountAllocation, Allocation, BudgetCycle, Cycle, Enforcement, OverCommit, Override, Plan, PlanStatus,
+    AccountAllocation, Allocation, BudgetCycle, Cycle, Enforcement, Lineage, OverCommit, Override, Plan, PlanStatus,
     RolloverMode,
 };
 use crate::model::scope::Scope;
@@ -302,6 +302,35 @@ impl Tx<Tenant> {
         .bind(plan)
         .fetch_optional(c)
         .await)
+    }
+
+    /// The renewal that put another plan in the place of `plan`.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn renewal_of(&mut self, plan: &Id<Plan>) -> Result<Option<BudgetCycle>> {
+        let account = self.account.clone();
+        on!(self, |c| sqlx::query_as(
+            r#"SELECT * FROM "Alchemi_CopilotBudgetCycleTable" WHERE account_id = $1 AND source_plan_id = $2"#
+        )
+        .bind(&account)
+        .bind(plan)
+        .fetch_optional(c)
+        .await)
+    }
+
+    /// The renewals that led to `plan`.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn lineage(&mut self, plan: &Id<Plan>) -> Result<Lineage> {
+        let account = self.account.clone();
+        let all =
+            on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_CopilotBudgetCycleTable" WHERE account_id = $1"#)
+                .bind(&account)
+                .fetch_all(c)
+                .await)?;
+        Ok(Lineage::of(plan, all))
     }
 
     /// Writes a renewal down.

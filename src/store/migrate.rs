@@ -85,6 +85,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 15, "0015", "cut_off_addresses"),
                 step!($folder, 16, "0016", "counted_requests"),
                 step!($folder, 17, "0017", "database_id"),
+                step!($folder, 18, "0018", "renewed_credits"),
             ]
         };
     }

@@ -14,7 +14,7 @@ use crate::model::audit::{Action, Label};
 use crate::model::budgets::zone_of;
 use crate::model::directory::Org;
 use crate::model::field::Field;
-use crate::model::text::{Email, HostName, Name, blank_is_none};
+use crate::model::text::{HostName, Name, PathEmail, blank_is_none};
 use crate::problem::Problem;
 use crate::store::accounts::AccountFilter;
 use crate::store::audit::Entry;
@@ -38,7 +38,7 @@ pub struct NewAccount {
     metadata: Option<JsonText>,
     /// Its first admin.
     #[serde(default, deserialize_with = "blank_is_none")]
-    admin_email: Option<Email>,
+    admin_email: Option<PathEmail>,
     /// Must be empty: Zitadel owns passwords.
     #[serde(default, rename = "admin_password")]
     #[schema(value_type = Option<String>, max_length = 0, example = json!(null))]
@@ -265,8 +265,9 @@ pub async fn update_account(
     let before = held_account(&mut tx).await?;
     call.expects(before.version)?;
     let after = change.over(before.clone())?;
-    if zone_of(&before.metadata) != zone_of(&after.metadata) {
-        tx.restart_rollover().await?;
+    let zone = zone_of(&after.metadata);
+    if zone_of(&before.metadata) != zone {
+        tx.restart_rollover(&zone).await?;
     }
     store_change(&call, tx, &before, after).await
 }

@@ -15,7 +15,7 @@ use crate::id::Id;
 use crate::model::accounts::{Account, AccountAdmin, AdminRole};
 use crate::model::audit::{Action, Label};
 use crate::model::field::Field;
-use crate::model::text::Email;
+use crate::model::text::PathEmail;
 use crate::store::Tx;
 use crate::store::audit::Entry;
 
@@ -38,7 +38,7 @@ impl<'de> Deserialize<'de> for NoPassword {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewAdmin {
-    user_email: Email,
+    user_email: PathEmail,
     #[serde(default)]
     #[schema(value_type = Option<AdminRole>)]
     role: AdminRole,
@@ -53,8 +53,8 @@ pub struct NewAdmin {
 #[serde(deny_unknown_fields)]
 pub struct AdminChange {
     #[serde(default)]
-    #[schema(value_type = Option<Email>)]
-    new_email: Field<Email>,
+    #[schema(value_type = Option<PathEmail>)]
+    new_email: Field<PathEmail>,
     #[serde(default)]
     #[schema(value_type = Option<AdminRole>)]
     role: Field<AdminRole>,
@@ -91,7 +91,7 @@ fn admin_entry(action: Action, admin: &AccountAdmin) -> Entry<'_> {
 }
 
 /// Makes an admin, or changes the role of the one with this address; audits it.
-pub(super) async fn add_admin(tx: &mut Tx<Tenant>, email: Email, role: AdminRole) -> Result<AccountAdmin, Halt> {
+pub(super) async fn add_admin(tx: &mut Tx<Tenant>, email: PathEmail, role: AdminRole) -> Result<AccountAdmin, Halt> {
     let before = tx.admin_by_email(email.as_str()).await?;
     let admin = AccountAdmin {
         id: tx.new_id(),
@@ -163,7 +163,7 @@ pub async fn update_account_admin(
     let before = held_admin(&mut tx, &email).await?;
     call.expects(before.version)?;
     let mut admin = before.clone();
-    admin.user_email = change.new_email.map(Email::into_string).over_required(admin.user_email, "/new_email")?;
+    admin.user_email = change.new_email.map(PathEmail::into_string).over_required(admin.user_email, "/new_email")?;
     admin.role = change.role.map(|r| r.as_str().to_owned()).over_required(admin.role, "/role")?;
     tx.update_admin(&admin).await.map_err(taken("user_email", "new_email already exists for this account"))?;
     let item = held_admin(&mut tx, &admin.user_email).await?;

@@ -84,10 +84,15 @@ pub struct AgentChange {
     #[serde(default)]
     #[schema(value_type = Option<Vec<String>>, max_items = 100)]
     guardrail_preset_ids: Field<Vec<String>>,
-    /// Replaces the grants; an empty list opens the agent to the whole account.
+    /// Replaces the grants; those who lose theirs cannot use the agent any more.
     #[serde(default)]
     #[schema(value_type = Option<Vec<Grantee>>, max_items = 1000)]
     grants: Field<Vec<Grantee>>,
+    /// `account` opens the agent to everybody of the account and takes its grants away;
+    /// `granted` leaves it to those who have one.
+    #[serde(default)]
+    #[schema(value_type = Option<AgentVisibility>)]
+    visibility: Field<AgentVisibility>,
 }
 
 /// An agent with what belongs to it.
@@ -336,10 +341,22 @@ pub async fn update_agent(
         let presets = hold_presets(&mut tx, named).await?;
         tx.replace_agent_presets(&id, &presets).await?;
     }
-    if let Field::Set(grantees) = &change.grants {
-        let grantees = hold_grantees(&mut tx, grantees).await?;
+    let granted = match &change.grants {
+        Field::Set(grantees) => Some(hold_grantees(&mut tx, grantees).await?),
+        Field::Keep | Field::Clear => None,
+    };
+    let is_granted = granted.as_ref().is_some_and(|grantees| !grantees.is_empty());
+    agent.visibility = match change.visibility {
+        Field::Set(AgentVisibility::Account) if is_granted => {
+            return Err(Problem::invalid("/visibility", "is account while grants are given: send one of them").into());
+        }
+        Field::Set(visibility) => visibility,
+        Field::Keep | Field::Clear if is_granted => AgentVisibility::Granted,
+        Field::Keep | Field::Clear => agent.visibility,
+    };
+    let open = agent.visibility == AgentVisibility::Account;
+    if let Some(grantees) = granted.or_else(|| open.then(Vec::new)) {
         tx.replace_agent_grants(&id, &grantees).await?;
-        agent.visibility = visibility(&grantees);
     }
     let agent = tx.update_agent(&agent).await?;
     let item = item(&mut tx, agent).await?;

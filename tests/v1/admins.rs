@@ -47,6 +47,9 @@ async fn roles_addresses_and_passwords_are_checked() {
     for (answer, pointer) in [
         (operator.post(&path, json!({"user_email": "ada@acme.com", "role": "super_admin"})).await.parts(), "/role"),
         (operator.post(&path, json!({"user_email": "nobody"})).await.parts(), "/user_email"),
+        // The route of an admin could not name it.
+        (operator.post(&path, json!({"user_email": "a/b@acme.com"})).await.parts(), "/user_email"),
+        (operator.post(&path, json!({"user_email": "a%b@acme.com"})).await.parts(), "/user_email"),
         (operator.post(&path, json!({"user_email": "ada@acme.com", "password": "hunter2"})).await.parts(), "/password"),
         (operator.patch(&one, json!({"role": "boss"})).await.parts(), "/role"),
         (operator.patch(&one, json!({"role": null})).await.parts(), "/role"),

@@ -47,7 +47,7 @@ async fn an_agent_is_made_changed_and_removed_with_what_belongs_to_it() {
         assert_eq!((&changed["name"], &changed["description"]), (&json!("Desk"), &json!("Answers")));
         assert_eq!(changed["definition_json"], json!({"model": "m"}));
         assert_eq!(changed["mandatory_guardrail_preset_ids"], json!([toxic]));
-        assert_eq!((&changed["grants"], &changed["visibility"]), (&json!([]), &json!("account")));
+        assert_eq!((&changed["grants"], &changed["visibility"]), (&json!([]), &json!("granted")), "closed");
 
         assert_eq!(admin.delete(&one).await.ok(), json!({"deleted": true}));
         assert_eq!(admin.delete(&one).await.refused(404), "Agent not found");
@@ -145,8 +145,15 @@ async fn grants_come_and_go_and_the_last_one_opens_nothing() {
         assert_eq!(admin.delete(&of_team).await.ok(), json!({"deleted": true}));
         assert_eq!(admin.delete(&of_team).await.ok(), json!({"deleted": false}));
         assert!(!sees(&ada).await && !sees(&bob).await, "nobody's, until it is opened");
-        admin.put(&one, json!({"grants": []})).await.ok();
+        let read = admin.get(&one).await.ok()["item"].clone();
+        admin.put(&one, json!({"grants": read["grants"], "visibility": read["visibility"]})).await.ok();
+        assert!(!sees(&ada).await && !sees(&bob).await, "written back as it was read");
+        let both = json!({"grants": [to_team], "visibility": "account"});
+        assert_eq!(admin.put(&one, both).await.json["code"], "validation_failed");
+        admin.post(&grants, to_team.clone()).await.ok();
+        admin.put(&one, json!({"visibility": "account"})).await.ok();
         assert!(sees(&ada).await && sees(&bob).await);
+        assert_eq!(admin.get(&grants).await.column("id"), [""; 0]);
 
         // So too when the scope itself goes.
         admin.post(&grants, to_team.clone()).await.ok();

@@ -110,7 +110,7 @@ fn quick(config: &mut Config) {
 }
 
 async fn hook(admin: &Client, url: &str) -> Value {
-    admin.put(HOOK, json!({"url": url, "secret": secret()})).await.ok()["item"].clone()
+    admin.put(HOOK, json!({"url": url, "secret": secret(), "enabled": true})).await.ok()["item"].clone()
 }
 
 async fn use_up(admin: &Client, cost: i64, place: Value) {
@@ -162,6 +162,8 @@ async fn a_webhook_is_set_shown_changed_and_removed() {
         assert_eq!(sealed().await, before);
         let late = admin.request(http::Method::PUT, HOOK).header("if-match", "\"1\"").json(&body);
         refusal(&admin.send(late).await, 412, "version_mismatch");
+        let kept = admin.put(HOOK, json!({"url": "https://hooks.example.com/c"})).await.ok()["item"].clone();
+        assert_eq!((&kept["thresholds"], &kept["enabled"]), (&json!([50, 100]), &json!(false)), "as they were");
         admin.put(HOOK, body.clone()).await.ok();
         assert_ne!(sealed().await, before, "sealed anew");
 
@@ -190,7 +192,7 @@ async fn a_webhook_is_set_shown_changed_and_removed() {
         let audit = admin.get("/v1/audit?resource=Alchemi_AlertWebhookTable").await.ok();
         let actions: Vec<_> =
             audit["items"].as_array().unwrap().iter().map(|e| e["action"].as_str().unwrap()).collect();
-        assert_eq!(actions, ["delete", "upsert", "upsert", "upsert"]);
+        assert_eq!(actions, ["delete", "upsert", "upsert", "upsert", "upsert"]);
         assert!(!audit.to_string().contains("whsec_"));
     }
 }

@@ -284,6 +284,20 @@ async fn what_an_override_gives_or_takes_for_a_time_is_not_built_upon() {
         give(&admin, &strict, ("team", &team), json!(60)).await.ok();
         give(&admin, &strict, ("user", &ada), json!(60)).await.ok();
 
+        // Behind one that expires comes the next, which lasts, and never what was allocated.
+        let lasting = json!({"plan_id": strict, "scope_type": "org", "scope_id": org, "override_credits": 60});
+        admin.post(&overrides, lasting.clone()).await.ok();
+        clock.advance(Duration::from_secs(1));
+        let mut newer = lasting;
+        newer["expires_at"] = json!("2027-01-16T09:00:00Z");
+        admin.post(&overrides, newer).await.ok();
+        give(&admin, &strict, ("org", &org), json!(5)).await.ok();
+        give(&admin, &strict, ("pool", "pool"), json!(41)).await.refused(409);
+        give(&admin, &strict, ("org", &org), json!(60)).await.ok();
+        for id in admin.get(&format!("{overrides}?plan_id={strict}")).await.column("id") {
+            admin.delete(&format!("{overrides}/{id}")).await.ok();
+        }
+
         // Who leaves a team is not held back, though all of their share is the account's then.
         admin.delete(&format!("/copilot/teams/{team}/members/{ada}")).await.ok();
         give(&admin, &strict, ("user", &ada), json!(61)).await.refused(409);
@@ -427,15 +441,15 @@ async fn a_renewal_carries_over_what_was_not_used_once() {
         assert_eq!(pool["effective_allocated"], json!(38), "its own 5 and what was carried over");
         let listed = admin.get(&format!("{BUDGETS}/allocations?plan_id={renewed}")).await.ok();
         let pool = listed["items"].as_array().unwrap().iter().find(|i| i["scope_type"] == "pool").unwrap();
-        assert_eq!((&pool["source"], &pool["rollover_credits"]), (&json!("cycle_rollover"), &json!(33)));
+        assert_eq!((&pool["source"], &pool["rollover_credits"]), (&json!("manual"), &json!(33)));
         let overrides = admin.get(&format!("{BUDGETS}/overrides?plan_id={renewed}")).await.column("reason");
         assert_eq!(overrides, [format!("copied_from:{source}")]);
         let history = admin.get(&format!("{BUDGETS}/cycles/history")).await;
         assert_eq!(history.column("source_plan_id"), [&*source]);
 
-        admin.post(&format!("{BUDGETS}/plans/{source}/activate"), json!(null)).await.ok();
-        let twice = admin.post(&path, overlap).await.refused(409);
-        assert_eq!(twice, "This plan has been renewed already");
+        let closed = admin.post(&format!("{BUDGETS}/plans/{source}/activate"), json!(null)).await;
+        assert_eq!(closed.json["code"], "plan_renewed");
+        assert!(closed.refused(409).contains(&renewed));
         let backwards = json!({"cycle_start": "2026-02-01T00:00:00Z", "cycle_end": "2026-02-01T00:00:00Z"});
         assert_eq!(admin.post(&path, backwards).await.refused(400), "cycle_end must be after cycle_start");
         let stranger = gateway.as_admin_of(&gateway.account("Beta").await).await;

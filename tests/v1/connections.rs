@@ -200,7 +200,7 @@ async fn a_connection_is_refused_in_the_words_that_clients_know() {
             ),
             (
                 "mcp",
-                json!({"name": "a", "config_json": {"headers": [{"name": "X-Auth", "value": "bearer  hunter2hunter2"}]}}),
+                json!({"name": "a", "config_json": {"headers": [{"name": "X-Upstream", "value": "bearer  hunter2hunter2"}]}}),
                 422,
                 "/config_json/headers/0/value: holds credentials, and would be shown",
             ),
@@ -230,6 +230,30 @@ async fn a_connection_is_refused_in_the_words_that_clients_know() {
             ),
             (
                 "mcp",
+                json!({"name": "a", "config_json": {"dsn": "postgres://ada:hunter2@db/main"}}),
+                422,
+                "/config_json/dsn: holds credentials, and would be shown",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"args": ["--api-key=hunter2"]}}),
+                422,
+                "/config_json/args/0: holds credentials, and would be shown",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"env": ["OPENAI_API_KEY=hunter2"]}}),
+                422,
+                "/config_json/env/0: holds credentials, and would be shown",
+            ),
+            (
+                "mcp",
+                json!({"name": "a", "config_json": {"headers": {"X-Auth": "hunter2"}}}),
+                422,
+                "/config_json/headers/X-Auth: holds a secret by its name: secrets belong in secret_json",
+            ),
+            (
+                "mcp",
                 json!({"name": "a", "config_json": {"base_url": "https://mcp.example.com/?key=hunter2"}}),
                 422,
                 "/config_json/base_url: holds a secret in its query, `key`, and would be shown",
@@ -239,8 +263,7 @@ async fn a_connection_is_refused_in_the_words_that_clients_know() {
         }
         assert!(admin.get(CONNECTIONS).await.column("id").is_empty());
 
-        let words =
-            json!({"label": "Basic authentication", "hint": "Bearer authentication", "about": "bearer of news"});
+        let words = json!({"args": ["--api-key-file=", "--verbose=1"], "dsn": "postgres://ada@db/main", "label": "Basic authentication", "hint": "Bearer authentication", "about": "bearer of news"});
         let told = admin.made(&format!("{CONNECTIONS}/mcp"), json!({"name": "words", "config_json": words})).await;
         admin.delete(&format!("{CONNECTIONS}/{told}")).await.ok();
 

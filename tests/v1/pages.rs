@@ -110,8 +110,8 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
         paths.extend(budgets.map(|list| format!("/v1/budgets/copilot/{list}")));
         for number in 0..7 {
             let renewal = json!({
-                "cycle_start": format!("2026-0{}-01T00:00:00Z", number + 1),
-                "cycle_end": format!("2026-0{}-01T00:00:00Z", number + 2),
+                "cycle_start": format!("2025-0{}-01T00:00:00Z", number + 1),
+                "cycle_end": format!("2025-0{}-01T00:00:00Z", number + 2),
             });
             post("/v1/budgets/copilot/cycles/renew", renewal).await;
         }

@@ -309,6 +309,23 @@ async fn a_member_sees_their_own_usage() {
     }
 }
 
+/// All credits that there can be, recorded and taken back as often as one likes, leave books that balance.
+#[tokio::test]
+async fn what_is_recorded_and_taken_back_leaves_no_trace_in_caps() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let path = format!("{BUDGETS}/adjustments");
+        for _ in 0..3 {
+            let recorded = acme.record(json!({"user_id": acme.ids[2], "raw_cost": 4_000_000_000_u64})).await.ok();
+            let undo = json!({"reverses": recorded["item"]["id"], "reason": "Too much"});
+            acme.operator.post(&path, undo).await.ok();
+        }
+        acme.record(json!({"user_id": acme.ids[2], "raw_cost": 1})).await.ok();
+        let usage = acme.admin.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
+        assert_eq!(column(&usage, "used"), [2, 2, 2]);
+    }
+}
+
 #[tokio::test]
 async fn corrections_are_rows_of_their_own() {
     for gateway in gateways(|app| app).await {

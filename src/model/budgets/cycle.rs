@@ -1,5 +1,7 @@
 //! What is written down of a cycle that was closed.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{AccountAllocation, Lot, Plan, total};
@@ -56,6 +58,9 @@ pub struct RenewalSummary {
     /// What requests under way still held in that window.
     #[serde(default)]
     pub held_credits: Credits,
+    /// What was used and held in it by all who have a share.
+    #[serde(default)]
+    pub taken_credits: Credits,
     /// What had been carried into that window.
     #[serde(default)]
     pub carried_in: Vec<Lot>,
@@ -64,6 +69,10 @@ pub struct RenewalSummary {
     pub carried_over: Vec<Lot>,
     /// The sum of it, which the pool of what came next has beside its own credits.
     pub rollover_credits: Credits,
+    /// The end of the last window of which a renewal carried over what was left: it is not
+    /// carried over again.
+    #[serde(default)]
+    pub carried_to: Option<Timestamp>,
 }
 
 /// What was found at the end of a cycle.
@@ -75,8 +84,12 @@ pub struct Closed {
     pub unused: Credits,
     /// What requests under way still held.
     pub held: Credits,
+    /// What was used and held.
+    pub taken: Credits,
     /// What had been carried into its last window.
     pub carried_in: Vec<Lot>,
+    /// Up to where renewals have carried over what windows left.
+    pub carried_to: Option<Timestamp>,
 }
 
 impl RenewalSummary {
@@ -87,7 +100,7 @@ impl RenewalSummary {
         closed: Closed,
         carried_over: Vec<Lot>,
     ) -> Self {
-        let Closed { used, unused, held, carried_in } = closed;
+        let Closed { used, unused, held, taken, carried_in, carried_to } = closed;
         let monthly = account.map(|a| a.monthly_credits);
         Self {
             source_plan_id: source.clone(),
@@ -97,9 +110,11 @@ impl RenewalSummary {
             overflow_charge_credits: monthly.map_or(Credits::ZERO, |m| used.saturating_sub(m).max(Credits::ZERO)),
             unused_credits: unused,
             held_credits: held,
+            taken_credits: taken,
             carried_in,
             rollover_credits: total(&carried_over),
             carried_over,
+            carried_to,
         }
     }
 }
@@ -126,5 +141,44 @@ impl BudgetCycle {
             created_by,
             created_at,
         }
+    }
+}
+
+/// The renewals that led to a plan, the newest first.
+#[derive(Debug, Clone)]
+pub struct Lineage(Vec<BudgetCycle>);
+
+impl Lineage {
+    /// Of a plan, out of the account's renewals.
+    pub fn of(plan: &Id<Plan>, renewals: Vec<BudgetCycle>) -> Self {
+        let mut into: HashMap<Id<Plan>, BudgetCycle> =
+            renewals.into_iter().map(|renewal| (renewal.new_plan_id.clone(), renewal)).collect();
+        let mut line: Vec<BudgetCycle> = Vec::new();
+        while let Some(renewal) = into.remove(line.last().map_or(plan, |renewal| &renewal.source_plan_id)) {
+            line.push(renewal);
+        }
+        Self(line)
+    }
+
+    /// The first of the plans, where the last one is not the first.
+    pub fn origin(&self) -> Option<&Id<Plan>> {
+        self.0.last().map(|renewal| &renewal.source_plan_id)
+    }
+
+    /// The renewal of exactly this cycle, else one whose cycle has a part of it.
+    pub fn renewal_of(&self, (start, end): (Timestamp, Timestamp)) -> Option<&BudgetCycle> {
+        let exact = self.0.iter().find(|renewal| (renewal.cycle_start, renewal.cycle_end) == (start, end));
+        exact.or_else(|| self.0.iter().find(|renewal| start < renewal.cycle_end && renewal.cycle_start < end))
+    }
+
+    /// The plan of the line that was the newest `at` a moment, and since when, if `origin` is the
+    /// first one and when it was made.
+    pub fn in_force<'a>(
+        &'a self,
+        at: Timestamp,
+        origin: (&'a Id<Plan>, Timestamp),
+    ) -> Option<(&'a Id<Plan>, Timestamp)> {
+        let made = self.0.iter().map(|renewal| (&renewal.new_plan_id, renewal.created_at));
+        made.chain([origin]).find(|(_, since)| *since <= at)
     }
 }

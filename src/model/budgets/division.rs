@@ -96,11 +96,11 @@ impl Division {
         for (by, scope) in promises {
             let Some(share) = shares.get(scope) else { continue };
             let sum = promised.entry(by).or_default();
-            *sum = sum.saturating_add(share.most());
+            *sum = sum.saturating_add(share.most);
         }
         let commitments = promised.into_iter().filter_map(|(by, promised)| {
             let (of, limit) = match by {
-                Some(scope) => (scope.clone(), shares.get(scope)?.least()),
+                Some(scope) => (scope.clone(), shares.get(scope)?.least),
                 None => account.map(|account| (account.whole().scope, account.monthly_credits))?,
             };
             Some(Commitment { of, limit, promised })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::{BudgetCycle, Division, Plan, PlanStatus, Window};
+use super::{Division, Plan, PlanStatus, Window};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::model::scope::{Scope, ScopeType};
@@ -15,7 +15,7 @@ use crate::model::scope::{Scope, ScopeType};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RolloverMode {
-    /// Nothing.
+    /// Nothing; what a renewal carried over goes on until it lapses.
     #[default]
     None,
     /// What the plan gave out and nobody used or holds.
@@ -68,6 +68,8 @@ pub struct Leftover {
     pub unused: Credits,
     /// What is held still, of which some may come back.
     pub held: Credits,
+    /// What was used and is held in all.
+    pub taken: Credits,
     /// What is left of what had been carried in.
     pub lots: Vec<Lot>,
 }
@@ -81,6 +83,7 @@ impl Leftover {
         for allocation in division.outermost() {
             let Taken { used, held } = taken.get(&allocation.scope).copied().unwrap_or_default();
             let mut drawn = used.saturating_add(held);
+            left.taken = left.taken.saturating_add(drawn);
             let mut credits = allocation.effective;
             if allocation.scope.scope_type == ScopeType::Pool && !allocation.overridden {
                 credits = own;
@@ -125,16 +128,9 @@ impl Plan {
         self.window(now, zone).start > rolled_to || self.look_again_at.is_some_and(|at| at <= now)
     }
 
-    /// Whether windows of it are carried over.
+    /// Whether windows of it are carried over, or what a renewal carried into it goes on.
     pub fn rolls_over(&self) -> bool {
-        self.rollover != RolloverMode::None && self.status == PlanStatus::Active
-    }
-
-    /// Whether the renewal that made this plan carried over what `window` had left by then.
-    pub fn begins_within(&self, renewal: &BudgetCycle, window: Window, zone: &TimeZone) -> bool {
-        let last = just_before(renewal.cycle_end).min(renewal.created_at);
-        let carried = self.cycle.window(last, zone, last).end;
-        renewal.rollover_credits > Credits::ZERO && window.end.zip(carried).is_some_and(|(end, last)| end <= last)
+        self.status == PlanStatus::Active && self.rolled_to.is_some()
     }
 
     /// The windows that have ended since the last one that was carried over, oldest first.
@@ -188,6 +184,8 @@ mod tests {
                 effective: own.saturating_add(total(lots)),
                 overridden: false,
                 carried: total(lots),
+                least: own,
+                most: own,
                 overflow_cap: None,
                 until: None,
             }],

@@ -1,5 +1,7 @@
 //! Plans, with what their windows leave to the next one.
 
+use jiff::tz::TimeZone;
+
 use super::ChangeKind;
 use crate::clock::Timestamp;
 use crate::context::Tenant;
@@ -157,14 +159,8 @@ impl Tx<Tenant> {
     /// Writes what the plan's windows leave, as the plan says.
     async fn put_rollover(&mut self, plan: &Plan) -> Result<()> {
         let account = self.account.clone();
-        if plan.rollover == RolloverMode::None {
-            run!(
-                self,
-                r#"DELETE FROM "Alchemi_CopilotBudgetRolloverTable" WHERE account_id = $1 AND plan_id = $2"#,
-                &account,
-                &plan.id
-            )?;
-            return Ok(());
+        if plan.rollover == RolloverMode::None && plan.rolled_to.is_none() {
+            return self.end_rollover(&plan.id).await;
         }
         run!(
             self,
@@ -185,7 +181,18 @@ impl Tx<Tenant> {
         Ok(())
     }
 
-    /// Notes how far windows of a plan were carried over.
+    /// Closes no more windows of a plan.
+    pub(super) async fn end_rollover(&mut self, plan: &Id<Plan>) -> Result<()> {
+        run!(
+            self,
+            r#"DELETE FROM "Alchemi_CopilotBudgetRolloverTable" WHERE account_id = $1 AND plan_id = $2"#,
+            &self.account,
+            plan
+        )?;
+        Ok(())
+    }
+
+    /// Notes how far windows of a plan were closed.
     pub(super) async fn rolled(&mut self, plan: &Id<Plan>, to: Timestamp, look_again: Option<Timestamp>) -> Result<()> {
         let account = self.account.clone();
         run!(
@@ -200,14 +207,17 @@ impl Tx<Tenant> {
         Ok(())
     }
 
-    /// Begins to carry over anew from now on, where a plan in force does: windows of
-    /// another time zone begin.
+    /// Begins to carry over anew where a plan in force does, because windows of another time
+    /// zone begin: what the present one is used for was counted in another, and it leaves nothing.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn restart_rollover(&mut self) -> Result<()> {
+    pub async fn restart_rollover(&mut self, zone: &TimeZone) -> Result<()> {
         match self.active_plan().await?.filter(Plan::rolls_over) {
-            Some(plan) => self.rolled(&plan.id, self.now, None).await,
+            Some(plan) => {
+                let rolled_to = plan.window(self.now, zone).end.unwrap_or(self.now);
+                self.rolled(&plan.id, rolled_to, None).await
+            }
             None => Ok(()),
         }
     }

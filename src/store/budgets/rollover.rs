@@ -66,6 +66,13 @@ fn own(pool: &Allocation) -> Credits {
     pool.allocated_credits.saturating_sub(pool.rollover_credits)
 }
 
+/// What was carried into a window.
+#[derive(Default)]
+struct Carried {
+    credits: Credits,
+    look_again_at: Option<Timestamp>,
+}
+
 /// Of an account, what windows depend on.
 struct Terms {
     zone: TimeZone,
@@ -105,11 +112,14 @@ impl Tx<Tenant> {
         let terms = Terms { zone, account };
         match ended.last().and_then(|last| last.end) {
             Some(rolled_to) => {
-                let mut look_again = None;
+                let mut carried = Carried::default();
                 for window in ended {
-                    look_again = self.close(&plan, &terms, window, None).await?;
+                    carried = self.close(&plan, &terms, window, None).await?;
                 }
-                self.rolled(&plan.id, rolled_to, look_again).await?;
+                match plan.rollover {
+                    RolloverMode::None if carried.credits == Credits::ZERO => self.end_rollover(&plan.id).await?,
+                    _ => self.rolled(&plan.id, rolled_to, carried.look_again_at).await?,
+                }
             }
             None => self.look_again(&plan, &terms).await?,
         }
@@ -120,45 +130,51 @@ impl Tx<Tenant> {
     /// Looks again at the window that was last carried over.
     async fn look_again(&mut self, plan: &Plan, terms: &Terms) -> Result<()> {
         let Some(rolled_to) = plan.rolled_to else { return Ok(()) };
-        let look_again = match self.closed_until(plan, rolled_to).await? {
+        let carried = match self.closed_until(&plan.id, rolled_to).await? {
             Some(row) => {
                 let window = Window { start: row.cycle_start, end: Some(row.cycle_end) };
                 self.close(plan, terms, window, Some(&row)).await?
             }
-            None => None,
+            None => Carried::default(),
         };
-        self.rolled(&plan.id, rolled_to, look_again).await
+        self.rolled(&plan.id, rolled_to, carried.look_again_at).await
     }
 
-    /// Carries a window that has ended into the next one; gives when to look again.
+    /// Carries a window that has ended into the next one.
     async fn close(
         &mut self,
         plan: &Plan,
         terms: &Terms,
         window: Window,
         before: Option<&BudgetCycle>,
-    ) -> Result<Option<Timestamp>> {
-        let Some(end) = window.end else { return Ok(None) };
+    ) -> Result<Carried> {
+        let Some(end) = window.end else { return Ok(Carried::default()) };
         let before = before.map(|row| Ok::<_, StoreError>((row, summary(row)?))).transpose()?;
         let carried_in = before.as_ref().map(|(_, summary)| summary.carried_in.clone());
         let account = terms.account.as_ref();
         let ending = self.ending(plan, account, (window.start, just_before(end)), carried_in).await?;
-        let mut fresh = match self.renewal_into(&plan.id).await? {
-            Some(renewal) if plan.begins_within(&renewal, window, &terms.zone) => Credits::ZERO,
-            _ => ending.fresh(plan.rollover),
+        let has = ending.pool.as_ref().map(|pool| pool.rollover_credits).unwrap_or_default();
+        let fresh = match &before {
+            // Somebody has given the pool other credits since.
+            Some((_, then)) if has != then.rollover_credits => return Ok(Carried::default()),
+            Some((_, then)) => come_back(then, &ending, plan.rollover),
+            None if self.renewed_to(&plan.id).await?.is_some_and(|to| end <= to) => Credits::ZERO,
+            None if plan.rollover == RolloverMode::None => Credits::ZERO,
+            None => ending.fresh(plan.rollover),
         };
-        if let Some((_, then)) = &before {
-            // What was allocated meanwhile is for the next window: only what was held can have come back.
-            fresh = fresh.max(then.unused_credits).min(then.unused_credits.saturating_add(then.held_credits));
-        }
         let fresh = Lot { credits: fresh, until: plan.lapse(end, &terms.zone) };
         let carried = carry(fresh, &ending.left.lots, end, plan.rollover_cap);
         self.carry_into_pool(plan, &ending, total(&carried), plan.window(end, &terms.zone).end).await?;
-        let look_again = (ending.left.held > Credits::ZERO
+        if plan.rollover == RolloverMode::None && carried.is_empty() {
+            return Ok(Carried::default());
+        }
+        let look_again_at = (ending.left.held > Credits::ZERO
             && (plan.rollover == RolloverMode::Unused || !ending.carried_in.is_empty()))
         .then(|| self.now.plus(LOOK_AGAIN));
         let used = self.used_in(&terms.zone, window.start, end).await?;
-        let closed = Closed { used, unused: fresh.credits, held: ending.left.held, carried_in: ending.carried_in };
+        let Leftover { held, taken, .. } = ending.left;
+        let unused = fresh.credits;
+        let closed = Closed { used, unused, held, taken, carried_in: ending.carried_in, carried_to: None };
         let summary = RenewalSummary::new((&plan.id, &plan.id), account, closed, carried);
         let cycle = BudgetCycle {
             created_at: before.as_ref().map_or(self.now, |(row, _)| row.created_at),
@@ -175,7 +191,16 @@ impl Tx<Tenant> {
             let entry = Entry { action: Action::Upsert, table: TABLE, id: cycle.id.as_str(), label: Label::Copilot };
             self.audit(entry, before.as_ref().map(|(row, _)| *row), &cycle).await?;
         }
-        Ok(look_again)
+        Ok(Carried { credits: summary.rollover_credits, look_again_at })
+    }
+
+    /// Up to where renewals have carried over what windows left, before they made `plan`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn renewed_to(&mut self, plan: &Id<Plan>) -> Result<Option<Timestamp>> {
+        let renewal = self.renewal_into(plan).await?;
+        Ok(renewal.as_ref().map(summary).transpose()?.and_then(|summary| summary.carried_to))
     }
 
     /// What a plan has left `at` a moment of the window that began at `start`.
@@ -209,7 +234,7 @@ impl Tx<Tenant> {
     /// What was carried into the window of a plan that began at `start`.
     async fn carried_into(&mut self, plan: &Plan, start: Timestamp, pool: Option<&Allocation>) -> Result<Vec<Lot>> {
         let Some(pool) = pool.filter(|pool| pool.rollover_credits > Credits::ZERO) else { return Ok(Vec::new()) };
-        let row = match self.closed_until(plan, start).await? {
+        let row = match self.closed_until(&plan.id, start).await? {
             Some(row) => Some(row),
             None => self.renewal_into(&plan.id).await?,
         };
@@ -233,12 +258,13 @@ impl Tx<Tenant> {
         let own = ending.own();
         let pool = ending.pool.as_ref();
         if own == Credits::ZERO && carried == Credits::ZERO {
-            return match pool.filter(|pool| pool.source == ROLLED_OVER) {
-                Some(pool) => self.delete_allocation(&pool.id).await.map(drop),
-                None => Ok(()),
-            };
+            match pool {
+                None => return Ok(()),
+                // There was none before something was carried over.
+                Some(pool) if pool.source == ROLLED_OVER => return self.delete_allocation(&pool.id).await.map(drop),
+                Some(_) => {}
+            }
         }
-        let kept = pool.filter(|_| carried == Credits::ZERO).map(|pool| pool.source.clone());
         let allocation = Allocation {
             id: self.new_id(),
             account_id: self.account.clone(),
@@ -249,7 +275,7 @@ impl Tx<Tenant> {
             overflow_cap: pool.and_then(|pool| pool.overflow_cap),
             rollover_credits: carried,
             rollover_until: until.filter(|_| carried > Credits::ZERO),
-            source: kept.unwrap_or_else(|| ROLLED_OVER.to_owned()),
+            source: pool.map_or_else(|| ROLLED_OVER.to_owned(), |pool| pool.source.clone()),
             created_by: Some("system".to_owned()),
             created_at: self.now,
             updated_at: self.now,
@@ -272,7 +298,10 @@ impl Tx<Tenant> {
     }
 
     /// The window of a plan that ended at `end`, if it was carried over.
-    async fn closed_until(&mut self, plan: &Plan, end: Timestamp) -> Result<Option<BudgetCycle>> {
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn closed_until(&mut self, plan: &Id<Plan>, end: Timestamp) -> Result<Option<BudgetCycle>> {
         let account = self.account.clone();
         on!(self, |c| sqlx::query_as(
             r#"SELECT id, account_id, plan_id AS source_plan_id, plan_id AS new_plan_id, cycle_start, cycle_end,
@@ -280,7 +309,7 @@ impl Tx<Tenant> {
                FROM "Alchemi_CopilotBudgetWindowTable" WHERE account_id = $1 AND plan_id = $2 AND cycle_end = $3"#
         )
         .bind(&account)
-        .bind(&plan.id)
+        .bind(plan)
         .bind(end)
         .fetch_optional(c)
         .await)
@@ -308,6 +337,16 @@ impl Tx<Tenant> {
         )?;
         Ok(())
     }
+}
+
+/// What is there to be carried over of a window that was closed before: besides what was `then`,
+/// what was held of it and has come back. What was allocated meanwhile is for the next window.
+fn come_back(then: &RenewalSummary, ending: &Ending, mode: RolloverMode) -> Credits {
+    let back = match mode {
+        RolloverMode::Unused => then.taken_credits.saturating_sub(ending.left.taken).max(Credits::ZERO),
+        RolloverMode::Unallocated | RolloverMode::None => Credits::ZERO,
+    };
+    ending.fresh(mode).max(then.unused_credits).min(then.unused_credits.saturating_add(back))
 }
 
 fn summary(row: &BudgetCycle) -> Result<RenewalSummary> {

@@ -3,6 +3,8 @@
 //! Which override counts, and until when credits that were rolled over do, is said
 //! here and nowhere else: in [`EFFECTIVE`].
 
+use std::collections::HashMap;
+
 use jiff::tz::TimeZone;
 
 use crate::clock::Timestamp;
@@ -56,6 +58,14 @@ pub(super) struct EffectiveRow {
     next_expiry: Option<Timestamp>,
 }
 
+/// An override that has not expired.
+struct OverrideRow {
+    scope_type: ScopeType,
+    scope_id: String,
+    override_credits: Credits,
+    expires_at: Option<Timestamp>,
+}
+
 struct StandingRow {
     scope_type: ScopeType,
     scope_id: String,
@@ -83,6 +93,7 @@ from_columns! {
         id, created_at, scope_type, scope_id, base, overflow_cap, rollover_until, rollover_credits, override_credits,
         next_expiry,
     }
+    OverrideRow { scope_type, scope_id, override_credits, expires_at }
     StandingRow { scope_type, scope_id, team_id, org_id }
     TermsRow {
         account_id, metadata, monthly_credits, overflow_limit, credit_factor, enforcement, effective_from,
@@ -96,16 +107,19 @@ impl EffectiveRow {
         let row = self;
         let lapses = row.rollover_until.filter(|until| *until > at);
         let lapsed = row.rollover_until.is_some() && lapses.is_none();
-        let carries = !lapsed && row.override_credits.is_none();
-        EffectiveAllocation {
+        let mut allocation = EffectiveAllocation {
             until: lapses.into_iter().chain(row.next_expiry).min(),
             scope: Scope::new(row.scope_type, row.scope_id),
             base: row.base,
             effective: row.override_credits.unwrap_or(row.base),
             overridden: row.override_credits.is_some(),
-            carried: if carries { row.rollover_credits } else { Credits::ZERO },
+            carried: if lapsed { Credits::ZERO } else { row.rollover_credits },
+            least: Credits::ZERO,
+            most: Credits::ZERO,
             overflow_cap: row.overflow_cap,
-        }
+        };
+        allocation.foresee(row.override_credits.map(|credits| (credits, None)));
+        allocation
     }
 }
 
@@ -187,6 +201,36 @@ impl Tx<Tenant> {
         self.allocations_at(plan, place, self.now).await
     }
 
+    /// What overrides that expire leave behind them.
+    async fn foresee(&mut self, plan: &Id<Plan>, at: Timestamp, allocations: &mut [EffectiveAllocation]) -> Result<()> {
+        if !allocations.iter().any(|allocation| allocation.overridden) {
+            return Ok(());
+        }
+        let account = self.account.clone();
+        let rows: Vec<OverrideRow> = on!(self, |c| sqlx::query_as(
+            r#"SELECT scope_type, scope_id, override_credits, expires_at FROM "Alchemi_CopilotBudgetOverrideTable"
+               WHERE account_id = $1 AND plan_id = $2 AND (expires_at IS NULL OR expires_at > $3)
+               ORDER BY created_at DESC, id DESC"#
+        )
+        .bind(&account)
+        .bind(plan)
+        .bind(at)
+        .fetch_all(c)
+        .await)?;
+        let mut of: HashMap<Scope, Vec<(Credits, Option<Timestamp>)>> = HashMap::new();
+        for row in rows {
+            of.entry(Scope::new(row.scope_type, row.scope_id))
+                .or_default()
+                .push((row.override_credits, row.expires_at));
+        }
+        for allocation in allocations {
+            if let Some(overrides) = of.remove(&allocation.scope) {
+                allocation.foresee(overrides);
+            }
+        }
+        Ok(())
+    }
+
     /// The same with what counted `at` another moment, as far as rows tell it.
     ///
     /// # Errors
@@ -225,7 +269,8 @@ impl Tx<Tenant> {
 
     /// The same with what counted `at` another moment, as far as rows tell it.
     pub(super) async fn division_at(&mut self, plan: &Id<Plan>, at: Timestamp) -> Result<Division> {
-        let allocations = self.allocations_at(plan, None, at).await?;
+        let mut allocations = self.allocations_at(plan, None, at).await?;
+        self.foresee(plan, at, &mut allocations).await?;
         let account = self.account.clone();
         let rows: Vec<StandingRow> = on!(self, |c| {
             sqlx::query_as(

@@ -113,13 +113,15 @@ static INSERT: Rows = Rows::new(LEDGER, 34, " ON CONFLICT (request_id) DO NOTHIN
 static INSERT_TELLING: Rows = Rows::new(LEDGER, 34, " ON CONFLICT (request_id) DO NOTHING RETURNING request_id");
 
 /// `cap` brings what the counter is rid of, because `leased` may not be negative: where the
-/// counter is new, it is rid of nothing and has no cap.
+/// counter is new, it is rid of nothing and has no cap. Beyond all credits that there can be,
+/// the cap stays as it is.
 static COUNT: Rows = Rows::new(
     r#"INSERT INTO "Alchemi_AllocationCounterTable" AS c
        (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at) VALUES "#,
     8,
     r#" ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
-       SET used = c.used + excluded.used, leased = c.leased - excluded.leased, cap = c.cap + excluded.cap,
+       SET used = c.used + excluded.used, leased = c.leased - excluded.leased,
+       cap = CASE WHEN c.cap / 2 + excluded.cap / 2 > 4611686018427387900 THEN c.cap ELSE c.cap + excluded.cap END,
        updated_at = excluded.updated_at"#,
 );
 

@@ -35,21 +35,14 @@ pub struct NewAlertWebhook {
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
     secret: Option<NewSecret>,
-    /// Whether alerts are sent; else they wait.
-    #[serde(default = "yes")]
-    enabled: bool,
-    /// At how many per cent of what is allocated; each 1 to 1000 and once.
-    #[serde(default = "usual")]
+    /// Whether alerts are sent; else they wait. Absent or null: as it was, at first true.
+    #[serde(default)]
+    enabled: Option<bool>,
+    /// At how many per cent of what is allocated; each 1 to 1000 and once. Absent or null: as they
+    /// were, at first 80, 90 and 100.
+    #[serde(default)]
     #[schema(min_items = 1, max_items = 10)]
-    thresholds: Vec<u16>,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn usual() -> Vec<u16> {
-    DEFAULT_THRESHOLDS.to_vec()
+    thresholds: Option<Vec<u16>>,
 }
 
 /// A signing secret as it is sent; no error repeats it.
@@ -64,6 +57,16 @@ impl<'de> Deserialize<'de> for NewSecret {
             _ => Err(wrong(crate::model::alerts::SigningSecretError)),
         }
     }
+}
+
+/// In order, each once.
+fn checked(mut thresholds: Vec<u16>) -> Result<Vec<u16>, Problem> {
+    thresholds.sort_unstable();
+    let bounded =
+        (1..=MOST_THRESHOLDS).contains(&thresholds.len()) && thresholds.iter().all(|t| (1..=1000).contains(t));
+    let distinct = thresholds.windows(2).all(|pair| pair.first() != pair.last());
+    require(bounded && distinct, "/thresholds", "must be 1 to 10 different whole numbers from 1 to 1000")?;
+    Ok(thresholds)
 }
 
 /// Which deliveries.
@@ -100,17 +103,13 @@ pub async fn put_alert_webhook(
     Query(trial): Query<Trial>,
     Body(new): Body<NewAlertWebhook>,
 ) -> Outcome {
-    let NewAlertWebhook { url, secret, enabled, mut thresholds } = new;
+    let NewAlertWebhook { url, secret, enabled, thresholds } = new;
     let url = call.app.outbound.check(&url).map_err(|refused| Problem::invalid("/url", refused.to_string()))?;
     if let Some(name) = secret_in_query(&url) {
         let detail = format!("would show a secret in its query, `{name}`: deliveries are known by their signature");
         return Err(Problem::invalid("/url", detail).into());
     }
-    thresholds.sort_unstable();
-    let bounded =
-        (1..=MOST_THRESHOLDS).contains(&thresholds.len()) && thresholds.iter().all(|t| (1..=1000).contains(t));
-    let distinct = thresholds.windows(2).all(|pair| pair.first() != pair.last());
-    require(bounded && distinct, "/thresholds", "must be 1 to 10 different whole numbers from 1 to 1000")?;
+    let thresholds = thresholds.map(checked).transpose()?;
     let mut tx = call.begin_or_try(&trial).await?;
     let before = tx.alert_webhook().await?;
     call.expects(before.as_ref().map_or(0, |webhook| webhook.version))?;
@@ -120,8 +119,8 @@ pub async fn put_alert_webhook(
             id: tx.new_id(),
             account_id: tx.account().clone(),
             url: String::new(),
-            enabled,
-            thresholds: Vec::new(),
+            enabled: true,
+            thresholds: DEFAULT_THRESHOLDS.to_vec(),
             created_by: acting(&tx),
             created_at: tx.now(),
             updated_at: tx.now(),
@@ -129,7 +128,9 @@ pub async fn put_alert_webhook(
             sealed: Sealed { key_id: String::new(), envelope: String::new() },
         },
     };
-    (webhook.url, webhook.enabled, webhook.thresholds) = (url.into(), enabled, thresholds);
+    webhook.url = url.into();
+    webhook.enabled = enabled.unwrap_or(webhook.enabled);
+    webhook.thresholds = thresholds.unwrap_or(webhook.thresholds);
     require(secret.is_some() || before.is_some(), "/secret", "is required: there is none yet")?;
     if let Some(NewSecret(secret)) = secret {
         let sealed = call.app.secrets.seal(secret.expose().as_bytes(), webhook.place());

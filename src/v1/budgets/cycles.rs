@@ -5,23 +5,23 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::plans::OVERTAKEN;
-use super::{acting, entry, require_kept, roll_over};
+use super::{PLAN_NOT_FOUND, acting, entry, held_plan, require_kept, roll_over};
 use crate::clock::Timestamp;
-use crate::context::Tenant;
+use crate::context::{Domain, Tenant};
 use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::audit::Action;
 use crate::model::budgets::{
-    Allocation, BudgetCycle, Closed, Lot, Override, Plan, PlanStatus, RenewalSummary, RolloverMode, carry, day_of,
-    just_before, total,
+    AccountAllocation, Allocation, BudgetCycle, Closed, Lineage, Lot, Override, Plan, PlanStatus, RenewalSummary,
+    RolloverMode, carry, day_of, just_before, total,
 };
 use crate::model::scope::ScopeType;
 use crate::model::text::Name;
 use crate::policy::budget::POOL;
 use crate::problem::Problem;
 use crate::store::Tx;
-use crate::store::budgets::rollover::ROLLED_OVER;
+use crate::store::budgets::rollover::{Ending, ROLLED_OVER};
 use crate::store::page::Slice;
 use crate::v1::answer::{Answer, Halt, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin};
@@ -72,9 +72,10 @@ pub struct Renewed {
 /// gave out and nobody used or holds in the cycle's last window (where its `rollover`
 /// is `unallocated`, what it did not give out), up to `rollover_cap`, is added to the
 /// new plan's pool for as many of its windows as `rollover_windows` says. Each window
-/// is carried over once: one that ended before the plan began, that rolled over by
-/// itself, or of which an earlier renewal carried over a part leaves nothing. A renewal
-/// that was done is answered again, not done again.
+/// is carried over once: one that rolled over by itself, or of which an earlier renewal
+/// carried over a part, leaves nothing more, and one that ended before the first of the
+/// plans was made leaves nothing. A renewal that was done is answered again, not done
+/// again.
 #[utoipa::path(post, path = "/v1/budgets/copilot/cycles/renew", tag = "budgets", params(Trial), request_body = Renewal,
     responses((status = 200, description = "The new plan", body = Tried<Renewed>), Refusals))]
 pub async fn renew_budget_cycle(
@@ -88,49 +89,92 @@ pub async fn renew_budget_cycle(
     require(!renewal.rollover_cap.unwrap_or_default().is_negative(), "/rollover_cap", "cannot be negative")?;
     roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
-    let source = or_404(tx.active_plan().await?, "No active budget plan found")?;
-    let before = tx.renewal_into(&source.id).await?;
-    if let Some(done) = &before {
-        if (done.cycle_start, done.cycle_end) == (renewal.cycle_start, renewal.cycle_end) {
-            let again = Renewed { cycle_id: done.id.clone(), item: source, summary: done.summary_json.clone() };
-            return call.done(tx, &again).await;
-        }
-        if renewal.cycle_start < done.cycle_end && done.cycle_start < renewal.cycle_end {
-            let detail = format!("The plan began with the renewal of {} to {}", done.cycle_start, done.cycle_end);
+    require(renewal.cycle_start <= tx.now(), "/cycle_start", "must not be in the future: the cycle has not begun")?;
+    let source = or_404(held_plan(&mut tx, Domain::Copilot).await?, "No active budget plan found")?;
+    let line = tx.lineage(&source.id).await?;
+    let ends = (renewal.cycle_start, renewal.cycle_end);
+    if let Some(done) = line.renewal_of(ends) {
+        if (done.cycle_start, done.cycle_end) != ends {
+            let detail = format!("A part of the cycle was renewed with {} to {}", done.cycle_start, done.cycle_end);
             return Err(Problem::conflict("cycle_overlaps", detail).into());
         }
+        let item = or_404(tx.plan(&done.new_plan_id).await?, PLAN_NOT_FOUND)?;
+        let again = Renewed { cycle_id: done.id.clone(), item, summary: done.summary_json.clone() };
+        return call.done(tx, &again).await;
     }
     tx.deactivate_plan().await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
-    let (zone, account) = tx.account_terms().await?;
-    let used = tx.used_in(&zone, renewal.cycle_start, renewal.cycle_end).await?;
-    // What had been carried in is left as of now, what the plan gave out as of the cycle's end.
-    let (now, at) = (tx.now(), just_before(renewal.cycle_end).min(tx.now()));
-    let (present, last) = (source.window(now, &zone), source.window(at, &zone));
-    let ending = tx.ending(&source, account.as_ref(), (present.start, now), None).await?;
-    let unused = match &before {
-        _ if renewal.cycle_end <= source.rolled_to.unwrap_or(source.created_at) => Credits::ZERO,
-        Some(done) if source.begins_within(done, last, &zone) => Credits::ZERO,
-        _ if last == present => ending.fresh(source.rollover),
-        _ => tx.ending(&source, account.as_ref(), (last.start, at), None).await?.fresh(source.rollover),
-    };
-    let plan = successor(&tx, &source, &renewal, &zone);
-    tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
-    let now = now.max(renewal.cycle_end);
-    let fresh = Lot { credits: unused, until: lapse(&plan, now, &zone) };
-    let carried_over = carry(fresh, &ending.left.lots, now, renewal.rollover_cap.or(source.rollover_cap));
+    let terms = tx.account_terms().await?;
+    let (zone, account) = (&terms.0, terms.1.as_ref());
+    let used = tx.used_in(zone, renewal.cycle_start, renewal.cycle_end).await?;
+    let (ending, left) = left_by(&mut tx, &source, &line, (renewal.cycle_end, zone, account)).await?;
+    let fresh = Lot { credits: left.unused, until: lapse(&source, tx.now().max(renewal.cycle_end), zone) };
+    let carried_over = carry(fresh, &ending.left.lots, tx.now(), renewal.rollover_cap.or(source.rollover_cap));
     let rollover = total(&carried_over);
-    copy_allocations(&mut tx, &source, &plan, (rollover, plan.window(now, &zone).end)).await?;
+    let plan = successor(&tx, &source, &renewal, (zone, rollover));
+    tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
+    let present = plan.window(tx.now(), zone);
+    copy_allocations(&mut tx, &source, &plan, (rollover, present.end)).await?;
     if renewal.copy_overrides {
         copy_overrides(&mut tx, &source, &plan).await?;
     }
     require_kept(&mut tx, &plan).await?;
-    let closed = Closed { used, unused: fresh.credits, held: ending.left.held, carried_in: ending.carried_in };
-    let summary = RenewalSummary::new((&source.id, &plan.id), account.as_ref(), closed, carried_over);
-    let ends = (renewal.cycle_start, renewal.cycle_end);
+    let closed = Closed {
+        used,
+        unused: left.unused,
+        held: left.held,
+        taken: left.taken,
+        carried_in: ending.carried_in,
+        carried_to: left.to,
+    };
+    let summary = RenewalSummary::new((&source.id, &plan.id), account, closed, carried_over);
     let cycle = BudgetCycle::new(tx.new_id(), tx.account().clone(), ends, &summary, (acting(&tx), tx.now()));
     tx.insert_renewal(&cycle).await.map_err(taken("source", "This plan has been renewed already"))?;
     tx.audit(entry(Action::Create, "Alchemi_CopilotBudgetCycleTable", cycle.id.as_str()), None::<&()>, &cycle).await?;
     call.done(tx, &Renewed { cycle_id: cycle.id.clone(), item: plan, summary: cycle.summary_json }).await
+}
+
+/// What the last window of a cycle has left.
+struct Left {
+    unused: Credits,
+    held: Credits,
+    taken: Credits,
+    /// Up to where windows are carried over with that.
+    to: Option<Timestamp>,
+}
+
+/// How the plan stands now, with what is left of what had been carried into it; and what the cycle
+/// that ends at `cycle_end` leaves besides. That is nothing of a window that was carried over
+/// before, by itself or by a renewal, or in which there was no plan.
+async fn left_by(
+    tx: &mut Tx<Tenant>,
+    plan: &Plan,
+    line: &Lineage,
+    (cycle_end, zone, account): (Timestamp, &TimeZone, Option<&AccountAllocation>),
+) -> Result<(Ending, Left), Halt> {
+    let before = tx.renewed_to(&plan.id).await?;
+    let (now, at) = (tx.now(), just_before(cycle_end).min(tx.now()));
+    let present = plan.window(now, zone);
+    let ending = tx.ending(plan, account, (present.start, now), None).await?;
+    let origin = match line.origin() {
+        Some(first) => tx.plan(first).await?.map_or(plan.created_at, |first| first.created_at),
+        None => plan.created_at,
+    };
+    let nothing = Left { unused: Credits::ZERO, held: Credits::ZERO, taken: Credits::ZERO, to: before };
+    let Some((owner, since)) = line.in_force(at, (line.origin().unwrap_or(&plan.id), origin)) else {
+        return Ok((ending, nothing));
+    };
+    let last = plan.cycle.window(at, zone, since);
+    if let Some(end) = last.end
+        && (before.is_some_and(|to| end <= to) || tx.closed_until(owner, end).await?.is_some())
+    {
+        return Ok((ending, nothing));
+    }
+    let then = if last == present { None } else { Some(tx.ending(plan, account, (last.start, at), None).await?) };
+    let of = then.as_ref().unwrap_or(&ending);
+    let unused = of.fresh(plan.rollover);
+    let to = if unused > Credits::ZERO { before.max(last.end) } else { before };
+    let left = Left { unused, held: of.left.held, taken: of.left.taken, to };
+    Ok((ending, left))
 }
 
 /// List closed cycles
@@ -151,7 +195,7 @@ fn lapse(plan: &Plan, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
     }
 }
 
-fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, zone: &TimeZone) -> Plan {
+fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, (zone, carried): (&TimeZone, Credits)) -> Plan {
     let name = renewal.new_plan_name.as_ref().map_or_else(
         || format!("{} ({})", undated(&source.name), day_of(renewal.cycle_end, zone)),
         |name| name.as_str().to_owned(),
@@ -160,7 +204,7 @@ fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, zone: &TimeZone)
         id: tx.new_id(),
         name,
         status: PlanStatus::Active,
-        rolled_to: Some(tx.now()),
+        rolled_to: (source.rollover != RolloverMode::None || carried > Credits::ZERO).then(|| tx.now()),
         look_again_at: None,
         created_by: acting(tx),
         created_at: tx.now(),
@@ -215,10 +259,10 @@ async fn copy_allocations(
             scope_type: ScopeType::Pool,
             scope_id: POOL.to_owned(),
             allocated_credits: base.saturating_add(over),
-            overflow_cap: pool.and_then(|p| p.overflow_cap),
+            overflow_cap: pool.as_ref().and_then(|p| p.overflow_cap),
             rollover_credits: over,
             rollover_until: until,
-            source: ROLLED_OVER.to_owned(),
+            source: pool.map_or_else(|| ROLLED_OVER.to_owned(), |p| p.source),
             created_by: by,
             created_at: now,
             updated_at: now,

@@ -112,7 +112,7 @@ pub async fn create_budget_plan(
         rollover: new.rollover,
         rollover_cap: new.rollover_cap,
         rollover_windows: new.rollover_windows,
-        rolled_to: Some(tx.now()),
+        rolled_to: (new.rollover != RolloverMode::None).then(|| tx.now()),
         look_again_at: None,
         created_by: super::acting(&tx),
         created_at: tx.now(),
@@ -191,7 +191,7 @@ fn renamed(name: Field<String>, old: String) -> Result<String, Problem> {
 /// Put a plan in force
 ///
 /// The plan that was in force is kept, without effect. One that forbids over-commitment
-/// must keep to it.
+/// must keep to it, and one that was renewed is closed.
 #[utoipa::path(post, path = "/v1/budgets/copilot/plans/{plan_id}/activate", tag = "budgets", params(AtPlan, Trial, IfMatch),
     responses((status = 200, description = "The plan, in force", body = Tried<Item<Plan>>), Refusals))]
 pub async fn activate_budget_plan(
@@ -206,11 +206,15 @@ pub async fn activate_budget_plan(
     if before.status == PlanStatus::Active {
         return call.done_tagged(tx, &Item { item: &before }, before.version).await;
     }
+    if let Some(renewal) = tx.renewal_of(&plan_id).await? {
+        let detail = format!("The plan was renewed: plan {} has taken its place", renewal.new_plan_id);
+        return Err(Problem::conflict("plan_renewed", detail).into());
+    }
     // Out of force first: who changes teams under it has come to an end then.
     let former = tx.deactivate_plan().await?;
     require_kept(&mut tx, &before).await?;
     // What its windows would have left while it was without effect is not carried over.
-    let (rolled_to, look_again_at) = (Some(tx.now()), None);
+    let (rolled_to, look_again_at) = (before.rolled_to.map(|_| tx.now()), None);
     let plan = Plan { status: PlanStatus::Active, rolled_to, look_again_at, ..before.clone() };
     let plan = tx.update_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
     if let Some(former) = former {
