@@ -9,7 +9,7 @@ use alchemi::credits::Factor;
 use alchemi::id::Id;
 use alchemi::identity::master_key_context;
 use alchemi::model::accounts::Account;
-use alchemi::model::budgets::Enforcement;
+use alchemi::model::budgets::{Calendar, Enforcement};
 use alchemi::model::directory::Placement;
 use alchemi::model::models::{AccessMode, ModelGrant};
 use alchemi::model::usage::RouteKind;
@@ -44,7 +44,7 @@ fn rules(grants_on_each_scope: usize) -> Rules {
             version: 1,
         })
     });
-    let budget = BudgetRules { zone: jiff::tz::TimeZone::UTC, account: None, plan: None, allocations: Vec::new() };
+    let budget = BudgetRules { calendar: Calendar::default(), account: None, plan: None, allocations: Vec::new() };
     Rules {
         chain: budget.kept_chain(&account, Domain::Copilot, &placement, at),
         budget,

@@ -19,7 +19,7 @@ use alchemi::journal::{Fsync, Journal, JournalConfig};
 use alchemi::metering::settler::Settler;
 use alchemi::model::accounts::{Account, JsonText};
 use alchemi::model::budgets::{
-    AccountAllocation, Cycle, EffectiveAllocation, Enforcement, OverCommit, Plan, PlanStatus, RolloverMode,
+    AccountAllocation, Calendar, Cycle, EffectiveAllocation, Enforcement, OverCommit, Plan, PlanStatus, RolloverMode,
 };
 use alchemi::model::directory::Placement;
 use alchemi::model::models::AccessMode;
@@ -83,7 +83,7 @@ async fn prepare(url: String) -> (Store, Rules) {
         version: 1,
     };
     let budget = BudgetRules {
-        zone: jiff::tz::TimeZone::UTC,
+        calendar: Calendar::default(),
         account: Some(allocation),
         plan: Some(plan),
         allocations: allocations
@@ -93,6 +93,8 @@ async fn prepare(url: String) -> (Store, Rules) {
                 effective: much,
                 overridden: false,
                 carried: Credits::ZERO,
+                least: much,
+                most: much,
                 overflow_cap: None,
                 until: None,
             })

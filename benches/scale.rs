@@ -17,7 +17,7 @@ use alchemi::id::{Id, RandomIds};
 use alchemi::identity::{AccountBinding, master_key_context};
 use alchemi::model::accounts::{Account, JsonText};
 use alchemi::model::agents::{Agent, AgentVisibility};
-use alchemi::model::budgets::{Allocation, Cycle, OverCommit, Plan, PlanStatus, RolloverMode, day_of};
+use alchemi::model::budgets::{Allocation, Calendar, Cycle, OverCommit, Plan, PlanStatus, RolloverMode, day_of};
 use alchemi::model::directory::{Org, Placement, Team, User, UserStatus};
 use alchemi::model::features::FeatureEntitlement;
 use alchemi::model::models::{AccessMode, ModelGrant};
@@ -265,7 +265,8 @@ impl Seed<'_> {
     /// What the crowd has used: nearly all that each of them has.
     async fn usage(&self, plan: Plan, org: &Id<Org>, crowd: &Id<Team>, users: &[Id<User>]) -> Result<()> {
         let (mut tx, account_id) = self.begin().await?;
-        let rules = BudgetRules { zone: TimeZone::UTC, account: None, plan: Some(plan), allocations: Vec::new() };
+        let rules =
+            BudgetRules { calendar: Calendar::default(), account: None, plan: Some(plan), allocations: Vec::new() };
         for (n, user) in users.iter().enumerate().filter(|(n, _)| n % CROWD == 1) {
             let (org, team, user) = (Some(org.clone()), Some(crowd.clone()), Some(user.clone()));
             let place = Placement { org, team, user, status: None };

@@ -65,12 +65,13 @@ impl Alerts {
         self.store.roll_over(&watch.account_id).await?;
         let mut tx = self.store.begin(&Granted::system().over(watch.account_id.clone())).await?;
         let Some(webhook) = tx.alert_webhook().await? else { return Ok(0) };
-        let (zone, account) = tx.account_terms().await?;
+        let (calendar, account) = tx.account_terms().await?;
         let plan = tx.active_plan().await?;
         let since = webhook.updated_at;
-        let months = windows(tx.now(), since, |at| Cycle::Monthly.window(at, &zone, Timestamp::from_micros(i64::MIN)));
+        let months =
+            windows(tx.now(), since, |at| Cycle::Monthly.window(at, &calendar, Timestamp::from_micros(i64::MIN)));
         let planned = match &plan {
-            Some(plan) => windows(tx.now(), since, |at| plan.window(at, &zone)),
+            Some(plan) => windows(tx.now(), since, |at| plan.window(at, &calendar)),
             None => Vec::new(),
         };
         let from = months.iter().chain(&planned).map(|looked| looked.window.start).min().unwrap_or(tx.now());
@@ -185,14 +186,15 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
-    use jiff::tz::TimeZone;
 
     use super::*;
 
     #[test]
     fn a_window_that_has_ended_is_looked_at_for_a_day() {
         let at = |text: &str| -> Timestamp { text.parse().unwrap() };
-        let month = |now| Cycle::Monthly.window(now, &TimeZone::UTC, Timestamp::from_micros(i64::MIN));
+        let month = |now| {
+            Cycle::Monthly.window(now, &crate::model::budgets::Calendar::default(), Timestamp::from_micros(i64::MIN))
+        };
         let starts = |now: &str, since: &str| -> Vec<String> {
             windows(at(now), at(since), month).iter().map(|looked| looked.window.start.to_string()).collect()
         };

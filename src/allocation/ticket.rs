@@ -117,12 +117,13 @@ impl Ticket {
     pub(super) fn cycle_start(&self) -> Option<i64> {
         let plan = self.plan()?;
         let link = self.links().iter().find(|link| link.scope.scope_type != ScopeType::Account);
-        let window = link.map_or_else(|| plan.window(self.admitted_at, &self.rules().budget.zone), |link| link.window);
+        let window =
+            link.map_or_else(|| plan.window(self.admitted_at, &self.rules().budget.calendar), |link| link.window);
         Some(window.start.as_micros())
     }
 
     pub(super) fn zone(&self) -> &str {
-        self.rules().budget.zone.iana_name().unwrap_or("UTC")
+        self.rules().budget.calendar.zone().iana_name().unwrap_or("UTC")
     }
 
     /// What another process needs to settle it.

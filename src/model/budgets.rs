@@ -1,17 +1,15 @@
 //! Budgets: an account's credits, plans with their calendar windows, allocations
 //! and overrides.
 
-use jiff::civil::{self, Weekday};
-use jiff::tz::TimeZone;
-use jiff::{ToSpan, Zoned};
 use serde::{Deserialize, Serialize};
 
-use super::accounts::{Account, JsonText};
+use super::accounts::Account;
 use super::scope::{Scope, ScopeType};
 use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
 
+mod calendar;
 mod cycle;
 mod division;
 mod enforcement;
@@ -19,6 +17,7 @@ mod rollover;
 #[cfg(test)]
 mod tests;
 
+pub use calendar::{Calendar, day_of, zone_of};
 pub use cycle::{BudgetCycle, Closed, Lineage, RenewalSummary};
 pub use division::{Commitment, Division, Standing, newly_exceeded};
 pub use enforcement::Enforcement;
@@ -106,72 +105,25 @@ impl Cycle {
         }
     }
 
-    /// The calendar window around `now` in `zone`, starting no earlier than `from`.
+    /// The window around `now` in a calendar, starting no earlier than `from`.
     ///
     /// Days begin at their first moment in the zone, whatever its clocks do then.
     ///
     /// ```
-    /// use alchemi::model::budgets::Cycle;
+    /// use alchemi::model::budgets::{Calendar, Cycle};
     ///
-    /// let zone = jiff::tz::TimeZone::get("Europe/Berlin")?;
-    /// let window = Cycle::Monthly.window("2026-03-31T22:30:00Z".parse()?, &zone, "2020-01-01T00:00:00Z".parse()?);
+    /// let berlin = Calendar::from(jiff::tz::TimeZone::get("Europe/Berlin")?);
+    /// let window = Cycle::Monthly.window("2026-03-31T22:30:00Z".parse()?, &berlin, "2020-01-01T00:00:00Z".parse()?);
     /// assert_eq!(window.start.to_string(), "2026-03-31T22:00:00Z"); // midnight of 1 April in Berlin
     /// assert_eq!(window.end.map(|e| e.to_string()).as_deref(), Some("2026-04-30T22:00:00Z"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn window(self, now: Timestamp, zone: &TimeZone, from: Timestamp) -> Window {
-        let calendar = self.calendar(now, zone);
-        let (start, end) = match calendar {
-            Some((start, end)) => (start.max(from), Some(end)),
-            None => (from, None),
-        };
-        Window { start, end }
+    pub fn window(self, now: Timestamp, calendar: &Calendar, from: Timestamp) -> Window {
+        match calendar.window(self, now) {
+            Some((start, end)) => Window { start: start.max(from), end: Some(end) },
+            None => Window { start: from, end: None },
+        }
     }
-
-    fn calendar(self, now: Timestamp, zone: &TimeZone) -> Option<(Timestamp, Timestamp)> {
-        let now = jiff::Timestamp::from_microsecond(now.as_micros()).ok()?.to_zoned(zone.clone());
-        let today = now.date();
-        let month = |months: i8| civil::Date::new(today.year(), today.month() - (today.month() - 1) % months, 1).ok();
-        let (first, length) = match self {
-            Self::Daily => (today, 1.day()),
-            Self::Weekly => {
-                let behind = i64::from(today.weekday().since(Weekday::Monday));
-                (today.checked_sub(behind.days()).ok()?, 1.week())
-            }
-            Self::Monthly => (month(1)?, 1.month()),
-            Self::Quarterly => (month(3)?, 3.months()),
-            Self::Yearly => (month(12)?, 1.year()),
-            Self::None => return None,
-        };
-        let last = first.checked_add(length).ok()?;
-        Some((midnight(first, zone)?, midnight(last, zone)?))
-    }
-}
-
-fn midnight(date: civil::Date, zone: &TimeZone) -> Option<Timestamp> {
-    let start: Zoned = date.to_zoned(zone.clone()).ok()?.start_of_day().ok()?;
-    Some(Timestamp::from_micros(start.timestamp().as_microsecond()))
-}
-
-/// The day of `at` in `zone`, as `YYYY-MM-DD`.
-pub fn day_of(at: Timestamp, zone: &TimeZone) -> String {
-    jiff::Timestamp::from_microsecond(at.as_micros())
-        .map(|at| at.to_zoned(zone.clone()).date().to_string())
-        .unwrap_or_default()
-}
-
-/// The time zone that `timezone` in an account's metadata names; UTC without one.
-pub fn zone_of(metadata: &JsonText) -> TimeZone {
-    #[derive(Deserialize)]
-    struct Notes {
-        timezone: Option<String>,
-    }
-    metadata
-        .read::<Notes>()
-        .ok()
-        .and_then(|notes| notes.timezone)
-        .and_then(|name| TimeZone::get(&name).ok())
-        .unwrap_or(TimeZone::UTC)
 }
 
 /// A stretch of time that credits are counted in.
@@ -272,8 +224,8 @@ pub struct Plan {
 
 impl Plan {
     /// The window around `now`.
-    pub fn window(&self, now: Timestamp, zone: &TimeZone) -> Window {
-        self.cycle.window(now, zone, self.created_at)
+    pub fn window(&self, now: Timestamp, calendar: &Calendar) -> Window {
+        self.cycle.window(now, calendar, self.created_at)
     }
 }
 

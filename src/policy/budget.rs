@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use jiff::tz::TimeZone;
-
 use super::Denial;
 use crate::clock::Timestamp;
 use crate::context::Domain;
 use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::accounts::Account;
-use crate::model::budgets::{AccountAllocation, Cycle, EffectiveAllocation, Plan, Window};
+use crate::model::budgets::{AccountAllocation, Calendar, Cycle, EffectiveAllocation, Plan, Window};
 use crate::model::directory::Placement;
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::usage::CounterKey;
@@ -21,8 +19,8 @@ pub const POOL: &str = "pool";
 /// What a subject's budget follows from.
 #[derive(Debug, Clone)]
 pub struct BudgetRules {
-    /// The account's time zone.
-    pub zone: TimeZone,
+    /// The account's calendar.
+    pub calendar: Calendar,
     /// The account's own allocation; none: uncapped.
     pub account: Option<AccountAllocation>,
     /// The active plan.
@@ -139,12 +137,12 @@ impl BudgetRules {
 
     /// Whether what a window has left is to be carried over before these rules are used.
     pub fn rollover_is_due(&self, now: Timestamp) -> bool {
-        self.plan.as_ref().is_some_and(|plan| plan.rollover_is_due(now, &self.zone))
+        self.plan.as_ref().is_some_and(|plan| plan.rollover_is_due(now, &self.calendar))
     }
 
     /// The account's calendar month around `now`.
     pub fn account_window(&self, now: Timestamp) -> Window {
-        Cycle::Monthly.window(now, &self.zone, Timestamp::from_micros(i64::MIN))
+        Cycle::Monthly.window(now, &self.calendar, Timestamp::from_micros(i64::MIN))
     }
 
     /// The scopes that a request of `place` is counted under, in the order in
@@ -167,7 +165,7 @@ impl BudgetRules {
     }
 
     fn add_plan(&self, links: &mut Vec<Link>, plan: &Plan, place: &Placement, now: Timestamp) {
-        let window = plan.window(now, &self.zone);
+        let window = plan.window(now, &self.calendar);
         let own = [
             (ScopeType::Org, place.org.as_ref().map(Id::as_str)),
             (ScopeType::Team, place.team.as_ref().map(Id::as_str)),

@@ -86,6 +86,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 16, "0016", "counted_requests"),
                 step!($folder, 17, "0017", "database_id"),
                 step!($folder, 18, "0018", "renewed_credits"),
+                step!($folder, 19, "0019", "calendars"),
             ]
         };
     }

@@ -267,7 +267,7 @@ pub async fn update_account(
     let after = change.over(before.clone())?;
     let zone = zone_of(&after.metadata);
     if zone_of(&before.metadata) != zone {
-        tx.restart_rollover(&zone).await?;
+        tx.change_zone(zone).await?;
     }
     store_change(&call, tx, &before, after).await
 }

@@ -11,7 +11,6 @@ use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor, MAX_UNITS, Usd};
 use crate::id::Id;
 use crate::model::audit::{Action, Label};
-use crate::model::budgets::day_of;
 use crate::model::directory::{Org, Team, User};
 use crate::model::text::Description;
 use crate::model::usage::{CostSource, CounterKey, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens, UsageEntry};
@@ -148,8 +147,8 @@ async fn adjustment(
         },
         credit_factor: rules.account.as_ref().map_or(Factor::ONE, |a| a.credit_factor),
         plan_id: rules.plan.as_ref().map(|p| p.id.to_string()),
-        cycle_start: rules.plan.as_ref().map(|p| p.window(tx.now(), &rules.zone).start.as_micros()),
-        day: day_of(tx.now(), &rules.zone),
+        cycle_start: rules.plan.as_ref().map(|p| p.window(tx.now(), &rules.calendar).start.as_micros()),
+        day: rules.calendar.day_of(tx.now()),
         ..correction(tx, id, credits, new)
     };
     Ok((row, links.iter().map(Link::counter).collect()))

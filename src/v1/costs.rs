@@ -9,7 +9,6 @@ use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Usd};
 use crate::id::Id;
-use crate::model::budgets::day_of;
 use crate::model::directory::{Org, Team, User};
 use crate::model::usage::CostDimension;
 use crate::problem::Problem;
@@ -41,7 +40,7 @@ impl Days {
         if self.from.is_none() && self.to.is_none() {
             return Ok(filter);
         }
-        let (zone, _) = tx.account_terms().await?;
+        let (calendar, _) = tx.account_terms().await?;
         let day = |text: &Option<String>, name: &str, behind: i64| {
             let Some(text) = text else { return Ok(None) };
             if let Ok(date) = text.parse::<jiff::civil::Date>().map(|d| d.to_string()) {
@@ -53,7 +52,7 @@ impl Days {
             let at: Timestamp = text.parse().map_err(|_| {
                 Problem::invalid(name, "must be a date such as 2026-01-31, or a moment such as 2026-01-31T08:00:00Z")
             })?;
-            Ok::<_, Problem>(Some(day_of(Timestamp::from_micros(at.as_micros().saturating_sub(behind)), &zone)))
+            Ok::<_, Problem>(Some(calendar.day_of(Timestamp::from_micros(at.as_micros().saturating_sub(behind)))))
         };
         let (from, to) = (day(&self.from, "from", 0)?, day(&self.to, "to", 1)?);
         // The last day of an empty span, between two equal moments, may be before its first.

@@ -9,13 +9,14 @@ use super::call::{Call, CopilotAdmin, Member};
 use super::directory::{ChainQuery, Standpoint, StandpointHeaders, StandpointQuery};
 use super::input::{Body, PageParams, Paging, Query, require};
 use super::trial::{Trial, Tried};
+use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor, MAX_UNITS, Usd};
 use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::alerts::AlertLevel;
 use crate::model::audit::{Action, Label};
-use crate::model::budgets::{EffectiveAllocation, Plan, Window, day_of};
+use crate::model::budgets::{Cycle, EffectiveAllocation, Plan, Window};
 use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::text::Name;
@@ -90,9 +91,9 @@ pub async fn get_usage_by_scope(
 }
 
 async fn scope_usage(tx: &mut Tx<Tenant>, plan: &Plan, slice: &Slice) -> Result<Page<ScopeUsage>, Halt> {
-    let (zone, _) = tx.account_terms().await?;
+    let (calendar, _) = tx.account_terms().await?;
     let page = tx.effective_page(&plan.id, slice).await?;
-    let window = plan.window(tx.now(), &zone);
+    let window = plan.window(tx.now(), &calendar);
     let counted = Counted::of(tx, &page.items, window).await?;
     Ok(page.map(|allocation| ScopeUsage::of(&counted.budget(&allocation, window), allocation)))
 }
@@ -187,11 +188,11 @@ pub async fn list_budget_alerts(
 ) -> Outcome {
     require((0.0..=1000.0).contains(&of.threshold), "threshold", "must be 0 to 1000")?;
     let mut tx = read_current(&call).await?;
-    let (zone, _) = tx.account_terms().await?;
-    let rules = BudgetRules { zone, account: None, plan: tx.active_plan().await?, allocations: Vec::new() };
+    let (calendar, _) = tx.account_terms().await?;
+    let rules = BudgetRules { calendar, account: None, plan: tx.active_plan().await?, allocations: Vec::new() };
     let now = tx.now();
     let month = rules.account_window(now);
-    let plan = rules.plan.as_ref().map(|plan| (&plan.id, plan.window(now, &rules.zone)));
+    let plan = rules.plan.as_ref().map(|plan| (&plan.id, plan.window(now, &rules.calendar)));
     let windows = Windows { month: month.start, plan: plan.map(|(id, window)| (id, window.start)) };
     let page = tx.most_used(windows, of.threshold, &slice).await?;
     let scopes: Vec<Scope> = page.items.iter().map(UsedShare::scope).collect();
@@ -307,9 +308,9 @@ pub async fn record_usage(
         status: 0,
         duration_us: 0,
         plan_id: rules.plan.as_ref().map(|p| p.id.to_string()),
-        cycle_start: rules.plan.as_ref().map(|p| p.window(tx.now(), &rules.zone).start.as_micros()),
+        cycle_start: rules.plan.as_ref().map(|p| p.window(tx.now(), &rules.calendar).start.as_micros()),
         metadata: JsonText::of(&usage.metadata).get().to_owned(),
-        day: day_of(tx.now(), &rules.zone),
+        day: rules.calendar.day_of(tx.now()),
         created_at: tx.now(),
     };
     tx.record(&row, &links).await?;
@@ -345,7 +346,8 @@ pub struct OwnUsage {
 /// Sums of the days of a window.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct UsageTotals {
-    /// The window.
+    /// The days of the current window, whole: a plan that was made in the course of a day counts all
+    /// of it here.
     window: Window,
     /// How many requests; corrections of the ledger are none.
     requests: i64,
@@ -379,17 +381,18 @@ async fn own_totals(tx: &mut Tx<Tenant>, domain: Domain, user: &Id<User>) -> Res
     let rules = tx.budget_rules(Some(&Placement::default())).await?;
     let now = tx.now();
     let window = match (&rules.plan, domain) {
-        (Some(plan), Domain::Copilot) => plan.window(now, &rules.zone),
+        (Some(plan), Domain::Copilot) => plan.window(now, &rules.calendar),
         _ => rules.account_window(now),
     };
     let days = CostFilter {
-        from: Some(day_of(window.start, &rules.zone)),
+        from: Some(rules.calendar.day_of(window.start)),
         user: Some(user.to_string()),
         ..CostFilter::of(domain)
     };
     let sum = tx.cost_total(&days).await?;
+    let first_day = Cycle::Daily.window(window.start, &rules.calendar, Timestamp::from_micros(i64::MIN));
     Ok(UsageTotals {
-        window,
+        window: Window { start: first_day.start, ..window },
         requests: sum.requests,
         input_tokens: sum.input_tokens,
         output_tokens: sum.output_tokens,

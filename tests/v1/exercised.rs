@@ -177,7 +177,9 @@ async fn every_operation_can_be_done_and_answers_as_described() {
         let setting = Setting::new(backend).await;
         let mut stage = Stage::new(&setting, "Own").await;
         let mut judge = Judge { schemas: Schemas::of_the_description(), broken: String::new() };
-        let all: Vec<_> = operations().into_iter().filter(|operation| operation.name() != LOGOUT).collect();
+        let mut all: Vec<_> = operations().into_iter().filter(|operation| operation.name() != LOGOUT).collect();
+        // A plan that was renewed is closed.
+        all.sort_by_key(|operation| operation.path.ends_with("/cycles/renew"));
         let mut done = 0;
         // What is made can be read after; what is removed is of an account of its own.
         for method in [Method::POST, Method::PUT, Method::PATCH, Method::GET, Method::DELETE] {

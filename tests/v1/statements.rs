@@ -171,8 +171,8 @@ impl<'a> Tenant<'a> {
 
     async fn grow_budgets(&self, user: &str, n: usize) {
         self.post("/budgets/copilot/plans", json!({"name": format!("plan {n}")})).await;
-        let (year, month) = (2027 + n / 12, n % 12 + 1);
-        let (next_year, next_month) = (2027 + (n + 1) / 12, (n + 1) % 12 + 1);
+        let (year, month) = (2007 + n / 12, n % 12 + 1);
+        let (next_year, next_month) = (2007 + (n + 1) / 12, (n + 1) % 12 + 1);
         let cycle = json!({
             "cycle_start": format!("{year}-{month:02}-01T00:00:00Z"),
             "cycle_end": format!("{next_year}-{next_month:02}-01T00:00:00Z"),

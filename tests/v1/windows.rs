@@ -130,12 +130,43 @@ async fn windows_roll_by_themselves() {
 async fn windows_are_of_the_accounts_time_zone() {
     for backend in backends().await {
         let (gateway, _) = at_mid_january(backend).await;
-        let account = gateway.account("Acme").await;
-        let zone = json!({"metadata": {"timezone": "Asia/Tokyo"}});
-        gateway.operator().patch(&format!("/v1/accounts/{account}"), zone).await.ok();
+        let new = json!({"account_name": "Acme", "metadata": {"timezone": "Asia/Tokyo"}});
+        let made = gateway.operator().post("/v1/accounts", new).await.ok();
+        let account = made["item"]["account_id"].as_str().unwrap().to_owned();
         gateway.allocate(&account, "1").await;
         let mine = gateway.as_end_user(&account, "eve").get("/v1/me/allocation").await.ok();
         let window = json!({"start": "2025-12-31T15:00:00Z", "end": "2026-01-31T15:00:00Z"});
         assert_eq!(mine["items"][0]["window"], window);
+    }
+}
+
+/// What is used stays used, whatever zone the account goes through: the window's end moves alone.
+#[tokio::test]
+async fn another_time_zone_gives_nothing_back() {
+    for backend in backends().await {
+        let (gateway, clock) = at_mid_january(backend).await;
+        let account = gateway.account("Acme").await;
+        gateway.allocate(&account, "100").await;
+        let admin = gateway.as_account_admin(&account);
+        admin.post("/v1/budgets/copilot/usage/record", json!({"raw_cost": 90})).await.ok();
+        let mine = async || {
+            let mine = gateway.as_end_user(&account, "eve").get("/v1/me/allocation").await.ok();
+            let item = &mine["items"][0];
+            assert_eq!((&item["used"], &item["remaining"]), (&json!(90), &json!(10)));
+            (item["window"]["start"].clone(), item["window"]["end"].clone())
+        };
+        let begun = json!("2026-01-01T00:00:00Z");
+        for (metadata, end) in [
+            (json!({"timezone": "Asia/Kolkata"}), "2026-01-31T18:30:00Z"),
+            (json!({"timezone": "America/New_York"}), "2026-02-01T05:00:00Z"),
+            // Without one it is UTC's.
+            (json!({}), "2026-02-01T00:00:00Z"),
+        ] {
+            clock.advance(Duration::from_secs(60));
+            let change = json!({"metadata": metadata});
+            gateway.operator().patch(&format!("/v1/accounts/{account}"), change).await.ok();
+            assert_eq!(mine().await, (begun.clone(), json!(end)));
+        }
+        assert_eq!(gateway.verify_books().await.differences, []);
     }
 }

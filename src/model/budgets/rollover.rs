@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::{Division, Plan, PlanStatus, Window};
+use super::{Calendar, Division, Plan, PlanStatus, Window};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::model::scope::{Scope, ScopeType};
@@ -123,9 +122,9 @@ pub fn carry(fresh: Lot, left: &[Lot], boundary: Timestamp, cap: Option<Credits>
 impl Plan {
     /// Whether a window has ended that nothing was carried over from yet, or is to be
     /// looked at again.
-    pub fn rollover_is_due(&self, now: Timestamp, zone: &TimeZone) -> bool {
+    pub fn rollover_is_due(&self, now: Timestamp, calendar: &Calendar) -> bool {
         let Some(rolled_to) = self.rolled_to.filter(|_| self.rolls_over()) else { return false };
-        self.window(now, zone).start > rolled_to || self.look_again_at.is_some_and(|at| at <= now)
+        self.window(now, calendar).start > rolled_to || self.look_again_at.is_some_and(|at| at <= now)
     }
 
     /// Whether windows of it are carried over, or what a renewal carried into it goes on.
@@ -135,15 +134,15 @@ impl Plan {
 
     /// The windows that have ended since the last one that was carried over, oldest first.
     /// Of those before, nothing could have lasted until `now`.
-    pub fn ended_windows(&self, now: Timestamp, zone: &TimeZone) -> Vec<Window> {
+    pub fn ended_windows(&self, now: Timestamp, calendar: &Calendar) -> Vec<Window> {
         let Some(rolled_to) = self.rolled_to else { return Vec::new() };
         let mut ended = Vec::new();
-        let mut start = self.window(now, zone).start;
+        let mut start = self.window(now, calendar).start;
         for _ in 0..self.rollover_windows.max(1) {
             if start <= rolled_to {
                 break;
             }
-            let window = self.window(just_before(start), zone);
+            let window = self.window(just_before(start), calendar);
             start = window.start;
             ended.push(window);
         }
@@ -152,10 +151,10 @@ impl Plan {
     }
 
     /// When credits lapse that are carried into the window that begins at `boundary`.
-    pub fn lapse(&self, boundary: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+    pub fn lapse(&self, boundary: Timestamp, calendar: &Calendar) -> Option<Timestamp> {
         let mut end = boundary;
         for _ in 0..self.rollover_windows.max(1) {
-            end = self.window(end, zone).end?;
+            end = self.window(end, calendar).end?;
         }
         Some(end)
     }

@@ -4,7 +4,7 @@
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
 
-use super::{Cycle, Window};
+use super::{Calendar, Cycle, Window};
 use crate::clock::Timestamp;
 
 const HOUR: i64 = 3_600_000_000;
@@ -54,7 +54,11 @@ fn edge(cycle: Cycle, from: i64, step: i64, zone: &TimeZone) -> i64 {
 }
 
 fn window(cycle: Cycle, at: i64, zone: &TimeZone, from: Timestamp) -> (i64, i64) {
-    let Window { start, end } = cycle.window(Timestamp::from_micros(at), zone, from);
+    window_in(cycle, at, &Calendar::from(zone.clone()), from)
+}
+
+fn window_in(cycle: Cycle, at: i64, calendar: &Calendar, from: Timestamp) -> (i64, i64) {
+    let Window { start, end } = cycle.window(Timestamp::from_micros(at), calendar, from);
     (start.as_micros(), end.unwrap().as_micros())
 }
 
@@ -97,19 +101,75 @@ proptest! {
             prop_assert_eq!(window(cycle, at, &zone, made), (made.as_micros(), end));
         }
     }
+
+    #[test]
+    fn windows_follow_one_another_through_changes_of_the_time_zone(
+        first in prop::sample::select(zones()),
+        others in prop::collection::vec((prop::sample::select(zones()), 0..70 * 24 * HOUR), 1..4),
+        seconds in 1_325_376_000_i64..3_786_912_000,
+        near in -80 * 24 * HOUR..80 * 24 * HOUR,
+    ) {
+        let mut calendar = Calendar::from(TimeZone::get(&first).unwrap());
+        let mut change = seconds * 1_000_000;
+        for (zone, later) in others {
+            let former = calendar.clone();
+            calendar = calendar.changed(TimeZone::get(&zone).unwrap(), Timestamp::from_micros(change));
+            for cycle in Cycle::ALL.into_iter().filter(|cycle| *cycle != Cycle::None) {
+                // What is counted at that moment is counted in the same window, unless that is over in the other zone.
+                let (start, _) = window_in(cycle, change, &calendar, NEVER);
+                prop_assert!(start == window_in(cycle, change, &former, NEVER).0 || start == change, "{:?}", cycle);
+            }
+            change += later;
+        }
+        let at = seconds * 1_000_000 + near;
+        for cycle in Cycle::ALL.into_iter().filter(|cycle| *cycle != Cycle::None) {
+            let (start, end) = window_in(cycle, at, &calendar, NEVER);
+            prop_assert!(start <= at && at < end, "{:?}", cycle);
+            prop_assert_eq!(window_in(cycle, end - 1, &calendar, NEVER), (start, end), "{:?}", cycle);
+            prop_assert_eq!(window_in(cycle, end, &calendar, NEVER).0, end, "{:?}", cycle);
+            prop_assert_eq!(window_in(cycle, start - 1, &calendar, NEVER).1, start, "{:?}", cycle);
+        }
+        prop_assert_eq!(Calendar::from(calendar.zone().clone()).with_former(&calendar.former()), calendar);
+    }
+}
+
+#[test]
+fn a_change_of_the_time_zone_moves_the_end_of_a_window() {
+    let [honolulu, tokyo] = ["Pacific/Honolulu", "Asia/Tokyo"].map(|zone| TimeZone::get(zone).unwrap());
+    let month = |calendar: &Calendar, at: &str| {
+        let window = Cycle::Monthly.window(at.parse().unwrap(), calendar, NEVER);
+        (window.start.to_string(), window.end.unwrap().to_string())
+    };
+    let window = |start: &str, end: &str| (format!("{start}Z"), format!("{end}Z"));
+    let changed = |at: &str| Calendar::from(honolulu.clone()).changed(tokyo.clone(), at.parse().unwrap());
+    let calendar = changed("2026-03-20T12:00:00Z");
+    for at in ["2026-03-02T00:00:00Z", "2026-03-25T00:00:00Z"] {
+        assert_eq!(month(&calendar, at), window("2026-03-01T10:00:00", "2026-03-31T15:00:00"));
+    }
+    // It is April already, there.
+    let calendar = changed("2026-03-31T20:00:00Z");
+    assert_eq!(month(&calendar, "2026-03-31T19:00:00Z"), window("2026-03-01T10:00:00", "2026-03-31T20:00:00"));
+    assert_eq!(month(&calendar, "2026-03-31T21:00:00Z"), window("2026-03-31T20:00:00", "2026-04-30T15:00:00"));
+    // And the other way round it is March still, which has been.
+    let calendar = Calendar::from(tokyo).changed(honolulu, "2026-03-31T20:00:00Z".parse().unwrap());
+    for at in ["2026-03-31T19:00:00Z", "2026-03-31T21:00:00Z"] {
+        assert_eq!(month(&calendar, at), window("2026-03-31T15:00:00", "2026-05-01T10:00:00"));
+    }
+    assert_eq!(calendar.day_of("2026-03-31T19:00:00Z".parse().unwrap()), "2026-04-01");
+    assert_eq!(calendar.day_of("2026-03-31T21:00:00Z".parse().unwrap()), "2026-03-31");
 }
 
 #[test]
 fn a_cycle_without_windows_has_one_that_never_ends() {
     let from = Timestamp::from_secs(7);
-    let only = Cycle::None.window(Timestamp::from_secs(1_800_000_000), &TimeZone::UTC, from);
+    let only = Cycle::None.window(Timestamp::from_secs(1_800_000_000), &Calendar::default(), from);
     assert_eq!(only, Window { start: from, end: None });
 }
 
 #[test]
 fn days_that_a_zone_left_out_are_no_windows() {
     // Samoa went from 29 to 31 December 2011.
-    let zone = TimeZone::get("Pacific/Apia").unwrap();
+    let zone = Calendar::from(TimeZone::get("Pacific/Apia").unwrap());
     let last: Timestamp = "2011-12-30T09:59:59Z".parse().unwrap();
     let first: Timestamp = "2011-12-30T10:00:00Z".parse().unwrap();
     assert_eq!(Cycle::Daily.window(last, &zone, NEVER).end, Some(first));

@@ -1,7 +1,5 @@
 //! Plans, with what their windows leave to the next one.
 
-use jiff::tz::TimeZone;
-
 use super::ChangeKind;
 use crate::clock::Timestamp;
 use crate::context::Tenant;
@@ -205,20 +203,5 @@ impl Tx<Tenant> {
             look_again
         )?;
         Ok(())
-    }
-
-    /// Begins to carry over anew where a plan in force does, because windows of another time
-    /// zone begin: what the present one is used for was counted in another, and it leaves nothing.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn restart_rollover(&mut self, zone: &TimeZone) -> Result<()> {
-        match self.active_plan().await?.filter(Plan::rolls_over) {
-            Some(plan) => {
-                let rolled_to = plan.window(self.now, zone).end.unwrap_or(self.now);
-                self.rolled(&plan.id, rolled_to, None).await
-            }
-            None => Ok(()),
-        }
     }
 }

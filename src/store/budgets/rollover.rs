@@ -7,8 +7,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
-
 use super::ChangeKind;
 use crate::clock::Timestamp;
 use crate::context::{Domain, Granted, Tenant};
@@ -17,8 +15,8 @@ use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::audit::{Action, Label};
 use crate::model::budgets::{
-    AccountAllocation, Allocation, BudgetCycle, Closed, Leftover, Lot, Plan, RenewalSummary, RolloverMode, Taken,
-    Window, carry, day_of, just_before, total,
+    AccountAllocation, Allocation, BudgetCycle, Calendar, Closed, Leftover, Lot, Plan, RenewalSummary, RolloverMode,
+    Taken, Window, carry, just_before, total,
 };
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
@@ -75,7 +73,7 @@ struct Carried {
 
 /// Of an account, what windows depend on.
 struct Terms {
-    zone: TimeZone,
+    calendar: Calendar,
     account: Option<AccountAllocation>,
 }
 
@@ -89,8 +87,8 @@ impl Store {
         let granted = Granted::system().over(account.clone());
         let mut tx = self.read(&granted).await?;
         let Some(plan) = tx.active_plan().await?.filter(Plan::rolls_over) else { return Ok(false) };
-        let (zone, _) = tx.account_terms().await?;
-        if !plan.rollover_is_due(tx.now(), &zone) {
+        let (calendar, _) = tx.account_terms().await?;
+        if !plan.rollover_is_due(tx.now(), &calendar) {
             return Ok(false);
         }
         drop(tx);
@@ -103,13 +101,13 @@ impl Store {
 
 impl Tx<Tenant> {
     async fn roll_over(&mut self, plan: &Id<Plan>) -> Result<bool> {
-        let (zone, account) = self.account_terms().await?;
+        let (calendar, account) = self.account_terms().await?;
         let now = self.now;
         // Another one may have been faster.
-        let due = |plan: &Plan| plan.rollover_is_due(now, &zone);
+        let due = |plan: &Plan| plan.rollover_is_due(now, &calendar);
         let Some(plan) = self.locked_plan(plan).await?.filter(due) else { return Ok(false) };
-        let ended = plan.ended_windows(now, &zone);
-        let terms = Terms { zone, account };
+        let ended = plan.ended_windows(now, &calendar);
+        let terms = Terms { calendar, account };
         match ended.last().and_then(|last| last.end) {
             Some(rolled_to) => {
                 let mut carried = Carried::default();
@@ -162,16 +160,16 @@ impl Tx<Tenant> {
             None if plan.rollover == RolloverMode::None => Credits::ZERO,
             None => ending.fresh(plan.rollover),
         };
-        let fresh = Lot { credits: fresh, until: plan.lapse(end, &terms.zone) };
+        let fresh = Lot { credits: fresh, until: plan.lapse(end, &terms.calendar) };
         let carried = carry(fresh, &ending.left.lots, end, plan.rollover_cap);
-        self.carry_into_pool(plan, &ending, total(&carried), plan.window(end, &terms.zone).end).await?;
+        self.carry_into_pool(plan, &ending, total(&carried), plan.window(end, &terms.calendar).end).await?;
         if plan.rollover == RolloverMode::None && carried.is_empty() {
             return Ok(Carried::default());
         }
         let look_again_at = (ending.left.held > Credits::ZERO
             && (plan.rollover == RolloverMode::Unused || !ending.carried_in.is_empty()))
         .then(|| self.now.plus(LOOK_AGAIN));
-        let used = self.used_in(&terms.zone, window.start, end).await?;
+        let used = self.used_in(&terms.calendar, window.start, end).await?;
         let Leftover { held, taken, .. } = ending.left;
         let unused = fresh.credits;
         let closed = Closed { used, unused, held, taken, carried_in: ending.carried_in, carried_to: None };
@@ -288,10 +286,10 @@ impl Tx<Tenant> {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn used_in(&mut self, zone: &TimeZone, start: Timestamp, end: Timestamp) -> Result<Credits> {
+    pub async fn used_in(&mut self, calendar: &Calendar, start: Timestamp, end: Timestamp) -> Result<Credits> {
         let days = CostFilter {
-            from: Some(day_of(start, zone)),
-            to: Some(day_of(just_before(end), zone)),
+            from: Some(calendar.day_of(start)),
+            to: Some(calendar.day_of(just_before(end))),
             ..CostFilter::of(Domain::Copilot)
         };
         Ok(self.cost_total(&days).await?.credits)

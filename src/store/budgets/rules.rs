@@ -12,11 +12,13 @@ use crate::context::{Domain, Tenant};
 use crate::credits::{Credits, Factor};
 use crate::id::Id;
 use crate::model::accounts::{Account, JsonText};
-use crate::model::budgets::{AccountAllocation, Division, EffectiveAllocation, Enforcement, Plan, Standing, zone_of};
+use crate::model::budgets::{
+    AccountAllocation, Calendar, Division, EffectiveAllocation, Enforcement, Plan, Standing, zone_of,
+};
 use crate::model::directory::{Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::BudgetRules;
-use crate::store::{Result, Tx, from_columns, on};
+use crate::store::{Result, Tx, from_columns, on, run};
 
 /// Allocations with the override that counts, the newest that has not expired, and when
 /// the next one of a scope's expires.
@@ -86,6 +88,7 @@ struct TermsRow {
     created_at: Option<Timestamp>,
     updated_at: Option<Timestamp>,
     version: Option<i64>,
+    former_zones: Option<JsonText>,
 }
 
 from_columns! {
@@ -97,7 +100,7 @@ from_columns! {
     StandingRow { scope_type, scope_id, team_id, org_id }
     TermsRow {
         account_id, metadata, monthly_credits, overflow_limit, credit_factor, enforcement, effective_from,
-        updated_by, created_at, updated_at, version,
+        updated_by, created_at, updated_at, version, former_zones,
     }
 }
 
@@ -134,6 +137,14 @@ impl From<StandingRow> for Standing {
 }
 
 impl TermsRow {
+    fn calendar(&self) -> Calendar {
+        let calendar = Calendar::from(zone_of(&self.metadata));
+        match &self.former_zones {
+            Some(former) => calendar.with_former(former),
+            None => calendar,
+        }
+    }
+
     fn allocation(self) -> Option<AccountAllocation> {
         Some(AccountAllocation {
             account_id: self.account_id,
@@ -157,36 +168,54 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn budget_rules(&mut self, place: Option<&Placement>) -> Result<BudgetRules> {
-        let (zone, account) = self.account_terms().await?;
+        let (calendar, account) = self.account_terms().await?;
         let plan = self.active_plan().await?;
         let allocations = match &plan {
             Some(plan) => self.effective_allocations(&plan.id, place).await?,
             None => Vec::new(),
         };
-        Ok(BudgetRules { zone, account, plan, allocations })
+        Ok(BudgetRules { calendar, account, plan, allocations })
     }
 
-    /// The account's time zone and its allocation.
+    /// The account's calendar and its allocation.
     ///
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
-    pub async fn account_terms(&mut self) -> Result<(TimeZone, Option<AccountAllocation>)> {
+    pub async fn account_terms(&mut self) -> Result<(Calendar, Option<AccountAllocation>)> {
         let account = self.account.clone();
         let terms: Option<TermsRow> = on!(self, |c| {
             sqlx::query_as(
                 r#"SELECT a.account_id, a.metadata, l.monthly_credits, l.overflow_limit, l.credit_factor, e.enforcement,
-               l.effective_from, l.updated_by, l.created_at, l.updated_at, l.version FROM "Alchemi_AccountTable" a
+               l.effective_from, l.updated_by, l.created_at, l.updated_at, l.version, z.former_zones
+               FROM "Alchemi_AccountTable" a
                LEFT JOIN "Alchemi_AccountAllocationTable" l ON l.account_id = a.account_id
-               LEFT JOIN "Alchemi_AccountEnforcementTable" e ON e.account_id = a.account_id WHERE a.account_id = $1"#,
+               LEFT JOIN "Alchemi_AccountEnforcementTable" e ON e.account_id = a.account_id
+               LEFT JOIN "Alchemi_AccountCalendarTable" z ON z.account_id = a.account_id WHERE a.account_id = $1"#,
             )
             .bind(&account)
             .fetch_optional(c)
             .await
         })?;
         Ok(match terms {
-            Some(terms) => (zone_of(&terms.metadata), terms.allocation()),
-            None => (TimeZone::UTC, None),
+            Some(terms) => (terms.calendar(), terms.allocation()),
+            None => (Calendar::default(), None),
         })
+    }
+
+    /// Notes that the account's time zone is another one from now on.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn change_zone(&mut self, zone: TimeZone) -> Result<()> {
+        let (calendar, _) = self.account_terms().await?;
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_AccountCalendarTable" (account_id, former_zones) VALUES ($1, $2)
+               ON CONFLICT (account_id) DO UPDATE SET former_zones = excluded.former_zones"#,
+            &self.account,
+            calendar.changed(zone, self.now).former()
+        )?;
+        Ok(())
     }
 
     /// What `plan` gives now: to the scopes of `place` and the pool, or to everybody.

@@ -1,10 +1,9 @@
 //! Renewals: one plan is closed, its successor begins with what was left.
 
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use super::plans::OVERTAKEN;
+use super::plans::{self, OVERTAKEN};
 use super::{PLAN_NOT_FOUND, acting, entry, held_plan, require_kept, roll_over};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Tenant};
@@ -13,8 +12,8 @@ use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::audit::Action;
 use crate::model::budgets::{
-    AccountAllocation, Allocation, BudgetCycle, Closed, Lineage, Lot, Override, Plan, PlanStatus, RenewalSummary,
-    RolloverMode, carry, day_of, just_before, total,
+    AccountAllocation, Allocation, BudgetCycle, Calendar, Closed, Lineage, Lot, Override, Plan, PlanStatus,
+    RenewalSummary, RolloverMode, carry, just_before, total,
 };
 use crate::model::scope::ScopeType;
 use crate::model::text::Name;
@@ -102,17 +101,18 @@ pub async fn renew_budget_cycle(
         let again = Renewed { cycle_id: done.id.clone(), item, summary: done.summary_json.clone() };
         return call.done(tx, &again).await;
     }
-    tx.deactivate_plan().await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
+    let former = tx.deactivate_plan().await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
     let terms = tx.account_terms().await?;
-    let (zone, account) = (&terms.0, terms.1.as_ref());
-    let used = tx.used_in(zone, renewal.cycle_start, renewal.cycle_end).await?;
-    let (ending, left) = left_by(&mut tx, &source, &line, (renewal.cycle_end, zone, account)).await?;
-    let fresh = Lot { credits: left.unused, until: lapse(&source, tx.now().max(renewal.cycle_end), zone) };
+    let (calendar, account) = (&terms.0, terms.1.as_ref());
+    let used = tx.used_in(calendar, renewal.cycle_start, renewal.cycle_end).await?;
+    let (ending, left) = left_by(&mut tx, &source, &line, (renewal.cycle_end, calendar, account)).await?;
+    let fresh = Lot { credits: left.unused, until: lapse(&source, tx.now().max(renewal.cycle_end), calendar) };
     let carried_over = carry(fresh, &ending.left.lots, tx.now(), renewal.rollover_cap.or(source.rollover_cap));
     let rollover = total(&carried_over);
-    let plan = successor(&tx, &source, &renewal, (zone, rollover));
+    let plan = successor(&tx, &source, &renewal, (calendar, rollover));
     tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
-    let present = plan.window(tx.now(), zone);
+    tx.audit(entry(Action::Create, plans::TABLE, plan.id.as_str()), Some(&former), &plan).await?;
+    let present = plan.window(tx.now(), calendar);
     copy_allocations(&mut tx, &source, &plan, (rollover, present.end)).await?;
     if renewal.copy_overrides {
         copy_overrides(&mut tx, &source, &plan).await?;
@@ -149,11 +149,11 @@ async fn left_by(
     tx: &mut Tx<Tenant>,
     plan: &Plan,
     line: &Lineage,
-    (cycle_end, zone, account): (Timestamp, &TimeZone, Option<&AccountAllocation>),
+    (cycle_end, calendar, account): (Timestamp, &Calendar, Option<&AccountAllocation>),
 ) -> Result<(Ending, Left), Halt> {
     let before = tx.renewed_to(&plan.id).await?;
     let (now, at) = (tx.now(), just_before(cycle_end).min(tx.now()));
-    let present = plan.window(now, zone);
+    let present = plan.window(now, calendar);
     let ending = tx.ending(plan, account, (present.start, now), None).await?;
     let origin = match line.origin() {
         Some(first) => tx.plan(first).await?.map_or(plan.created_at, |first| first.created_at),
@@ -163,7 +163,7 @@ async fn left_by(
     let Some((owner, since)) = line.in_force(at, (line.origin().unwrap_or(&plan.id), origin)) else {
         return Ok((ending, nothing));
     };
-    let last = plan.cycle.window(at, zone, since);
+    let last = plan.cycle.window(at, calendar, since);
     if let Some(end) = last.end
         && (before.is_some_and(|to| end <= to) || tx.closed_until(owner, end).await?.is_some())
     {
@@ -188,16 +188,16 @@ pub async fn list_budget_cycles(call: Call<CopilotAdmin>, Paging(slice): Paging<
 }
 
 /// When credits lapse that are carried into the first window of a renewed plan.
-fn lapse(plan: &Plan, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+fn lapse(plan: &Plan, now: Timestamp, calendar: &Calendar) -> Option<Timestamp> {
     match plan.rollover {
-        RolloverMode::None => plan.window(now, zone).end,
-        RolloverMode::Unused | RolloverMode::Unallocated => plan.lapse(now, zone),
+        RolloverMode::None => plan.window(now, calendar).end,
+        RolloverMode::Unused | RolloverMode::Unallocated => plan.lapse(now, calendar),
     }
 }
 
-fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, (zone, carried): (&TimeZone, Credits)) -> Plan {
+fn successor(tx: &Tx<Tenant>, source: &Plan, renewal: &Renewal, (calendar, carried): (&Calendar, Credits)) -> Plan {
     let name = renewal.new_plan_name.as_ref().map_or_else(
-        || format!("{} ({})", undated(&source.name), day_of(renewal.cycle_end, zone)),
+        || format!("{} ({})", undated(&source.name), calendar.day_of(renewal.cycle_end)),
         |name| name.as_str().to_owned(),
     );
     Plan {

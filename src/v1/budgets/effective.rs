@@ -99,12 +99,12 @@ pub async fn get_effective_allocation(
     roll_over(&call).await?;
     let known = call.app.plan_sums.of(call.granted().account());
     let mut tx = call.read().await?;
-    let (zone, account) = tx.account_terms().await?;
+    let (calendar, account) = tx.account_terms().await?;
     let plan = match &of.plan_id {
         Some(id) => Some(or_404(tx.plan(id).await?, PLAN_NOT_FOUND)?),
         None => tx.active_plan().await?,
     };
-    let mut rules = BudgetRules { zone, account, plan, allocations: Vec::new() };
+    let mut rules = BudgetRules { calendar, account, plan, allocations: Vec::new() };
     if !subject.is_named() {
         return Ok(Answer::of(&whole_plan(&mut tx, rules, &known, &slice).await?));
     }
@@ -129,7 +129,7 @@ async fn whole_plan(
     };
     let sums = known.sums(tx, &plan.id, rules.account.as_ref()).await?;
     let page = tx.effective_page(&plan.id, slice).await?;
-    let window = plan.window(tx.now(), &rules.zone);
+    let window = plan.window(tx.now(), &rules.calendar);
     let counted = Counted::of(tx, &page.items, window).await?;
     let budgets = page.map(|allocation| counted.budget(&allocation, window));
     Ok(effective(tx, &rules, Some(sums), budgets.into()))

@@ -15,7 +15,7 @@ use crate::v1::call::{Call, CopilotAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query, require};
 use crate::v1::trial::{Trial, Tried};
 
-const TABLE: &str = "Alchemi_CopilotBudgetPlanTable";
+pub(super) const TABLE: &str = "Alchemi_CopilotBudgetPlanTable";
 pub(super) const OVERTAKEN: &str = "Another plan was put in force at the same moment: look at it, then repeat";
 
 /// A new plan.
