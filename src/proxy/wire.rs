@@ -58,7 +58,7 @@ pub enum Refusal {
     LengthConflict,
     /// A `Transfer-Encoding` other than one `chunked` in HTTP/1.1.
     TransferEncoding,
-    /// A fragment or a raw non-ASCII byte in the request target.
+    /// A request target that is none, or has a fragment or a raw non-ASCII byte.
     Target,
     /// A head over 32 KiB.
     HeadTooLarge,
@@ -106,7 +106,9 @@ impl Refusal {
             Self::ContentLength => "Content-Length must occur once, as a decimal number without sign or leading zeros",
             Self::LengthConflict => "Send either Content-Length or Transfer-Encoding, not both",
             Self::TransferEncoding => "Transfer-Encoding must be exactly one `chunked`, in HTTP/1.1",
-            Self::Target => "The request target must be ASCII without a fragment; percent-encode other characters",
+            Self::Target => {
+                "The request target must be a path or an address, in ASCII and without a fragment; percent-encode other characters"
+            }
             Self::HeadTooLarge => "The request head is larger than 32 KiB",
             Self::TooManyFields => "The request has more than 100 header fields",
         }

@@ -325,12 +325,16 @@ impl Tx<Tenant> {
     /// [`StoreError`](super::StoreError).
     pub async fn lineage(&mut self, plan: &Id<Plan>) -> Result<Lineage> {
         let account = self.account.clone();
-        let all =
+        let all: Vec<BudgetCycle> =
             on!(self, |c| sqlx::query_as(r#"SELECT * FROM "Alchemi_CopilotBudgetCycleTable" WHERE account_id = $1"#)
                 .bind(&account)
                 .fetch_all(c)
                 .await)?;
-        Ok(Lineage::of(plan, all))
+        let with_unused = |renewal: BudgetCycle| {
+            let unused = rollover::summary(&renewal)?.unused_credits;
+            Ok((renewal, unused))
+        };
+        Ok(Lineage::of(plan, all.into_iter().map(with_unused).collect::<Result<_>>()?))
     }
 
     /// Writes a renewal down.

@@ -413,6 +413,78 @@ async fn a_window_goes_on_in_another_time_zone() {
 }
 
 #[tokio::test]
+async fn what_was_carried_over_lasts_to_the_end_of_the_window_in_any_time_zone() {
+    // The end of February there, with an hour before and behind it.
+    for (zone, hours) in [("Asia/Tokyo", 15 - 24), ("America/New_York", 5)] {
+        for backend in backends().await {
+            let acme = Acme::new(backend, rolling(json!({}))).await;
+            acme.give("org", &acme.org, 100).await;
+            // 1 February, 12:00
+            acme.clock.advance(17 * DAY);
+            assert_eq!(acme.pool_now().await, json!(100));
+            acme.use_up(30, json!({})).await;
+            let change = json!({"metadata": {"timezone": zone}});
+            acme.gateway.operator().patch(&format!("/v1/accounts/{}", acme.account), change).await.ok();
+            let to_the_end = 27 * DAY + DAY / 2;
+            let hour = Duration::from_secs(3600);
+            acme.clock.advance(if hours < 0 { to_the_end - hour * 9 } else { to_the_end + hour * 5 } - hour);
+            assert_eq!(acme.pool_now().await, json!(100), "{zone}: what January left");
+            acme.clock.advance(2 * hour);
+            assert_eq!(acme.pool_now().await, json!(100), "{zone}: what February left");
+            assert_eq!(acme.history().await[0]["summary_json"]["carried_over"].as_array().unwrap().len(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_window_of_two_plans_is_carried_over_once() {
+    for backend in backends().await {
+        let acme = Acme::new(backend, rolling(json!({}))).await;
+        acme.give("org", &acme.org, 100).await;
+        // 15 February: January has rolled over by itself.
+        acme.clock.advance(31 * DAY);
+        assert_eq!(acme.pool_now().await, json!(100));
+        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(100));
+        // 2 March
+        acme.clock.advance(15 * DAY);
+        assert_eq!(acme.pool_now().await, json!(100));
+        assert_eq!(acme.renew("2026-02-01", "2026-02-15").await, json!(100), "by itself, once");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_without_windows_leaves_what_it_has_once() {
+    for backend in backends().await {
+        let acme = Acme::new(backend, json!({"name": "2026", "cycle": "none"})).await;
+        acme.give("org", &acme.org, 100).await;
+        acme.use_up(30, json!({"org_id": acme.org})).await;
+        acme.clock.advance(50 * DAY);
+        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(70));
+        assert_eq!(acme.renew("2026-02-01", "2026-03-01").await, json!(70));
+        acme.clock.advance(DAY);
+        // What its successor has had since is another matter.
+        assert_eq!(acme.renew("2026-03-01", "2026-04-01").await, json!(170));
+    }
+}
+
+#[tokio::test]
+async fn renewals_in_any_order_carry_over_each_window() {
+    for backend in backends().await {
+        let acme = Acme::new(backend, json!({"name": "2026"})).await;
+        acme.give("org", &acme.org, 100).await;
+        acme.give("pool", "pool", 50).await;
+        acme.use_up(30, json!({"org_id": acme.org})).await;
+        acme.clock.advance(31 * DAY);
+        acme.use_up(40, json!({})).await;
+        // 20 March
+        acme.clock.advance(33 * DAY);
+        assert_eq!(acme.renew("2026-02-01", "2026-03-01").await, json!(110), "100 of the org, 10 of the pool");
+        acme.use_up(5, json!({})).await;
+        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(105 + 120), "and 70 and 50 of January");
+    }
+}
+
+#[tokio::test]
 async fn renewals_that_come_late_lose_nothing() {
     for backend in backends().await {
         let acme = Acme::new(backend, json!({"name": "2026"})).await;

@@ -1,5 +1,7 @@
 //! Where windows begin and end, in an account's time zone and in those that it had before.
 
+use std::time::Duration;
+
 use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Span, ToSpan as _, Zoned};
@@ -9,8 +11,8 @@ use super::Cycle;
 use crate::clock::Timestamp;
 use crate::model::accounts::JsonText;
 
-/// How many changes of time zone are remembered.
-const MOST_CHANGES: usize = 16;
+/// How long a change of the time zone is remembered: until no window can have begun before it.
+const REMEMBERED: Duration = Duration::from_secs(800 * 24 * 3600);
 
 /// An account's calendar: its time zone, and which others it had until when.
 ///
@@ -61,8 +63,7 @@ impl Calendar {
     #[must_use]
     pub fn changed(mut self, zone: TimeZone, at: Timestamp) -> Self {
         self.former.push((std::mem::replace(&mut self.zone, zone), at));
-        let surplus = self.former.len().saturating_sub(MOST_CHANGES);
-        self.former.drain(..surplus);
+        self.former.retain(|(_, until)| *until > at.minus(REMEMBERED));
         self
     }
 

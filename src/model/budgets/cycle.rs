@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AccountAllocation, Lot, Plan, total};
+use super::{AccountAllocation, Calendar, Cycle, Lot, Plan, Window, just_before, total};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -58,9 +58,9 @@ pub struct RenewalSummary {
     /// What requests under way still held in that window.
     #[serde(default)]
     pub held_credits: Credits,
-    /// What was used and held in it by all who have a share.
+    /// What was used and held in it by all who have a share; null where it was not noted.
     #[serde(default)]
-    pub taken_credits: Credits,
+    pub taken_credits: Option<Credits>,
     /// What had been carried into that window.
     #[serde(default)]
     pub carried_in: Vec<Lot>,
@@ -69,10 +69,6 @@ pub struct RenewalSummary {
     pub carried_over: Vec<Lot>,
     /// The sum of it, which the pool of what came next has beside its own credits.
     pub rollover_credits: Credits,
-    /// The end of the last window of which a renewal carried over what was left: it is not
-    /// carried over again.
-    #[serde(default)]
-    pub carried_to: Option<Timestamp>,
 }
 
 /// What was found at the end of a cycle.
@@ -88,8 +84,6 @@ pub struct Closed {
     pub taken: Credits,
     /// What had been carried into its last window.
     pub carried_in: Vec<Lot>,
-    /// Up to where renewals have carried over what windows left.
-    pub carried_to: Option<Timestamp>,
 }
 
 impl RenewalSummary {
@@ -100,7 +94,7 @@ impl RenewalSummary {
         closed: Closed,
         carried_over: Vec<Lot>,
     ) -> Self {
-        let Closed { used, unused, held, taken, carried_in, carried_to } = closed;
+        let Closed { used, unused, held, taken, carried_in } = closed;
         let monthly = account.map(|a| a.monthly_credits);
         Self {
             source_plan_id: source.clone(),
@@ -110,11 +104,10 @@ impl RenewalSummary {
             overflow_charge_credits: monthly.map_or(Credits::ZERO, |m| used.saturating_sub(m).max(Credits::ZERO)),
             unused_credits: unused,
             held_credits: held,
-            taken_credits: taken,
+            taken_credits: Some(taken),
             carried_in,
             rollover_credits: total(&carried_over),
             carried_over,
-            carried_to,
         }
     }
 }
@@ -144,31 +137,40 @@ impl BudgetCycle {
     }
 }
 
-/// The renewals that led to a plan, the newest first.
+/// The renewals that led to a plan, the newest first, each with what it found unused.
 #[derive(Debug, Clone)]
-pub struct Lineage(Vec<BudgetCycle>);
+pub struct Lineage(Vec<(BudgetCycle, Credits)>);
 
 impl Lineage {
     /// Of a plan, out of the account's renewals.
-    pub fn of(plan: &Id<Plan>, renewals: Vec<BudgetCycle>) -> Self {
-        let mut into: HashMap<Id<Plan>, BudgetCycle> =
-            renewals.into_iter().map(|renewal| (renewal.new_plan_id.clone(), renewal)).collect();
-        let mut line: Vec<BudgetCycle> = Vec::new();
-        while let Some(renewal) = into.remove(line.last().map_or(plan, |renewal| &renewal.source_plan_id)) {
+    pub fn of(plan: &Id<Plan>, renewals: Vec<(BudgetCycle, Credits)>) -> Self {
+        let mut into: HashMap<Id<Plan>, (BudgetCycle, Credits)> =
+            renewals.into_iter().map(|(renewal, unused)| (renewal.new_plan_id.clone(), (renewal, unused))).collect();
+        let mut line: Vec<(BudgetCycle, Credits)> = Vec::new();
+        while let Some(renewal) = into.remove(line.last().map_or(plan, |(renewal, _)| &renewal.source_plan_id)) {
             line.push(renewal);
         }
         Self(line)
     }
 
+    fn renewals(&self) -> impl Iterator<Item = &BudgetCycle> {
+        self.0.iter().map(|(renewal, _)| renewal)
+    }
+
     /// The first of the plans, where the last one is not the first.
     pub fn origin(&self) -> Option<&Id<Plan>> {
-        self.0.last().map(|renewal| &renewal.source_plan_id)
+        self.renewals().last().map(|renewal| &renewal.source_plan_id)
+    }
+
+    /// Whether the plan was put into the place of another one by one of the renewals, or is the first.
+    pub fn has(&self, plan: &Id<Plan>) -> bool {
+        self.origin() == Some(plan) || self.renewals().any(|renewal| renewal.new_plan_id == *plan)
     }
 
     /// The renewal of exactly this cycle, else one whose cycle has a part of it.
     pub fn renewal_of(&self, (start, end): (Timestamp, Timestamp)) -> Option<&BudgetCycle> {
-        let exact = self.0.iter().find(|renewal| (renewal.cycle_start, renewal.cycle_end) == (start, end));
-        exact.or_else(|| self.0.iter().find(|renewal| start < renewal.cycle_end && renewal.cycle_start < end))
+        let exact = self.renewals().find(|renewal| (renewal.cycle_start, renewal.cycle_end) == (start, end));
+        exact.or_else(|| self.renewals().find(|renewal| start < renewal.cycle_end && renewal.cycle_start < end))
     }
 
     /// The plan of the line that was the newest `at` a moment, and since when, if `origin` is the
@@ -178,7 +180,16 @@ impl Lineage {
         at: Timestamp,
         origin: (&'a Id<Plan>, Timestamp),
     ) -> Option<(&'a Id<Plan>, Timestamp)> {
-        let made = self.0.iter().map(|renewal| (&renewal.new_plan_id, renewal.created_at));
+        let made = self.renewals().map(|renewal| (&renewal.new_plan_id, renewal.created_at));
         made.chain([origin]).find(|(_, since)| *since <= at)
+    }
+
+    /// Whether a renewal carried over what a part of the cycle's window around `at` had left.
+    pub fn has_carried(&self, cycle: Cycle, at: Timestamp, calendar: &Calendar) -> bool {
+        let Window { start, end } = cycle.window(at, calendar, Timestamp::from_micros(i64::MIN));
+        self.0.iter().filter(|(_, unused)| *unused > Credits::ZERO).any(|(renewal, _)| {
+            let last = just_before(renewal.cycle_end).min(renewal.created_at);
+            start <= last && end.is_none_or(|end| last < end)
+        })
     }
 }

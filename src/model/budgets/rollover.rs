@@ -132,6 +132,21 @@ impl Plan {
         self.status == PlanStatus::Active && self.rolled_to.is_some()
     }
 
+    /// What had been carried over, each until a window ends in the present calendar: that of another
+    /// time zone was until a few hours earlier or later.
+    pub fn lots(&self, lots: &[Lot], calendar: &Calendar) -> Vec<Lot> {
+        let nearest = |until: Timestamp| match self.cycle.window(until, calendar, Timestamp::from_micros(i64::MIN)) {
+            Window { start, end: Some(end) }
+                if until.as_micros() - start.as_micros() > end.as_micros() - until.as_micros() =>
+            {
+                end
+            }
+            Window { start, end: Some(_) } => start,
+            Window { end: None, .. } => until,
+        };
+        lots.iter().map(|lot| Lot { until: lot.until.map(nearest), ..*lot }).collect()
+    }
+
     /// The windows that have ended since the last one that was carried over, oldest first.
     /// Of those before, nothing could have lasted until `now`.
     pub fn ended_windows(&self, now: Timestamp, calendar: &Calendar) -> Vec<Window> {

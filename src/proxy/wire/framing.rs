@@ -146,7 +146,12 @@ impl Head {
             return Err(Refusal::RequestLine);
         }
         self.http10 = version == b"HTTP/1.0";
-        if target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') { Ok(()) } else { Err(Refusal::Target) }
+        let is_usual = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._~%?=&+:".contains(byte);
+        if target.starts_with(b"/") && target.iter().all(is_usual) {
+            return Ok(());
+        }
+        let is_target = target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
+        if is_target && http::Uri::try_from(target).is_ok() { Ok(()) } else { Err(Refusal::Target) }
     }
 
     fn field(&mut self, line: &[u8]) -> Result<(), Refusal> {

@@ -15,8 +15,8 @@ use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::audit::{Action, Label};
 use crate::model::budgets::{
-    AccountAllocation, Allocation, BudgetCycle, Calendar, Closed, Leftover, Lot, Plan, RenewalSummary, RolloverMode,
-    Taken, Window, carry, just_before, total,
+    AccountAllocation, Allocation, BudgetCycle, Calendar, Closed, Leftover, Lineage, Lot, Plan, RenewalSummary,
+    RolloverMode, Taken, Window, carry, just_before, total,
 };
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::POOL;
@@ -101,11 +101,15 @@ impl Store {
 
 impl Tx<Tenant> {
     async fn roll_over(&mut self, plan: &Id<Plan>) -> Result<bool> {
+        // The account's calendar is read behind the lock, which whoever changes it takes first.
+        if self.locked_plan(plan).await?.is_none() {
+            return Ok(false);
+        }
         let (calendar, account) = self.account_terms().await?;
         let now = self.now;
         // Another one may have been faster.
         let due = |plan: &Plan| plan.rollover_is_due(now, &calendar);
-        let Some(plan) = self.locked_plan(plan).await?.filter(due) else { return Ok(false) };
+        let Some(plan) = self.plan(plan).await?.filter(due) else { return Ok(false) };
         let ended = plan.ended_windows(now, &calendar);
         let terms = Terms { calendar, account };
         match ended.last().and_then(|last| last.end) {
@@ -156,12 +160,14 @@ impl Tx<Tenant> {
             // Somebody has given the pool other credits since.
             Some((_, then)) if has != then.rollover_credits => return Ok(Carried::default()),
             Some((_, then)) => come_back(then, &ending, plan.rollover),
-            None if self.renewed_to(&plan.id).await?.is_some_and(|to| end <= to) => Credits::ZERO,
             None if plan.rollover == RolloverMode::None => Credits::ZERO,
+            None if self.lineage(&plan.id).await?.has_carried(plan.cycle, just_before(end), &terms.calendar) => {
+                Credits::ZERO
+            }
             None => ending.fresh(plan.rollover),
         };
         let fresh = Lot { credits: fresh, until: plan.lapse(end, &terms.calendar) };
-        let carried = carry(fresh, &ending.left.lots, end, plan.rollover_cap);
+        let carried = carry(fresh, &plan.lots(&ending.left.lots, &terms.calendar), end, plan.rollover_cap);
         self.carry_into_pool(plan, &ending, total(&carried), plan.window(end, &terms.calendar).end).await?;
         if plan.rollover == RolloverMode::None && carried.is_empty() {
             return Ok(Carried::default());
@@ -172,7 +178,7 @@ impl Tx<Tenant> {
         let used = self.used_in(&terms.calendar, window.start, end).await?;
         let Leftover { held, taken, .. } = ending.left;
         let unused = fresh.credits;
-        let closed = Closed { used, unused, held, taken, carried_in: ending.carried_in, carried_to: None };
+        let closed = Closed { used, unused, held, taken, carried_in: ending.carried_in };
         let summary = RenewalSummary::new((&plan.id, &plan.id), account, closed, carried);
         let cycle = BudgetCycle {
             created_at: before.as_ref().map_or(self.now, |(row, _)| row.created_at),
@@ -192,13 +198,41 @@ impl Tx<Tenant> {
         Ok(Carried { credits: summary.rollover_credits, look_again_at })
     }
 
-    /// Up to where renewals have carried over what windows left, before they made `plan`.
+    /// What had been carried into the window of a plan that began at `start`, when the plan was made
+    /// at `since`; as it was then.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn renewed_to(&mut self, plan: &Id<Plan>) -> Result<Option<Timestamp>> {
-        let renewal = self.renewal_into(plan).await?;
-        Ok(renewal.as_ref().map(summary).transpose()?.and_then(|summary| summary.carried_to))
+    pub async fn carried_then(&mut self, plan: &Id<Plan>, since: Timestamp, start: Timestamp) -> Result<Vec<Lot>> {
+        let row = match self.closed_until(plan, start).await? {
+            None if start == since => self.renewal_into(plan).await?,
+            row => row,
+        };
+        Ok(row.as_ref().map(summary).transpose()?.map(|summary| summary.carried_over).unwrap_or_default())
+    }
+
+    /// Whether a window that ended at `end` has left something by itself, to a plan of the line or
+    /// to `plan`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn has_rolled_over(&mut self, end: Timestamp, line: &Lineage, plan: &Id<Plan>) -> Result<bool> {
+        let account = self.account.clone();
+        let rows: Vec<BudgetCycle> = on!(self, |c| sqlx::query_as(
+            r#"SELECT id, account_id, plan_id AS source_plan_id, plan_id AS new_plan_id, cycle_start, cycle_end,
+               rollover_credits, overflow_charge_credits, summary_json, created_by, created_at
+               FROM "Alchemi_CopilotBudgetWindowTable" WHERE account_id = $1 AND cycle_end = $2"#
+        )
+        .bind(&account)
+        .bind(end)
+        .fetch_all(c)
+        .await)?;
+        for row in rows.iter().filter(|row| row.source_plan_id == *plan || line.has(&row.source_plan_id)) {
+            if summary(row)?.unused_credits > Credits::ZERO {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What a plan has left `at` a moment of the window that began at `start`.
@@ -296,10 +330,7 @@ impl Tx<Tenant> {
     }
 
     /// The window of a plan that ended at `end`, if it was carried over.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn closed_until(&mut self, plan: &Id<Plan>, end: Timestamp) -> Result<Option<BudgetCycle>> {
+    async fn closed_until(&mut self, plan: &Id<Plan>, end: Timestamp) -> Result<Option<BudgetCycle>> {
         let account = self.account.clone();
         on!(self, |c| sqlx::query_as(
             r#"SELECT id, account_id, plan_id AS source_plan_id, plan_id AS new_plan_id, cycle_start, cycle_end,
@@ -340,13 +371,14 @@ impl Tx<Tenant> {
 /// What is there to be carried over of a window that was closed before: besides what was `then`,
 /// what was held of it and has come back. What was allocated meanwhile is for the next window.
 fn come_back(then: &RenewalSummary, ending: &Ending, mode: RolloverMode) -> Credits {
-    let back = match mode {
-        RolloverMode::Unused => then.taken_credits.saturating_sub(ending.left.taken).max(Credits::ZERO),
-        RolloverMode::Unallocated | RolloverMode::None => Credits::ZERO,
+    let back = match (mode, then.taken_credits) {
+        (RolloverMode::Unused, Some(taken)) => taken.saturating_sub(ending.left.taken).max(Credits::ZERO),
+        (RolloverMode::Unused, None) => then.held_credits,
+        (RolloverMode::Unallocated | RolloverMode::None, _) => Credits::ZERO,
     };
     ending.fresh(mode).max(then.unused_credits).min(then.unused_credits.saturating_add(back))
 }
 
-fn summary(row: &BudgetCycle) -> Result<RenewalSummary> {
+pub(super) fn summary(row: &BudgetCycle) -> Result<RenewalSummary> {
     row.summary_json.read().map_err(|e| StoreError::Unreadable { table: TABLE, reason: e.to_string() })
 }

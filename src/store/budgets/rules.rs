@@ -202,19 +202,36 @@ impl Tx<Tenant> {
         })
     }
 
-    /// Notes that the account's time zone is another one from now on.
+    /// Notes that the account's time zone is another one from now on; what was carried into the
+    /// present window lasts as long as it does.
     ///
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn change_zone(&mut self, zone: TimeZone) -> Result<()> {
-        let (calendar, _) = self.account_terms().await?;
+        let plan = match self.active_plan().await? {
+            Some(plan) => self.locked_plan(&plan.id).await?,
+            None => None,
+        };
+        let (before, _) = self.account_terms().await?;
+        let after = before.clone().changed(zone, self.now);
         run!(
             self,
             r#"INSERT INTO "Alchemi_AccountCalendarTable" (account_id, former_zones) VALUES ($1, $2)
                ON CONFLICT (account_id) DO UPDATE SET former_zones = excluded.former_zones"#,
             &self.account,
-            calendar.changed(zone, self.now).former()
+            after.former()
         )?;
+        if let Some(plan) = plan {
+            run!(
+                self,
+                r#"UPDATE "Alchemi_CopilotBudgetAllocationTable" SET rollover_until = $3
+                   WHERE account_id = $1 AND plan_id = $2 AND rollover_until = $4"#,
+                &self.account,
+                &plan.id,
+                plan.window(self.now, &after).end,
+                plan.window(self.now, &before).end
+            )?;
+        }
         Ok(())
     }
 

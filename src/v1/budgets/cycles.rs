@@ -58,7 +58,7 @@ pub struct Renewal {
 pub struct Renewed {
     /// The id of the renewal.
     cycle_id: Id<BudgetCycle>,
-    /// The new plan, in force.
+    /// The new plan; in force, unless another one has taken its place since.
     item: Plan,
     /// What was found and carried over.
     #[schema(value_type = RenewalSummary)]
@@ -73,8 +73,8 @@ pub struct Renewed {
 /// new plan's pool for as many of its windows as `rollover_windows` says. Each window
 /// is carried over once: one that rolled over by itself, or of which an earlier renewal
 /// carried over a part, leaves nothing more, and one that ended before the first of the
-/// plans was made leaves nothing. A renewal that was done is answered again, not done
-/// again.
+/// plans was made leaves nothing. A cycle that has not begun is not renewed; a renewal
+/// that was done is answered again, not done again.
 #[utoipa::path(post, path = "/v1/budgets/copilot/cycles/renew", tag = "budgets", params(Trial), request_body = Renewal,
     responses((status = 200, description = "The new plan", body = Tried<Renewed>), Refusals))]
 pub async fn renew_budget_cycle(
@@ -107,7 +107,8 @@ pub async fn renew_budget_cycle(
     let used = tx.used_in(calendar, renewal.cycle_start, renewal.cycle_end).await?;
     let (ending, left) = left_by(&mut tx, &source, &line, (renewal.cycle_end, calendar, account)).await?;
     let fresh = Lot { credits: left.unused, until: lapse(&source, tx.now().max(renewal.cycle_end), calendar) };
-    let carried_over = carry(fresh, &ending.left.lots, tx.now(), renewal.rollover_cap.or(source.rollover_cap));
+    let lots = source.lots(&ending.left.lots, calendar);
+    let carried_over = carry(fresh, &lots, tx.now(), renewal.rollover_cap.or(source.rollover_cap));
     let rollover = total(&carried_over);
     let plan = successor(&tx, &source, &renewal, (calendar, rollover));
     tx.insert_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
@@ -118,14 +119,8 @@ pub async fn renew_budget_cycle(
         copy_overrides(&mut tx, &source, &plan).await?;
     }
     require_kept(&mut tx, &plan).await?;
-    let closed = Closed {
-        used,
-        unused: left.unused,
-        held: left.held,
-        taken: left.taken,
-        carried_in: ending.carried_in,
-        carried_to: left.to,
-    };
+    let Left { unused, held, drawn } = left;
+    let closed = Closed { used, unused, held, taken: drawn, carried_in: ending.carried_in };
     let summary = RenewalSummary::new((&source.id, &plan.id), account, closed, carried_over);
     let cycle = BudgetCycle::new(tx.new_id(), tx.account().clone(), ends, &summary, (acting(&tx), tx.now()));
     tx.insert_renewal(&cycle).await.map_err(taken("source", "This plan has been renewed already"))?;
@@ -134,12 +129,18 @@ pub async fn renew_budget_cycle(
 }
 
 /// What the last window of a cycle has left.
+#[derive(Default)]
 struct Left {
     unused: Credits,
     held: Credits,
-    taken: Credits,
-    /// Up to where windows are carried over with that.
-    to: Option<Timestamp>,
+    /// What was used and is held.
+    drawn: Credits,
+}
+
+impl From<(&Ending, RolloverMode)> for Left {
+    fn from((ending, mode): (&Ending, RolloverMode)) -> Self {
+        Self { unused: ending.fresh(mode), held: ending.left.held, drawn: ending.left.taken }
+    }
 }
 
 /// How the plan stands now, with what is left of what had been carried into it; and what the cycle
@@ -151,7 +152,6 @@ async fn left_by(
     line: &Lineage,
     (cycle_end, calendar, account): (Timestamp, &Calendar, Option<&AccountAllocation>),
 ) -> Result<(Ending, Left), Halt> {
-    let before = tx.renewed_to(&plan.id).await?;
     let (now, at) = (tx.now(), just_before(cycle_end).min(tx.now()));
     let present = plan.window(now, calendar);
     let ending = tx.ending(plan, account, (present.start, now), None).await?;
@@ -159,22 +159,25 @@ async fn left_by(
         Some(first) => tx.plan(first).await?.map_or(plan.created_at, |first| first.created_at),
         None => plan.created_at,
     };
-    let nothing = Left { unused: Credits::ZERO, held: Credits::ZERO, taken: Credits::ZERO, to: before };
     let Some((owner, since)) = line.in_force(at, (line.origin().unwrap_or(&plan.id), origin)) else {
-        return Ok((ending, nothing));
+        return Ok((ending, Left::default()));
     };
     let last = plan.cycle.window(at, calendar, since);
-    if let Some(end) = last.end
-        && (before.is_some_and(|to| end <= to) || tx.closed_until(owner, end).await?.is_some())
-    {
-        return Ok((ending, nothing));
+    let is_over = match last.end {
+        Some(end) => line.has_carried(plan.cycle, at, calendar) || tx.has_rolled_over(end, line, &plan.id).await?,
+        // The only window of a plan ends with its renewal.
+        None => *owner != plan.id,
+    };
+    if is_over {
+        return Ok((ending, Left::default()));
     }
-    let then = if last == present { None } else { Some(tx.ending(plan, account, (last.start, at), None).await?) };
-    let of = then.as_ref().unwrap_or(&ending);
-    let unused = of.fresh(plan.rollover);
-    let to = if unused > Credits::ZERO { before.max(last.end) } else { before };
-    let left = Left { unused, held: of.left.held, taken: of.left.taken, to };
-    Ok((ending, left))
+    if last == present {
+        let left = Left::from((&ending, plan.rollover));
+        return Ok((ending, left));
+    }
+    let carried_in = tx.carried_then(owner, since, last.start).await?;
+    let then = tx.ending(plan, account, (last.start, at), Some(carried_in)).await?;
+    Ok((ending, Left::from((&then, plan.rollover))))
 }
 
 /// List closed cycles
