@@ -132,7 +132,9 @@ pub async fn show() -> Result<(Vec<(u16, Value)>, Credits), Failure> {
     let authenticator = Authenticator::new(identity, None, rules);
     // What holds credits before a request, and what writes the ledger behind it.
     let (settler, outbox) = Settler::new(store.clone());
-    let settling = tokio::spawn(settler.run());
+    // It blocks its thread while a batch gathers.
+    let runtime = tokio::runtime::Handle::current();
+    let settling = tokio::task::spawn_blocking(move || runtime.block_on(settler.run()));
     let allocations = Allocations::new(store.clone(), Arc::clone(&clock), &settings, outbox);
     let price = r#"{"input_cost_per_token": "0.001", "output_cost_per_token": "0.002"}"#;
     let prices = BTreeMap::from([("parrot".to_owned(), serde_json::from_str(price)?)]);
