@@ -294,14 +294,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn renewal_into(&mut self, plan: &Id<Plan>) -> Result<Option<BudgetCycle>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetCycleTable" WHERE account_id = $1 AND new_plan_id = $2"#
-        )
-        .bind(&account)
-        .bind(plan)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotBudgetCycleTable", new_plan_id = plan)
     }
 
     /// The renewal that put another plan in the place of `plan`.
@@ -309,14 +302,7 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn renewal_of(&mut self, plan: &Id<Plan>) -> Result<Option<BudgetCycle>> {
-        let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT * FROM "Alchemi_CopilotBudgetCycleTable" WHERE account_id = $1 AND source_plan_id = $2"#
-        )
-        .bind(&account)
-        .bind(plan)
-        .fetch_optional(c)
-        .await)
+        find!(self, "Alchemi_CopilotBudgetCycleTable", source_plan_id = plan)
     }
 
     /// The renewals that led to `plan`.

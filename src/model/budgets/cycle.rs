@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AccountAllocation, Calendar, Cycle, Lot, Plan, Window, just_before, total};
+use super::{AccountAllocation, Calendar, Cycle, Lot, Plan, just_before, total};
 use crate::clock::Timestamp;
 use crate::credits::Credits;
 use crate::id::Id;
@@ -186,10 +186,10 @@ impl Lineage {
 
     /// Whether a renewal carried over what a part of the cycle's window around `at` had left.
     pub fn has_carried(&self, cycle: Cycle, at: Timestamp, calendar: &Calendar) -> bool {
-        let Window { start, end } = cycle.window(at, calendar, Timestamp::from_micros(i64::MIN));
+        let Some((start, end)) = calendar.window(cycle, at) else { return false };
         self.0.iter().filter(|(_, unused)| *unused > Credits::ZERO).any(|(renewal, _)| {
             let last = just_before(renewal.cycle_end).min(renewal.created_at);
-            start <= last && end.is_none_or(|end| last < end)
+            (start..end).contains(&last)
         })
     }
 }

@@ -135,14 +135,10 @@ impl Plan {
     /// What had been carried over, each until a window ends in the present calendar: that of another
     /// time zone was until a few hours earlier or later.
     pub fn lots(&self, lots: &[Lot], calendar: &Calendar) -> Vec<Lot> {
-        let nearest = |until: Timestamp| match self.cycle.window(until, calendar, Timestamp::from_micros(i64::MIN)) {
-            Window { start, end: Some(end) }
-                if until.as_micros() - start.as_micros() > end.as_micros() - until.as_micros() =>
-            {
-                end
-            }
-            Window { start, end: Some(_) } => start,
-            Window { end: None, .. } => until,
+        let nearest = |until: Timestamp| match calendar.window(self.cycle, until) {
+            Some((start, end)) if until.as_micros() - start.as_micros() > end.as_micros() - until.as_micros() => end,
+            Some((start, _)) => start,
+            None => until,
         };
         lots.iter().map(|lot| Lot { until: lot.until.map(nearest), ..*lot }).collect()
     }

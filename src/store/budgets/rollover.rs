@@ -26,6 +26,11 @@ use crate::store::{Result, Store, StoreError, Tx, on, run};
 
 const TABLE: &str = "Alchemi_CopilotBudgetWindowTable";
 
+/// Windows that were closed by themselves, up to the account that they are of.
+const CLOSED: &str = r#"SELECT id, account_id, plan_id AS source_plan_id, plan_id AS new_plan_id, cycle_start, cycle_end,
+    rollover_credits, overflow_charge_credits, summary_json, created_by, created_at
+    FROM "Alchemi_CopilotBudgetWindowTable" WHERE account_id = "#;
+
 /// The `source` of a pool that has credits which were carried over.
 pub const ROLLED_OVER: &str = "cycle_rollover";
 
@@ -218,15 +223,10 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn has_rolled_over(&mut self, end: Timestamp, line: &Lineage, plan: &Id<Plan>) -> Result<bool> {
         let account = self.account.clone();
-        let rows: Vec<BudgetCycle> = on!(self, |c| sqlx::query_as(
-            r#"SELECT id, account_id, plan_id AS source_plan_id, plan_id AS new_plan_id, cycle_start, cycle_end,
-               rollover_credits, overflow_charge_credits, summary_json, created_by, created_at
-               FROM "Alchemi_CopilotBudgetWindowTable" WHERE account_id = $1 AND cycle_end = $2"#
-        )
-        .bind(&account)
-        .bind(end)
-        .fetch_all(c)
-        .await)?;
+        let rows: Vec<BudgetCycle> = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(CLOSED);
+            q.push_bind(&account).push(" AND cycle_end = ").push_bind(end).build_query_as().fetch_all(c).await
+        })?;
         for row in rows.iter().filter(|row| row.source_plan_id == *plan || line.has(&row.source_plan_id)) {
             if summary(row)?.unused_credits > Credits::ZERO {
                 return Ok(true);
@@ -332,16 +332,11 @@ impl Tx<Tenant> {
     /// The window of a plan that ended at `end`, if it was carried over.
     async fn closed_until(&mut self, plan: &Id<Plan>, end: Timestamp) -> Result<Option<BudgetCycle>> {
         let account = self.account.clone();
-        on!(self, |c| sqlx::query_as(
-            r#"SELECT id, account_id, plan_id AS source_plan_id, plan_id AS new_plan_id, cycle_start, cycle_end,
-               rollover_credits, overflow_charge_credits, summary_json, created_by, created_at
-               FROM "Alchemi_CopilotBudgetWindowTable" WHERE account_id = $1 AND plan_id = $2 AND cycle_end = $3"#
-        )
-        .bind(&account)
-        .bind(plan)
-        .bind(end)
-        .fetch_optional(c)
-        .await)
+        on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(CLOSED);
+            q.push_bind(&account).push(" AND cycle_end = ").push_bind(end);
+            q.push(" AND plan_id = ").push_bind(plan).build_query_as().fetch_optional(c).await
+        })
     }
 
     async fn put_window(&mut self, cycle: &BudgetCycle) -> Result<()> {
