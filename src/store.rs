@@ -351,11 +351,12 @@ impl<R> Tx<R> {
     ///
     /// # Errors
     /// [`StoreError`]; nothing is written then, unless the answer was lost on its way.
-    pub async fn commit(self) -> Result<()> {
-        let Self { store, changes, mut inner, rehearsal, .. } = self;
-        if rehearsal {
-            return dialect::rollback(inner).await;
+    pub async fn commit(mut self) -> Result<()> {
+        if self.rehearsal {
+            return dialect::rollback(self.inner).await;
         }
+        self.revise_budgets().await?;
+        let Self { store, changes, mut inner, .. } = self;
         dialect::notify(&mut inner, &changes).await?;
         if changes.is_empty() {
             return dialect::commit(inner).await.map_err(|error| store.failed(error));

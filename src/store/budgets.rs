@@ -16,6 +16,7 @@ pub mod pages;
 mod plans;
 pub mod rollover;
 mod rules;
+pub mod shares;
 
 stored_as_name!(Cycle, PlanStatus, OverCommit, RolloverMode, Enforcement);
 

@@ -218,6 +218,17 @@ pub(super) async fn rollback(inner: Inner) -> Result<()> {
     Ok(())
 }
 
+/// The end of a SELECT from `k` that holds its rows, without those that another transaction is writing;
+/// on SQLite there is one writer.
+pub(super) fn of_unlocked_rows(inner: &Inner) -> &'static str {
+    match inner {
+        #[cfg(feature = "sqlite")]
+        Inner::Sqlite(_) => "",
+        #[cfg(feature = "postgres")]
+        Inner::Postgres(_) => " FOR UPDATE OF k SKIP LOCKED",
+    }
+}
+
 /// PostgreSQL sends notifications when, and only when, the transaction commits.
 pub(super) async fn notify(inner: &mut Inner, changes: &[Change]) -> Result<()> {
     match inner {

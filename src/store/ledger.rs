@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use super::changes::ChangeKind;
 use super::{Result, StoreError, Tx, from_columns, on, run};
 use crate::clock::Timestamp;
 use crate::context::{Domain, Platform, Tenant};
@@ -277,7 +276,6 @@ impl Tx<Tenant> {
             return Ok(false);
         }
         self.count_rows(&fresh, &Gone::default()).await?;
-        self.changed(ChangeKind::Budget);
         Ok(true)
     }
 }

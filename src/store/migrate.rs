@@ -87,6 +87,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 17, "0017", "database_id"),
                 step!($folder, 18, "0018", "renewed_credits"),
                 step!($folder, 19, "0019", "calendars"),
+                step!($folder, 20, "0020", "ranked_budgets"),
             ]
         };
     }

@@ -39,23 +39,6 @@ impl Slice {
         }
     }
 
-    /// The bound of the keyset of a list that the largest share leads, by (`share`, `id`).
-    pub(super) fn below(&self) -> (f64, String) {
-        match &self.after {
-            Some(cursor) => (f64::from_bits(cursor.at.as_micros().cast_unsigned()), cursor.id.clone()),
-            None => (f64::INFINITY, String::new()),
-        }
-    }
-
-    /// As [`Slice::page`], of a list that the largest share leads: a cursor then has the share's
-    /// bits where others have a moment.
-    pub(super) fn page_by_share<T>(&self, rows: Vec<T>, key: impl Fn(&T) -> (f64, &str)) -> Page<T> {
-        self.page(rows, |row| {
-            let (share, id) = key(row);
-            (Timestamp::from_micros(share.to_bits().cast_signed()), id)
-        })
-    }
-
     /// Cuts fetched rows to the limit and names the next page.
     pub(super) fn page<T>(&self, mut rows: Vec<T>, key: impl Fn(&T) -> (Timestamp, &str)) -> Page<T> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);

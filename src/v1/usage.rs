@@ -25,7 +25,7 @@ use crate::policy::budget::BudgetRules;
 use crate::problem::Problem;
 use crate::store::Tx;
 use crate::store::audit::Entry;
-use crate::store::budgets::pages::{UsedShare, Windows};
+use crate::store::budgets::shares::{UsedShare, Windows};
 use crate::store::page::{Page, Slice};
 use crate::store::usage::CostFilter;
 
@@ -177,7 +177,7 @@ pub struct Alerts {
 /// Show budgets that near their end
 ///
 /// The account's month and the scopes of the plan in force, each in its current window, the
-/// nearest to its end first. Usage goes on between two pages: what overtakes others meanwhile
+/// nearest to its end first, by whole per cent. Usage goes on between two pages: what overtakes others meanwhile
 /// may stand on neither.
 #[utoipa::path(get, path = "/v1/budgets/copilot/alerts", tag = "budgets", params(Threshold, PageParams),
     responses((status = 200, description = "A page of budgets at or above the threshold", body = Alerts), Refusals))]
@@ -194,6 +194,16 @@ pub async fn list_budget_alerts(
     let month = rules.account_window(now);
     let plan = rules.plan.as_ref().map(|plan| (&plan.id, plan.window(now, &rules.calendar)));
     let windows = Windows { month: month.start, plan: plan.map(|(id, window)| (id, window.start)) };
+    if let Some((plan, window)) = windows.plan.filter(|_| of.threshold > 0.0)
+        && !tx.shares_are_ranked(window).await?
+    {
+        drop(tx);
+        // Where it cannot be done, the list takes longer and is the same.
+        if let Err(error) = call.app.store.rank_shares(call.granted().account(), plan, window).await {
+            tracing::debug!(%error, "budgets were not ranked");
+        }
+        tx = call.read().await?;
+    }
     let page = tx.most_used(windows, of.threshold, &slice).await?;
     let scopes: Vec<Scope> = page.items.iter().map(UsedShare::scope).collect();
     let mut names = tx.scope_names(&scopes).await?;

@@ -17,7 +17,7 @@ pub(crate) const UPSTREAM_KEY: &str = "sk-upstream-key";
 pub(crate) const CHAT: &str = "/v1/chat/completions";
 
 /// How long an attack may last that nobody ends.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A gateway as a process, with an account and somebody who uses it.
 pub(crate) struct Target {

@@ -30,7 +30,7 @@ async fn asked(identity: &Identity, issuer: &TestIssuer, times: u64) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), enough).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), enough).await.unwrap();
 }
 
 /// The verdict as soon as it is another one than yes.
@@ -43,7 +43,7 @@ async fn ended(identity: &Identity, token: &str) -> IdentityError {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap()
+    tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap()
 }
 
 #[tokio::test]

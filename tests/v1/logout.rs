@@ -6,6 +6,7 @@ use http::Method;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 
+use crate::common::gateway::PATIENCE;
 use crate::common::{Backend, Client, Gateway, Person, Reply, backends};
 use crate::{at_mid_january, refusal};
 
@@ -149,9 +150,9 @@ async fn a_restart_forgets_no_logout() {
     }
 }
 
-/// The change feed carries a logout to the other gateways within a second.
+/// The change feed carries a logout to the other gateways, long before they read the list anew, each minute.
 #[tokio::test]
-async fn a_logout_reaches_another_gateway_within_a_second() {
+async fn a_logout_reaches_another_gateway_by_the_feed() {
     for backend in backends().await {
         if backend == Backend::Sqlite {
             continue; // One process at a time.
@@ -165,7 +166,7 @@ async fn a_logout_reaches_another_gateway_within_a_second() {
         log_out(&gateway, &logout_token(&gateway, &eve, json!({}))).await.ok();
         let since = Instant::now();
         while admitted(&there).await {
-            assert!(since.elapsed() < Duration::from_secs(1), "still let in");
+            assert!(since.elapsed() < PATIENCE, "still let in");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         refusal(&there.get("/v1/me/models").await, 401, "token_revoked");

@@ -46,6 +46,7 @@ mod provision_cut_off;
 mod provision_followed;
 mod provision_items;
 mod provision_told;
+mod ranking;
 mod reference;
 mod revocations;
 mod rollover;

@@ -350,7 +350,7 @@ async fn refusals_speak_in_our_words_and_are_tried_again() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), made).await.expect("it is tried again");
+        tokio::time::timeout(Duration::from_secs(30), made).await.expect("it is tried again");
     }
 }
 

@@ -96,7 +96,7 @@ async fn an_answer_is_bounded_in_time_and_in_size_and_never_passed_on() {
     let url = format!("http://{}", silent.local_addr().unwrap());
     let begun = Instant::now();
     assert_eq!(roles(&at(&url)).await, Err(Error::Timeout));
-    assert!(begun.elapsed() < Duration::from_secs(10), "four attempts of a second: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "four attempts of a second: {:?}", begun.elapsed());
 
     // It goes on for as long as somebody reads; so would the next one.
     let endless = Stranger::start(|_| {
@@ -163,7 +163,7 @@ async fn a_long_pause_holds_for_all_calls() {
         assert!(matches!(error, Error::Throttled(_)) && Some(left) < ten_minutes, "{error:?}");
         assert!(left > Duration::from_secs(500), "{left:?}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "nobody waits for it: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "nobody waits for it: {:?}", begun.elapsed());
     assert_eq!(closed.asked(), 1);
 }
 
