@@ -131,7 +131,7 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 17, "database_id", "d8d3461b9abea7bdf91cc7a1dbe82d643f6c5d54bd5bc5708157eb95fb54606d"),
     ("postgres", 18, "renewed_credits", "dc9212d2ba4474748febf8d80a9963f518fefef5aa68e2581c955b698d265764"),
     ("postgres", 19, "calendars", "8406797d86090bfc59cbd3a32e3eea7a7ff9f15e193c10b2eec0e77773ae6b88"),
-    ("postgres", 20, "ranked_budgets", "69b9bc4912760cf70c9d2ce83210f4ca3fddcc4e73a8dd0b431830ea3fc348a4"),
+    ("postgres", 20, "ranked_budgets", "c39d95af04d3d006053d52e483bacdc48a4ebebc26e190844ec21d0348a5e0ff"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
     ("sqlite", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
     ("sqlite", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
@@ -151,7 +151,7 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("sqlite", 17, "database_id", "a75d6f12f6cb70821f007ade39ff2ed3206a23cf9852a155d3514eaca918679e"),
     ("sqlite", 18, "renewed_credits", "ad420b42ec7adffae7d809c33069b8838de86655bd339bcad8f4a2e9fcec2bfe"),
     ("sqlite", 19, "calendars", "8406797d86090bfc59cbd3a32e3eea7a7ff9f15e193c10b2eec0e77773ae6b88"),
-    ("sqlite", 20, "ranked_budgets", "379132f3be71f3b9bf2bb68a18db3c8698198f3eea3c2222907cf023523d688f"),
+    ("sqlite", 20, "ranked_budgets", "0155d5342b63b34d602be98072ff48c29b444164eecae120e76720b0f41574b6"),
 ];
 
 /// A source file, by its path below `src`.

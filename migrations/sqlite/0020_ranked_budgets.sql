@@ -14,18 +14,20 @@ CREATE TABLE IF NOT EXISTS "Alchemi_AllocationCounterTable_20" (
     revision     BIGINT NOT NULL DEFAULT -1,
     PRIMARY KEY (account_id, scope_type, scope_id, window_start)
 );
+DELETE FROM "Alchemi_AllocationCounterTable_20";
 INSERT INTO "Alchemi_AllocationCounterTable_20" (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at)
 SELECT account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at FROM "Alchemi_AllocationCounterTable";
 DROP TABLE "Alchemi_AllocationCounterTable";
 ALTER TABLE "Alchemi_AllocationCounterTable_20" RENAME TO "Alchemi_AllocationCounterTable";
 CREATE INDEX IF NOT EXISTS "Alchemi_AllocationCounterTable_reached_idx" ON "Alchemi_AllocationCounterTable" (account_id, window_start, revision, reached, scope_id);
 
--- How often an account's budgets have been changed, which of those revisions the counters were ranked for, and when that
--- ranking ends by itself.
+-- How often an account's budgets have been changed, which of those revisions the counters were ranked for and when, and
+-- when that ranking ends by itself. Every commit that changes budgets writes it last: no key is to be looked up then.
 CREATE TABLE IF NOT EXISTS "Alchemi_BudgetRevisionTable" (
-    account_id TEXT   NOT NULL PRIMARY KEY REFERENCES "Alchemi_AccountTable" (account_id) ON DELETE CASCADE,
+    account_id TEXT   NOT NULL PRIMARY KEY,
     revision   BIGINT NOT NULL,
     ranked     BIGINT NOT NULL DEFAULT -1,
+    ranked_at  BIGINT NOT NULL DEFAULT 0,
     lapses_at  BIGINT
 );
 

@@ -250,6 +250,7 @@ impl Tx<Tenant> {
     pub async fn delete_account(&mut self) -> Result<bool> {
         let account = self.account.clone();
         let gone = run!(self, r#"DELETE FROM "Alchemi_AccountTable" WHERE account_id = $1"#, &account)?;
+        run!(self, r#"DELETE FROM "Alchemi_BudgetRevisionTable" WHERE account_id = $1"#, &account)?;
         self.changed(ChangeKind::Account);
         Ok(gone > 0)
     }

@@ -218,14 +218,14 @@ pub(super) async fn rollback(inner: Inner) -> Result<()> {
     Ok(())
 }
 
-/// The end of a SELECT from `k` that holds its rows, without those that another transaction is writing;
+/// The end of a SELECT that holds the rows of `alias`, without those that another transaction is writing;
 /// on SQLite there is one writer.
-pub(super) fn of_unlocked_rows(inner: &Inner) -> &'static str {
+pub(super) fn of_unlocked_rows(inner: &Inner, alias: &str) -> String {
     match inner {
         #[cfg(feature = "sqlite")]
-        Inner::Sqlite(_) => "",
+        Inner::Sqlite(_) => String::new(),
         #[cfg(feature = "postgres")]
-        Inner::Postgres(_) => " FOR UPDATE OF k SKIP LOCKED",
+        Inner::Postgres(_) => format!(" FOR UPDATE OF {alias} SKIP LOCKED"),
     }
 }
 

@@ -168,7 +168,7 @@ pub struct AlertBudget {
 /// `{"items": […], "next_cursor": …}`
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Alerts {
-    /// The nearest to its end first.
+    /// The nearest to its end first, by whole per cent.
     items: Vec<Alert>,
     /// Where the next page starts: send it as `cursor`. `null` at the end.
     next_cursor: Option<String>,
@@ -194,13 +194,13 @@ pub async fn list_budget_alerts(
     let month = rules.account_window(now);
     let plan = rules.plan.as_ref().map(|plan| (&plan.id, plan.window(now, &rules.calendar)));
     let windows = Windows { month: month.start, plan: plan.map(|(id, window)| (id, window.start)) };
-    if let Some((plan, window)) = windows.plan.filter(|_| of.threshold > 0.0)
+    if let Some((_, window)) = windows.plan.filter(|_| of.threshold > 0.0)
         && !tx.shares_are_ranked(window).await?
     {
         drop(tx);
         // Where it cannot be done, the list takes longer and is the same.
-        if let Err(error) = call.app.store.rank_shares(call.granted().account(), plan, window).await {
-            tracing::debug!(%error, "budgets were not ranked");
+        if let Err(error) = call.app.store.rank_shares(call.granted().account()).await {
+            tracing::warn!(%error, "budgets were not ranked: lists of the most used take longer");
         }
         tx = call.read().await?;
     }

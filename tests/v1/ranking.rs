@@ -227,3 +227,36 @@ async fn what_is_ranked_once_is_not_ranked_again() {
         assert_eq!(ask().await.0, again);
     }
 }
+
+/// Somebody whose clock is ahead has ranked what holds later; where nothing can be ranked, all is looked at.
+#[tokio::test]
+async fn what_is_ranked_for_another_moment_is_not_believed() {
+    for backend in backends().await {
+        let (gateway, clock) = at_mid_january(backend).await;
+        let account = gateway.account("Acme").await;
+        gateway.allocate(&account, "1000").await;
+        let org = gateway.org(&account, "copilot", "Research").await;
+        let plan = gateway.made(&account, &format!("{BASE}/plans"), json!({"name": "2026"})).await;
+        gateway.allot(&account, &plan, ("org", &org), "10").await;
+        let shares = async || {
+            let alerts = gateway.as_account_admin(&account).get(&format!("{BASE}/alerts")).await.ok();
+            alerts["items"].as_array().unwrap().iter().map(|it| it["usage_percentage"].clone()).collect::<Vec<_>>()
+        };
+        let admin = gateway.as_account_admin(&account);
+        let hour = (jiff::Timestamp::from_microsecond(clock.now().as_micros()).unwrap()
+            + jiff::SignedDuration::from_hours(1))
+        .to_string();
+        let more = json!({"plan_id": plan, "scope_type": "org", "scope_id": org, "override_credits": 1000, "expires_at": hour});
+        admin.post(&format!("{BASE}/overrides"), more).await.ok();
+        admin.post(&format!("{BASE}/usage/record"), json!({"raw_cost": 9, "org_id": org})).await.ok();
+        assert_eq!(shares().await, [json!(0.0); 0]);
+        gateway.database.execute(r#"UPDATE "Alchemi_BudgetRevisionTable" SET ranked_at = 9000000000000000"#).await;
+        clock.advance(Duration::from_secs(2 * 3600));
+        assert_eq!(shares().await, [json!(90.0)]);
+        gateway.database.execute(r#"UPDATE "Alchemi_BudgetRevisionTable" SET ranked_at = 0"#).await;
+        assert_eq!(shares().await, [json!(90.0)]);
+        let left =
+            gateway.database.rows(r#"SELECT revision - ranked AS n FROM "Alchemi_BudgetRevisionTable""#, &[]).await;
+        assert_eq!(left[0]["n"], json!(0), "it is ranked again");
+    }
+}

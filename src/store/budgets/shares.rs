@@ -45,12 +45,13 @@ pub struct UsedShare {
 struct Ranking {
     revision: i64,
     ranked: i64,
+    ranked_at: Timestamp,
     lapses_at: Option<Timestamp>,
 }
 
 from_columns! {
     UsedShare { scope_type, scope_id, allocated, overflow_cap, used, leased, percentage, reached }
-    Ranking { revision, ranked, lapses_at }
+    Ranking { revision, ranked, ranked_at, lapses_at }
 }
 
 impl UsedShare {
@@ -61,9 +62,13 @@ impl UsedShare {
 }
 
 impl Ranking {
-    /// Whether all that was ranked is to be ranked anew.
-    fn is_over(&self, now: Timestamp) -> bool {
-        self.ranked != self.revision || self.lapses_at.is_some_and(|at| at <= now)
+    /// Of an account whose budgets were never changed or ranked.
+    const NONE: Self = Self { revision: 0, ranked: -1, ranked_at: Timestamp::from_micros(0), lapses_at: None };
+
+    /// Whether what is ranked does not tell what holds `now`: of other budgets, or of another moment, as
+    /// somebody's clock has it who is ahead.
+    fn is_void(&self, now: Timestamp) -> bool {
+        self.ranked != self.revision || now < self.ranked_at || self.lapses_at.is_some_and(|at| at <= now)
     }
 }
 
@@ -135,22 +140,24 @@ const BY_SHARE: &str = concat!(
 );
 
 /// Ranks the counters of a window that are not ranked for a revision, without those that another transaction is
-/// writing. Of less than a hundred nano-credits there are no hundredths.
-const RANK: [&str; 7] = [
-    concat!(
-        r#"UPDATE "Alchemi_AllocationCounterTable" AS c SET hundredth = NULLIF(v.allocated / 100, 0), reached = "#,
-        reached!("c.used", "v.allocated"),
-        ", revision = "
-    ),
-    r#" FROM (SELECT k.scope_type, k.scope_id, COALESCE(e.override_credits, e.base, 0) AS allocated
-       FROM "Alchemi_AllocationCounterTable" k LEFT JOIN ("#,
+/// writing. Of less than a hundred nano-credits there are no hundredths, and nothing that is reached.
+const RANK: [&str; 9] = [
+    r#"UPDATE "Alchemi_AllocationCounterTable" AS c SET hundredth = v.hundredth, reached = c.used / v.hundredth,
+       revision = "#,
+    " FROM (SELECT b.scope_type, b.scope_id, CASE WHEN b.allocated = 0 THEN 9223372036854775807
+       ELSE NULLIF(b.allocated / 100, 0) END AS hundredth FROM (SELECT k.scope_type, k.scope_id,
+       COALESCE(e.override_credits, e.base, 0) AS allocated FROM ",
+    r#""Alchemi_AllocationCounterTable" k LEFT JOIN ("#,
     ") AS e ON e.scope_type = k.scope_type AND e.scope_id = k.scope_id WHERE k.account_id = ",
     " AND k.window_start = ",
     " AND k.revision < ",
-    ") AS v WHERE (v.allocated = 0 OR v.allocated >= 100) AND c.scope_type = v.scope_type AND c.scope_id = v.scope_id
-       AND c.account_id = ",
+    " LIMIT ",
+    ") AS b) AS v WHERE c.scope_type = v.scope_type AND c.scope_id = v.scope_id AND c.account_id = ",
     " AND c.window_start = ",
 ];
+
+/// Counters that are ranked in one transaction: settlements wait for it.
+const RANKED_AT_ONCE: u32 = 1_000;
 
 /// When the first override of a plan, or what was carried into it, lapses.
 const FIRST_LAPSE: [&str; 2] = [
@@ -169,15 +176,21 @@ macro_rules! push_plan {
 }
 
 impl Store {
-    /// Makes the index that leads [`Tx::most_used`] know of everything in a window of `plan`, the
-    /// one in force; but for what somebody is writing, which is found without it.
+    /// Makes the index that leads [`Tx::most_used`] know of everything in the present window of the
+    /// account's plan in force; but for what somebody is writing, which is found without it.
     ///
     /// # Errors
     /// [`StoreError`](crate::store::StoreError); the list is the same without it.
-    pub async fn rank_shares(&self, account: &Id<Account>, plan: &Id<Plan>, window: Timestamp) -> Result<()> {
-        let mut tx = self.begin(&Granted::system().over(account.clone())).await?;
-        tx.rank_shares(plan, window).await?;
-        tx.commit().await
+    pub async fn rank_shares(&self, account: &Id<Account>) -> Result<()> {
+        let granted = Granted::system().over(account.clone());
+        loop {
+            let mut tx = self.begin(&granted).await?;
+            let ranked = tx.rank_shares().await?;
+            tx.commit().await?;
+            if ranked < u64::from(RANKED_AT_ONCE) {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -188,11 +201,14 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn most_used(&mut self, of: Windows<'_>, threshold: f64, slice: &Slice) -> Result<Page<UsedShare>> {
-        let revision = self.ranking().await?.revision;
+        let ranking = self.ranking().await?;
+        // Where the ranking is void, nothing counts as ranked.
+        let revision = if ranking.is_void(self.now) { i64::MAX } else { ranking.revision };
+        // The place in the list is a share where other lists have a moment.
         let (account, now, (reached, id)) = (self.account.clone(), self.now, slice.before());
-        // A share's hundredth is never below the one of its percentage.
+        // One less, for the percentage is rounded.
         #[expect(clippy::cast_possible_truncation, reason = "a threshold has at most four digits before its point")]
-        let least = threshold as i64;
+        let least = threshold as i64 - 1;
         let rows: Vec<UsedShare> = on!(self, |c| {
             let [month, whose] = OF_THE_ACCOUNT;
             let mut q = sqlx::QueryBuilder::new(month);
@@ -205,6 +221,10 @@ impl Tx<Tenant> {
                     q.push(" AND (c.reached, c.scope_id) < (").push_bind(reached).push(", ").push_bind(&id);
                     q.push(") ORDER BY c.reached DESC, c.scope_id DESC LIMIT ");
                     q.push_bind(slice.fetch().saturating_add(slice.skip())).push(") AS ranked");
+                    push_plan!(q, FROM_COUNTERS, now, &account, plan);
+                    q.push(" AND c.revision = ")
+                        .push_bind(revision)
+                        .push(" AND c.reached IS NULL) AS without_hundredths");
                     push_plan!(q, FROM_COUNTERS, now, &account, plan);
                     q.push(" AND c.revision < ").push_bind(revision).push(") AS unranked");
                 }
@@ -227,7 +247,7 @@ impl Tx<Tenant> {
     /// [`StoreError`](crate::store::StoreError).
     pub async fn shares_are_ranked(&mut self, window: Timestamp) -> Result<bool> {
         let (ranking, account) = (self.ranking().await?, self.account.clone());
-        if ranking.is_over(self.now) {
+        if ranking.is_void(self.now) {
             return Ok(false);
         }
         let unranked: Option<i64> = on!(self, |c| sqlx::query_scalar(
@@ -242,74 +262,79 @@ impl Tx<Tenant> {
         Ok(unranked.is_none())
     }
 
-    async fn rank_shares(&mut self, plan: &Id<Plan>, window: Timestamp) -> Result<()> {
+    /// Ranks some counters, and gives how many.
+    async fn rank_shares(&mut self) -> Result<u64> {
         let (account, now) = (self.account.clone(), self.now);
         // Its row is held from before budgets are read: whoever changes them comes with the next revision.
         let held: Ranking = on!(self, |c| sqlx::query_as(
             r#"INSERT INTO "Alchemi_BudgetRevisionTable" AS r (account_id, revision) VALUES ($1, 0)
-               ON CONFLICT (account_id) DO UPDATE SET revision = r.revision RETURNING revision, ranked, lapses_at"#
+               ON CONFLICT (account_id) DO UPDATE SET revision = r.revision
+               RETURNING revision, ranked, ranked_at, lapses_at"#
         )
         .bind(&account)
         .fetch_one(c)
         .await)?;
+        let Some(plan) = self.active_plan().await?.filter(|_| held.ranked_at <= now) else { return Ok(0) };
+        let (calendar, _) = self.account_terms().await?;
+        let window = plan.window(now, &calendar).start;
         let mut revision = held.revision;
-        if held.is_over(now) {
+        if held.is_void(now) {
             revision += i64::from(held.ranked == held.revision);
             let lapses_at: Option<Timestamp> = on!(self, |c| {
                 let [first, of] = FIRST_LAPSE;
                 let mut q = sqlx::QueryBuilder::new(first);
                 q.push_bind(now).push(of);
-                push_effective!(q, now, &account, plan);
+                push_effective!(q, now, &account, &plan.id);
                 q.push(") AS e").build_query_scalar().fetch_one(c).await
             })?;
             run!(
                 self,
-                r#"UPDATE "Alchemi_BudgetRevisionTable" SET revision = $2, ranked = $2, lapses_at = $3
+                r#"UPDATE "Alchemi_BudgetRevisionTable" SET revision = $2, ranked = $2, ranked_at = $3, lapses_at = $4
                    WHERE account_id = $1"#,
                 &account,
                 revision,
+                now,
                 lapses_at
             )?;
         }
-        let unlocked = dialect::of_unlocked_rows(&self.inner);
+        let unlocked = dialect::of_unlocked_rows(&self.inner, "k");
         on!(self, |c| {
-            let [rank, effective, whose, window_of, before, counters, within] = RANK;
+            let [rank, hundredths, of, whose, window_of, before, at_once, counters, within] = RANK;
             let mut q = sqlx::QueryBuilder::new(rank);
-            q.push_bind(revision).push(effective);
-            push_effective!(q, now, &account, plan);
+            q.push_bind(revision).push(hundredths).push(of);
+            push_effective!(q, now, &account, &plan.id);
             q.push(whose).push_bind(&account).push(window_of).push_bind(window).push(before).push_bind(revision);
-            q.push(unlocked).push(counters).push_bind(&account).push(within).push_bind(window);
+            q.push(at_once).push_bind(i64::from(RANKED_AT_ONCE)).push(&unlocked);
+            q.push(counters).push_bind(&account).push(within).push_bind(window);
             q.build().execute(c).await.map(|done| done.rows_affected())
-        })?;
-        Ok(())
+        })
     }
 
     async fn ranking(&mut self) -> Result<Ranking> {
         let account = self.account.clone();
-        let found: Option<Ranking> = on!(self, |c| sqlx::query_as(
-            r#"SELECT revision, ranked, lapses_at FROM "Alchemi_BudgetRevisionTable" WHERE account_id = $1"#
+        let found: Option<Ranking> = on!(self, |c| {
+            sqlx::query_as(
+            r#"SELECT revision, ranked, ranked_at, lapses_at FROM "Alchemi_BudgetRevisionTable" WHERE account_id = $1"#
         )
         .bind(&account)
         .fetch_optional(c)
-        .await)?;
-        Ok(found.unwrap_or(Ranking { revision: 0, ranked: -1, lapses_at: None }))
+        .await
+        })?;
+        Ok(found.unwrap_or(Ranking::NONE))
     }
 }
 
 impl<R> Tx<R> {
     /// Gives budgets that were changed in this transaction their next revision.
     pub(in crate::store) async fn revise_budgets(&mut self) -> Result<()> {
-        let changed = self.changes.iter().filter(|change| change.kind == ChangeKind::Budget);
-        let accounts: Vec<Id<Account>> = changed.map(|change| change.account.clone()).collect();
-        for account in &accounts {
-            run!(
-                self,
-                r#"INSERT INTO "Alchemi_BudgetRevisionTable" AS r (account_id, revision)
-                   SELECT account_id, 1 FROM "Alchemi_AccountTable" WHERE account_id = $1
-                   ON CONFLICT (account_id) DO UPDATE SET revision = r.revision + 1"#,
-                account
-            )?;
-        }
+        let changed = self.changes.iter().find(|change| change.kind == ChangeKind::Budget);
+        let Some(account) = changed.map(|change| change.account.clone()) else { return Ok(()) };
+        run!(
+            self,
+            r#"INSERT INTO "Alchemi_BudgetRevisionTable" AS r (account_id, revision) VALUES ($1, 1)
+               ON CONFLICT (account_id) DO UPDATE SET revision = r.revision + 1"#,
+            &account
+        )?;
         Ok(())
     }
 }
