@@ -448,8 +448,7 @@ pub(crate) mod testing {
     }
 
     async fn open(url: String, folder: tempfile::TempDir) -> Fresh {
-        // Short, for tests in which the database does not answer; long enough for one that does.
-        let config = DatabaseConfig { url, acquire_timeout_ms: 1_000, ..DatabaseConfig::default() };
+        let config = DatabaseConfig { url, acquire_timeout_ms: 10_000, ..DatabaseConfig::default() };
         let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1_800_000_000)));
         let store = Store::open(&config, Arc::<ManualClock>::clone(&clock), Arc::new(RandomIds)).await.unwrap();
         migrate::apply(&store).await.unwrap();

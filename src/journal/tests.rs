@@ -112,11 +112,12 @@ fn segments_go_when_all_in_them_is_released() {
     let before = journal.counts();
     assert!(before.segments >= 8 && before.entries == 600 && before.bytes > 600_000, "{before:?}");
     journal.release(entries.split_off(300));
-    let halved = journal.counts().segments;
-    assert!(halved < before.segments, "{halved}");
+    eventually(|| journal.counts().segments < before.segments);
     journal.release(entries);
     let after = journal.counts();
-    assert_eq!((after.segments, after.entries, segments(folder.path())), (1, 0, 1), "{after:?}");
+    assert_eq!((after.segments, after.entries), (1, 0), "{after:?}");
+    // A file goes when what was carried over out of it is on the disk.
+    eventually(|| segments(folder.path()) == 1);
 }
 
 #[test]

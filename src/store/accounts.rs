@@ -110,7 +110,7 @@ impl Tx<Platform> {
     pub async fn account_by_id_or_organization(&mut self, key: &str) -> Result<Option<Account>> {
         on!(self, |c| sqlx::query_as(
             r#"SELECT a.* FROM "Alchemi_AccountTable" a
-               LEFT JOIN "Alchemi_AccountZitadelTable" z ON z.account_id = a.account_id AND z.enabled
+               LEFT JOIN "Alchemi_AccountZitadelTable" z ON z.account_id = a.account_id
                WHERE a.account_id = $1 OR z.organization_id = $1
                ORDER BY CASE WHEN a.account_id = $1 THEN 0 ELSE 1 END LIMIT 1"#
         )

@@ -218,14 +218,14 @@ pub(super) async fn rollback(inner: Inner) -> Result<()> {
     Ok(())
 }
 
-/// The end of a SELECT that holds the rows of `alias`, without those that another transaction is writing;
-/// on SQLite there is one writer.
-pub(super) fn of_unlocked_rows(inner: &Inner, alias: &str) -> String {
+/// The one of two texts that the database takes, where no text serves both.
+pub(super) fn text_for<'a>(inner: &Inner, [sqlite, postgres]: [&'a str; 2]) -> &'a str {
+    let _ = (sqlite, postgres);
     match inner {
         #[cfg(feature = "sqlite")]
-        Inner::Sqlite(_) => String::new(),
+        Inner::Sqlite(_) => sqlite,
         #[cfg(feature = "postgres")]
-        Inner::Postgres(_) => format!(" FOR UPDATE OF {alias} SKIP LOCKED"),
+        Inner::Postgres(_) => postgres,
     }
 }
 

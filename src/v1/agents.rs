@@ -63,6 +63,9 @@ pub struct NewAgent {
     #[serde(default)]
     #[schema(max_items = 1000)]
     grants: Vec<Grantee>,
+    /// `granted`: only those who have a grant may use it, which without any is nobody.
+    #[serde(default)]
+    visibility: Option<AgentVisibility>,
 }
 
 /// A change of an agent: what is not sent stays.
@@ -247,8 +250,8 @@ async fn hold_grantees(tx: &mut Tx<Tenant>, grantees: &[Grantee]) -> Result<Vec<
     Ok(scopes.into_iter().collect())
 }
 
-fn visibility(grantees: &[Scope]) -> AgentVisibility {
-    if grantees.is_empty() { AgentVisibility::Account } else { AgentVisibility::Granted }
+fn open_and_granted() -> Problem {
+    Problem::invalid("/visibility", "is account while grants are given: send one of them")
 }
 
 async fn held(tx: &mut Tx<Tenant>, id: &Id<Agent>) -> Result<Agent, Halt> {
@@ -284,13 +287,19 @@ pub async fn create_agent(call: Call<CopilotAdmin>, Query(trial): Query<Trial>, 
     let mut tx = call.begin_or_try(&trial).await?;
     let presets = hold_presets(&mut tx, &new.guardrail_preset_ids).await?;
     let grantees = hold_grantees(&mut tx, &new.grants).await?;
+    let visibility = match new.visibility {
+        Some(AgentVisibility::Account) if !grantees.is_empty() => return Err(open_and_granted().into()),
+        Some(visibility) => visibility,
+        None if grantees.is_empty() => AgentVisibility::Account,
+        None => AgentVisibility::Granted,
+    };
     let agent = Agent {
         id: tx.new_id(),
         account_id: tx.account().clone(),
         name: new.name.into_string(),
         description: new.description.map(Description::into_string),
         definition_json: JsonText::of(&new.definition_json),
-        visibility: visibility(&grantees),
+        visibility,
         created_by: Some(tx.acting().actor.subject.to_string()),
         created_at: tx.now(),
         updated_at: tx.now(),
@@ -348,7 +357,7 @@ pub async fn update_agent(
     let is_granted = granted.as_ref().is_some_and(|grantees| !grantees.is_empty());
     agent.visibility = match change.visibility {
         Field::Set(AgentVisibility::Account) if is_granted => {
-            return Err(Problem::invalid("/visibility", "is account while grants are given: send one of them").into());
+            return Err(open_and_granted().into());
         }
         Field::Set(visibility) => visibility,
         Field::Keep | Field::Clear if is_granted => AgentVisibility::Granted,

@@ -14,6 +14,7 @@ use crate::id::Id;
 use crate::model::budgets::Plan;
 use crate::model::directory::{Membership, Org, Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
+use crate::policy::Denial;
 use crate::problem::Problem;
 use crate::store::Tx;
 
@@ -214,10 +215,11 @@ impl Standpoint {
     /// Where the caller stands.
     ///
     /// # Errors
-    /// 403 `team_denied`, 503.
+    /// 403 `team_denied`, `user_suspended`, 503.
     pub async fn place(&self, tx: &mut Tx<Tenant>, caller: &Context) -> Result<Placement, Halt> {
         let actor = caller.actor();
         let placement = tx.placement(self.domain, &actor.subject, actor.email.as_deref(), self.team.as_ref()).await;
-        Ok(placement.map_err(Problem::from)?)
+        let placement = placement.map_err(Problem::from)?;
+        if placement.is_suspended() { Err(Problem::from(Denial::UserSuspended).into()) } else { Ok(placement) }
     }
 }

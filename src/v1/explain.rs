@@ -153,7 +153,7 @@ pub enum Decision {
 pub struct Explained {
     /// Whether the request would be let through.
     decision: Decision,
-    /// The refusal's code.
+    /// The refusal's code; of a request that is let in over a cap, `over_cap` or `would_refuse`.
     #[schema(value_type = Option<String>, example = "model_denied")]
     code: Option<&'static str>,
     /// The refusal's status.
@@ -362,10 +362,11 @@ impl Explained {
         let chain = drawn(links, &counters);
         let enforcement = rules.enforcement;
         self.rules.extend(chain.iter().map(|drawn| Asked::credits(drawn, credits, enforcement)));
-        let fits = enforcement != Enforcement::Hard || chain.iter().all(|drawn| drawn.fits(credits));
-        Ok(match shortage(&chain, credits).filter(|_| !fits) {
-            Some(denial) => self.refused(denial.into()),
-            None => self,
+        let fits = chain.iter().all(|drawn| drawn.fits(credits));
+        Ok(match (shortage(&chain, credits).filter(|_| !fits), enforcement) {
+            (Some(denial), Enforcement::Hard) => self.refused(denial.into()),
+            (Some(_), lax @ (Enforcement::Soft | Enforcement::Shadow)) => Self { code: Some(lax.mark()), ..self },
+            _ => self,
         })
     }
 }

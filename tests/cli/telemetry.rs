@@ -111,6 +111,9 @@ async fn logs_say_what_became_of_a_request_and_whose_it_was() {
     };
     let (allowed, refused) = (ask("gpt-4o-mini").await, ask("gpt-4o,gpt-4o-mini").await);
     assert_eq!((allowed.0, refused.0), (200, 400));
+    for id in [&allowed.1, &refused.1] {
+        target.serve.says(id);
+    }
     target.serve.says("settled");
     let lines: Vec<serde_json::Value> = target
         .serve

@@ -13,7 +13,7 @@ from issuer import PROJECT, Issuer
 
 ROOT = Path(__file__).resolve().parents[2]
 MASTER_KEY = "e2e-master-key-of-at-least-32-characters"
-START_SECONDS = 30
+START_SECONDS = 90
 
 
 def binary() -> Path:

@@ -153,7 +153,7 @@ impl World {
             let status = person.try_send(request).await.map(|reply| reply.status.as_u16());
             if matches!(status, Ok(402)) && !std::mem::replace(&mut refused, true) {
                 // What the one before held and did not need is about to be given back.
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(Duration::from_secs(2)).await;
             } else if matches!(status, Ok(402)) {
                 let (cap, taken) = (scarce.cap.load(Ordering::SeqCst), taken(&self.cluster.pool).await.unwrap());
                 let taken = taken.into_iter().filter(|(id, _)| *id == scarce.id).map(|(_, taken)| taken);

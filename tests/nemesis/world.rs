@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use alchemi::clock::SystemClock;
@@ -238,9 +238,14 @@ fn config(port: u16, data: &Path, database: &str, issuer: &DevIssuer, upstream: 
     )
 }
 
-/// A port that was free a moment ago: a gateway that is started again has to be where it was.
+/// A port that nobody listens on, outside of those that the system gives to others meanwhile: a gateway that is started
+/// again has to be where it was.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() % 12_000;
+    let mut ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed))
+        .map(|n| 20_000 + u16::try_from((first + u32::from(n)) % 12_000).unwrap());
+    ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// A disk of 8 MiB.

@@ -164,8 +164,12 @@ async fn what_was_never_sent_is_given_back() {
 
 #[tokio::test]
 async fn an_upstream_that_takes_too_long_is_504_and_the_question_is_paid() {
-    let stage =
-        Stage::with(Backend::Sqlite, |config| config.upstream.response_timeout = Duration::from_millis(300)).await;
+    let stage = Stage::with(Backend::Sqlite, |config| {
+        config.upstream.response_timeout = Duration::from_millis(300);
+        // Prices are listed within the same time, or are not.
+        config.metering.prices.extend([price()]);
+    })
+    .await;
     stage.gateway.upstream.behave(Behaviour { delay: NEVER, ..Behaviour::default() });
     let reply = stage.ada.post("/v1/chat/completions", chat("gpt-4o")).await;
     assert_eq!((reply.status.as_u16(), reply.code().as_str()), (504, "upstream_timeout"));

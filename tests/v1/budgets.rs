@@ -203,6 +203,45 @@ async fn a_plan_can_forbid_over_commitment() {
 }
 
 #[tokio::test]
+async fn a_plan_that_goes_out_of_force_is_audited_as_it_was() {
+    for gateway in gateways(|app| app).await {
+        let (admin, _) = funded(&gateway).await;
+        let first = plan(&admin, json!({"name": "first"})).await;
+        let tried = admin.post(&format!("{BUDGETS}/plans?dry_run=true"), json!({"name": "second"})).await.ok();
+        assert_eq!(tried["change_count"], 2, "{tried}");
+        plan(&admin, json!({"name": "second"})).await;
+        let events = admin.get("/audit?resource=Alchemi_CopilotBudgetPlanTable").await.ok();
+        let of = |event: &Value, side: &str, name: &str| event[side][name].clone();
+        let (made, retired) = (&events["items"][0], &events["items"][1]);
+        assert_eq!(made["action"], "create", "{events}");
+        assert_eq!(
+            (of(made, "before_value", "name"), of(made, "before_value", "status")),
+            (json!("first"), json!("active"))
+        );
+        assert_eq!(retired["resource_id"], json!(first));
+        assert_eq!(
+            (of(retired, "before_value", "status"), of(retired, "updated_values", "status")),
+            (json!("active"), json!("inactive"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_override_stands_over_a_share() {
+    for gateway in gateways(|app| app).await {
+        let (admin, _) = funded(&gateway).await;
+        let [org, ..] = tree(&admin).await;
+        let plan = plan(&admin, json!({"name": "2026"})).await;
+        let over = json!({"plan_id": plan, "scope_type": "org", "scope_id": org, "override_credits": 0});
+        let refused = admin.post(&format!("{BUDGETS}/overrides"), over.clone()).await;
+        assert_eq!(refused.json["code"], "nothing_to_override");
+        refused.refused(409);
+        give(&admin, &plan, ("org", &org), json!(1)).await.ok();
+        admin.post(&format!("{BUDGETS}/overrides"), over).await.ok();
+    }
+}
+
+#[tokio::test]
 async fn whatever_a_plan_gives_is_promised_by_the_next_above_that_has_a_share() {
     for gateway in gateways(|app| app).await {
         let (admin, _) = funded(&gateway).await;

@@ -23,7 +23,7 @@ async fn chat(client: &Client, model: &str, headers: &[(&str, &str)]) -> Option<
 async fn explained(admin: &Client, question: Value) -> (Option<(String, String)>, Value) {
     let answer = admin.post(EXPLAIN, question).await.ok();
     let text = |name: &str| answer[name].as_str().map(str::to_owned);
-    let refusal = text("code").zip(text("detail"));
+    let refusal = text("code").filter(|_| answer["decision"] == "deny").zip(text("detail"));
     assert_eq!(answer["decision"], if refusal.is_some() { "deny" } else { "allow" }, "{answer}");
     (refusal, answer)
 }
@@ -123,12 +123,24 @@ async fn what_is_explained_is_what_is_done() {
         assert_eq!(answer["status"], 402);
         let failed: Vec<_> = answer["rules"].as_array().unwrap().iter().filter(|r| r["passed"] == false).collect();
         assert_eq!((failed.len(), &failed[0]["scope"]["scope_id"]), (1, &json!(team)));
+        for (enforcement, code) in
+            [("soft", json!("over_cap")), ("shadow", json!("would_refuse")), ("off", json!(null))]
+        {
+            let terms = json!({"account_id": account, "monthly_credits": 1000, "enforcement": enforcement});
+            gateway.operator().post("/v1/budgets/account-allocation", terms).await.ok();
+            let (_, answer) = explained(&admin, ask("gpt-4o-mini")).await;
+            assert_eq!((&answer["decision"], &answer["code"]), (&json!("allow"), &code), "{enforcement}");
+        }
         // What names no model costs nothing.
         assert_eq!(explained(&admin, json!({"subject": "ada", "kind": "models"})).await.0, None);
 
         admin.patch(&format!("/v1/copilot/users/{user}"), json!({"status": "suspended"})).await.ok();
         let suspended = chat(&ada, "gpt-4o-mini", &[]).await;
         assert_eq!(suspended.as_ref().unwrap().0, "user_suspended");
+        for own in ["models", "features", "agents", "allocation"] {
+            assert_eq!(ada.get(&format!("/v1/me/{own}")).await.code(), "user_suspended", "{own}");
+        }
+        ada.get("/v1/me/context").await.ok();
         assert_eq!(explained(&admin, ask("gpt-4o-mini")).await.0, suspended);
         gateway.operator().post(&format!("/v1/accounts/{account}/status"), json!({"status": "suspended"})).await.ok();
         let suspended = chat(&ada, "gpt-4o-mini", &[]).await;

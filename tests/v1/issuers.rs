@@ -74,6 +74,12 @@ async fn another_issuers_tokens_are_as_those_of_an_unknown_organisation() {
         refusal(&foreign.get("/v1/audit").await, 403, "account_context_required");
         gateway.sign_in(&by_organisation).get("/v1/audit").await.ok();
 
+        // Found, but switched off: it is said so, instead of that it was not found.
+        gateway.operator().put(&config, json!({"enabled": false})).await.ok();
+        let own = gateway.sign_in(&by_organisation);
+        refusal(&own.get("/v1/audit").await, 403, "binding_off");
+        assert_eq!(own.post("/v1/chat/completions", chat).await.code(), "binding_off");
+
         let misspelt = json!({"issuer": format!("{}/", gateway.issuer.url())});
         invalid(&gateway.operator().put(&config, misspelt).await, "/issuer");
         let update = r#"UPDATE "Alchemi_AccountZitadelTable" SET enabled = TRUE, issuer = 'https://old.example.com'"#;

@@ -133,8 +133,8 @@ async fn what_is_listed_late_is_taken_back_all_the_same() {
         let setting = Setting::new(backend).await;
         let [ada, bob] = ["ada", "bob"].map(|name| setting.zitadel.user(&setting.org, &format!("{name}@acme.com")));
         setting.post("bootstrap", setting.bootstrap()).await;
-        // Longer than lists are waited for, by not much.
-        setting.zitadel.knobs(|knobs| knobs.lag = Duration::from_secs(8));
+        // Longer than lists are waited for (6 s).
+        setting.zitadel.knobs(|knobs| knobs.lag = Duration::from_secs(12));
         let is_late = async |target: &str| {
             let drift = setting.drift().await;
             let items = drift["items"].as_array().unwrap().iter();

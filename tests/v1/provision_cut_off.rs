@@ -311,7 +311,9 @@ async fn grants_tokens_and_roles_are_one_circle() {
         for client in &first {
             refusal(&client.get("/v1/me/context").await, 401, "token_revoked");
         }
-        // Until Zitadel has it, and the second of the change is over.
+        // Until Zitadel has it, who had a role that was taken back is cut off once more, and that second is over.
+        taken_back(&gateway, &ada, None).await;
+        let before = cut_off(&gateway, &ada).await;
         let second = signed_in_with(&clients, json!(["account_admin"])).await;
         for client in &second {
             client.get("/v1/audit").await.ok();
@@ -320,10 +322,25 @@ async fn grants_tokens_and_roles_are_one_circle() {
         for client in &second {
             refusal(&client.get("/v1/audit").await, 401, "token_revoked");
         }
+        taken_back(&gateway, &ada, before).await;
         for client in signed_in_with(&clients, json!([])).await {
             refusal(&client.get("/v1/audit").await, 403, "account_admin_required");
         }
     }
+}
+
+/// Until somebody is cut off because Zitadel does not give them a role any more, and not as `before`.
+async fn taken_back(gateway: &Gateway, subject: &str, before: Option<(serde_json::Value, serde_json::Value)>) {
+    let waited = async {
+        loop {
+            let now = cut_off(gateway, subject).await;
+            if now != before && now.is_some_and(|(_, reason)| reason == "a role was taken back") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waited).await.expect("a role is taken back");
 }
 
 /// New tokens, as soon as they are let in with these roles.

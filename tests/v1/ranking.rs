@@ -88,7 +88,7 @@ impl Acme {
                 let until = hours.map(|hours| (now + jiff::SignedDuration::from_hours(hours.into())).to_string());
                 let more = json!({"plan_id": plan, "scope_type": kind, "scope_id": id, "override_credits": credits,
                     "expires_at": until});
-                self.admin.post(&format!("{BASE}/overrides"), more).await.ok();
+                self.admin.post(&format!("{BASE}/overrides"), more).await;
             }
             Step::TakeBack(of) => {
                 let listed = self.admin.get(&format!("{BASE}/overrides?plan_id={plan}")).await.ok();
@@ -249,7 +249,7 @@ async fn what_is_ranked_for_another_moment_is_not_believed() {
         let more = json!({"plan_id": plan, "scope_type": "org", "scope_id": org, "override_credits": 1000, "expires_at": hour});
         admin.post(&format!("{BASE}/overrides"), more).await.ok();
         admin.post(&format!("{BASE}/usage/record"), json!({"raw_cost": 9, "org_id": org})).await.ok();
-        assert_eq!(shares().await, [json!(0.0); 0]);
+        assert!(shares().await.is_empty());
         gateway.database.execute(r#"UPDATE "Alchemi_BudgetRevisionTable" SET ranked_at = 9000000000000000"#).await;
         clock.advance(Duration::from_secs(2 * 3600));
         assert_eq!(shares().await, [json!(90.0)]);

@@ -4,7 +4,7 @@ use super::ChangeKind;
 use crate::clock::Timestamp;
 use crate::context::Tenant;
 use crate::id::Id;
-use crate::model::budgets::{Plan, RolloverMode};
+use crate::model::budgets::{Plan, PlanStatus, RolloverMode};
 use crate::store::page::{Page, Slice};
 use crate::store::{Result, StoreError, Tx, from_columns, on, run};
 
@@ -123,11 +123,15 @@ impl Tx<Tenant> {
         self.stored_plan(&plan.id).await
     }
 
-    /// Puts the plan in force out of it, and gives it as it is then.
+    /// Puts the plan in force out of it, and gives it as it was and as it is then.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn deactivate_plan(&mut self) -> Result<Option<Plan>> {
+    pub async fn deactivate_plan(&mut self) -> Result<Option<(Plan, Plan)>> {
+        let was = match self.active_plan().await? {
+            Some(active) => self.locked_plan(&active.id).await?,
+            None => None,
+        };
         let (account, now) = (self.account.clone(), self.now);
         let id: Option<Id<Plan>> = on!(self, |c| {
             sqlx::query_scalar(
@@ -140,10 +144,11 @@ impl Tx<Tenant> {
             .await
         })?;
         self.changed(ChangeKind::Budget);
-        match id {
-            Some(id) => self.stored_plan(&id).await.map(Some),
-            None => Ok(None),
-        }
+        let Some(id) = id else { return Ok(None) };
+        let is = self.stored_plan(&id).await?;
+        // Another one may have come into force before it was held.
+        let was = was.filter(|was| was.id == id).unwrap_or_else(|| Plan { status: PlanStatus::Active, ..is.clone() });
+        Ok(Some((was, is)))
     }
 
     async fn stored_plan(&mut self, id: &Id<Plan>) -> Result<Plan> {

@@ -156,6 +156,9 @@ const RANK: [&str; 9] = [
     " AND c.window_start = ",
 ];
 
+/// On SQLite there is one writer.
+const BUT_WHAT_IS_BEING_WRITTEN: [&str; 2] = ["", " FOR UPDATE OF k SKIP LOCKED"];
+
 /// Counters that are ranked in one transaction: settlements wait for it.
 const RANKED_AT_ONCE: u32 = 1_000;
 
@@ -297,14 +300,14 @@ impl Tx<Tenant> {
                 lapses_at
             )?;
         }
-        let unlocked = dialect::of_unlocked_rows(&self.inner, "k");
+        let unlocked = dialect::text_for(&self.inner, BUT_WHAT_IS_BEING_WRITTEN);
         on!(self, |c| {
             let [rank, hundredths, of, whose, window_of, before, at_once, counters, within] = RANK;
             let mut q = sqlx::QueryBuilder::new(rank);
             q.push_bind(revision).push(hundredths).push(of);
             push_effective!(q, now, &account, &plan.id);
             q.push(whose).push_bind(&account).push(window_of).push_bind(window).push(before).push_bind(revision);
-            q.push(at_once).push_bind(i64::from(RANKED_AT_ONCE)).push(&unlocked);
+            q.push(at_once).push_bind(i64::from(RANKED_AT_ONCE)).push(unlocked);
             q.push(counters).push_bind(&account).push(within).push_bind(window);
             q.build().execute(c).await.map(|done| done.rows_affected())
         })

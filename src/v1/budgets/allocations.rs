@@ -64,10 +64,10 @@ pub struct OfScope {
 #[serde(deny_unknown_fields)]
 pub struct EqualDistribution {
     plan_id: Id<Plan>,
-    /// `org` (or `group`), `team` or `user`.
-    #[schema(example = "user", pattern = "^(org|group|team|user)$")]
+    /// `org` (or `group`), `team`, `user` or `pool`.
+    #[schema(example = "user", pattern = "^(org|group|team|user|pool)$")]
     scope_type: String,
-    /// Who gets a share; each once.
+    /// Who gets a share, each once; `pool` for the pool.
     #[schema(value_type = Vec<String>, min_items = 1, max_items = 1000)]
     scope_ids: Vec<Id<Scope>>,
     /// What the shares add up to, exactly.

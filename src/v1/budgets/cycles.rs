@@ -101,7 +101,7 @@ pub async fn renew_budget_cycle(
         let again = Renewed { cycle_id: done.id.clone(), item, summary: done.summary_json.clone() };
         return call.done(tx, &again).await;
     }
-    let former = tx.deactivate_plan().await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
+    let former = plans::retire(&mut tx).await?.ok_or_else(|| Problem::conflict("already_exists", OVERTAKEN))?;
     let terms = tx.account_terms().await?;
     let (calendar, account) = (&terms.0, terms.1.as_ref());
     let used = tx.used_in(calendar, renewal.cycle_start, renewal.cycle_end).await?;

@@ -10,6 +10,7 @@ use crate::model::audit::Action;
 use crate::model::budgets::{Override, Plan};
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::text::Description;
+use crate::problem::Problem;
 use crate::v1::answer::{Answer, Deleted, Item, Items, Outcome, Refusals, or_404};
 use crate::v1::call::{Call, CopilotAdmin};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query, require};
@@ -70,7 +71,7 @@ pub async fn list_budget_overrides(
 
 /// Override a scope's share
 ///
-/// It stands over the scope's allocation: a scope without one has nothing to override yet.
+/// It stands over the scope's allocation: a scope without one has nothing to override yet (409).
 #[utoipa::path(post, path = "/v1/budgets/copilot/overrides", tag = "budgets", params(Trial), request_body = NewOverride,
     responses((status = 200, description = "The override", body = Tried<Divided<Item<Override>>>), Refusals))]
 pub async fn create_budget_override(
@@ -85,6 +86,10 @@ pub async fn create_budget_override(
     require(new.expires_at.is_none_or(|at| at > tx.now()), "/expires_at", "must lie ahead")?;
     let dividing = Dividing::begin(&mut tx, &new.plan_id).await?;
     let scope = held_scope(&mut tx, kind, new.scope_id.as_str()).await?;
+    if tx.allocation(&new.plan_id, &scope).await?.is_none() {
+        let detail = format!("{scope} has no allocation in this plan: give it one first (POST …/allocations/upsert)");
+        return Err(Problem::conflict("nothing_to_override", detail).into());
+    }
     let created = Override {
         id: tx.new_id(),
         account_id: tx.account().clone(),

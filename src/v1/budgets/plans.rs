@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{Dividing, PLAN_NOT_FOUND, entry, require_kept, roll_over};
+use crate::context::Tenant;
 use crate::credits::Credits;
 use crate::id::Id;
 use crate::model::audit::Action;
@@ -10,7 +11,8 @@ use crate::model::budgets::{Cycle, OverCommit, Plan, PlanStatus, RolloverMode};
 use crate::model::field::Field;
 use crate::model::text::Name;
 use crate::problem::Problem;
-use crate::v1::answer::{Answer, Item, Items, Outcome, Refusals, or_404, taken};
+use crate::store::Tx;
+use crate::v1::answer::{Answer, Halt, Item, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query, require};
 use crate::v1::trial::{Trial, Tried};
@@ -101,7 +103,7 @@ pub async fn create_budget_plan(
 ) -> Outcome {
     roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
-    let former = tx.deactivate_plan().await?;
+    let former = retire(&mut tx).await?;
     let plan = Plan {
         id: tx.new_id(),
         account_id: tx.account().clone(),
@@ -173,6 +175,13 @@ pub async fn update_budget_plan(
     call.done_tagged(tx, &Item { item: &plan }, plan.version).await
 }
 
+/// Puts the plan in force out of it; gives it as it was.
+pub(super) async fn retire(tx: &mut Tx<Tenant>) -> Result<Option<Plan>, Halt> {
+    let Some((was, is)) = tx.deactivate_plan().await? else { return Ok(None) };
+    tx.audit(entry(Action::Update, TABLE, is.id.as_str()), Some(&was), &is).await?;
+    Ok(Some(was))
+}
+
 fn require_rollover(plan: &Plan) -> Result<(), Problem> {
     let ends = plan.cycle != Cycle::None || plan.rollover == RolloverMode::None;
     require(ends, "/rollover", "must be none: a plan whose cycle is none has no window that ends")?;
@@ -211,16 +220,12 @@ pub async fn activate_budget_plan(
         return Err(Problem::conflict("plan_renewed", detail).into());
     }
     // Out of force first: who changes teams under it has come to an end then.
-    let former = tx.deactivate_plan().await?;
+    retire(&mut tx).await?;
     require_kept(&mut tx, &before).await?;
     // What its windows would have left while it was without effect is not carried over.
     let (rolled_to, look_again_at) = (before.rolled_to.map(|_| tx.now()), None);
     let plan = Plan { status: PlanStatus::Active, rolled_to, look_again_at, ..before.clone() };
     let plan = tx.update_plan(&plan).await.map_err(taken("active", OVERTAKEN))?;
-    if let Some(former) = former {
-        let was = serde_json::json!({"status": PlanStatus::Active});
-        tx.audit(entry(Action::Update, TABLE, former.id.as_str()), Some(&was), &former).await?;
-    }
     tx.audit(entry(Action::Update, TABLE, plan.id.as_str()), Some(&before), &plan).await?;
     call.done_tagged(tx, &Item { item: &plan }, plan.version).await
 }
