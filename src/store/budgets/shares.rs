@@ -1,12 +1,10 @@
 //! Budgets by how much of them is used.
 //!
-//! An index leads to them: a counter carries which whole hundredth of its budget is [reached],
+//! An index leads to them: a counter carries which whole hundredth of its budget is reached,
 //! and every settlement writes that along with what is used. A hundredth of which budget, is
 //! another matter: whenever the account's budgets change, they get another revision, and the
 //! counters of those before are ranked anew by whoever asks next. Until then, and where a row is
 //! just being written, what is not ranked is looked at one by one.
-//!
-//! [reached]: UsedShare::reached
 
 use super::rules::push_effective;
 use crate::clock::Timestamp;
