@@ -120,31 +120,46 @@ macro_rules! percentage {
     };
 }
 
-/// The same in whole hundredths. A hundredth is rounded down, and a share never below its percentage.
+/// The same in whole hundredths. A hundredth is rounded down, and a share is never below its percentage; budgets of less
+/// than a hundred nano-credits have none, and come before all others.
 macro_rules! reached {
-    ($used:literal, $allocated:literal) => {
-        concat!($used, " / NULLIF(", $allocated, " / 100, 0)")
+    ($used:literal, $hundredth:literal) => {
+        concat!("CASE WHEN ", $hundredth, " = 0 THEN 9223372036854775806 ELSE ", $used, " / ", $hundredth, " END")
+    };
+}
+
+/// A hundredth; of nothing, more than can be used.
+macro_rules! hundredth {
+    ($allocated:literal) => {
+        concat!("CASE WHEN ", $allocated, " = 0 THEN 9223372036854775807 ELSE ", $allocated, " / 100 END")
     };
 }
 
 const AND_A_SHARE_OF: &str = concat!(" AND ", percentage!("c.used", "COALESCE(e.override_credits, e.base)"), " >= ");
 
 const BY_SHARE: &str = concat!(
-    "), shares AS (SELECT budgets.*, ",
+    "), hundredths AS (SELECT budgets.*, ",
+    hundredth!("allocated"),
+    " AS hundredth FROM budgets), shares AS (SELECT hundredths.*, ",
     percentage!("used", "allocated"),
-    " AS percentage, COALESCE(",
-    reached!("used", "allocated"),
-    ", 0) AS reached FROM budgets) SELECT * FROM shares WHERE percentage >= "
+    " AS percentage, ",
+    reached!("used", "hundredth"),
+    " AS reached FROM hundredths) SELECT * FROM shares WHERE percentage >= "
 );
 
 /// Ranks the counters of a window that are not ranked for a revision, without those that another transaction is
-/// writing. Of less than a hundred nano-credits there are no hundredths, and nothing that is reached.
+/// writing.
 const RANK: [&str; 9] = [
-    r#"UPDATE "Alchemi_AllocationCounterTable" AS c SET hundredth = v.hundredth, reached = c.used / v.hundredth,
-       revision = "#,
-    " FROM (SELECT b.scope_type, b.scope_id, CASE WHEN b.allocated = 0 THEN 9223372036854775807
-       ELSE NULLIF(b.allocated / 100, 0) END AS hundredth FROM (SELECT k.scope_type, k.scope_id,
-       COALESCE(e.override_credits, e.base, 0) AS allocated FROM ",
+    concat!(
+        r#"UPDATE "Alchemi_AllocationCounterTable" AS c SET hundredth = v.hundredth, reached = "#,
+        reached!("c.used", "v.hundredth"),
+        ", revision = "
+    ),
+    concat!(
+        " FROM (SELECT b.scope_type, b.scope_id, ",
+        hundredth!("b.allocated"),
+        " AS hundredth FROM (SELECT k.scope_type, k.scope_id, COALESCE(e.override_credits, e.base, 0) AS allocated FROM "
+    ),
     r#""Alchemi_AllocationCounterTable" k LEFT JOIN ("#,
     ") AS e ON e.scope_type = k.scope_type AND e.scope_id = k.scope_id WHERE k.account_id = ",
     " AND k.window_start = ",
@@ -205,6 +220,10 @@ impl Tx<Tenant> {
         let ranking = self.ranking().await?;
         // Where the ranking is void, nothing counts as ranked.
         let revision = if ranking.is_void(self.now) { i64::MAX } else { ranking.revision };
+        let all_are_ranked = match of.plan {
+            Some((_, window)) if threshold > 0.0 => self.all_are_ranked(revision, window).await?,
+            _ => false,
+        };
         // The place in the list is a share where other lists have a moment.
         let (account, now, (reached, id)) = (self.account.clone(), self.now, slice.before());
         // One less, for the percentage is rounded.
@@ -222,12 +241,11 @@ impl Tx<Tenant> {
                     q.push(" AND (c.reached, c.scope_id) < (").push_bind(reached).push(", ").push_bind(&id);
                     q.push(") ORDER BY c.reached DESC, c.scope_id DESC LIMIT ");
                     q.push_bind(slice.fetch().saturating_add(slice.skip())).push(") AS ranked");
-                    push_plan!(q, FROM_COUNTERS, now, &account, plan);
-                    q.push(" AND c.revision = ")
-                        .push_bind(revision)
-                        .push(" AND c.reached IS NULL) AS without_hundredths");
-                    push_plan!(q, FROM_COUNTERS, now, &account, plan);
-                    q.push(" AND c.revision < ").push_bind(revision).push(") AS unranked");
+                    // A database that does not know yet that there are none would read all of the plan for them.
+                    if !all_are_ranked {
+                        push_plan!(q, FROM_COUNTERS, now, &account, plan);
+                        q.push(" AND c.revision < ").push_bind(revision).push(") AS unranked");
+                    }
                 }
                 Some(plan) => {
                     push_plan!(q, FROM_ALLOCATIONS, now, &account, plan);
@@ -247,17 +265,19 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
     pub async fn shares_are_ranked(&mut self, window: Timestamp) -> Result<bool> {
-        let (ranking, account) = (self.ranking().await?, self.account.clone());
-        if ranking.is_void(self.now) {
-            return Ok(false);
-        }
+        let ranking = self.ranking().await?;
+        Ok(!ranking.is_void(self.now) && self.all_are_ranked(ranking.revision, window).await?)
+    }
+
+    async fn all_are_ranked(&mut self, revision: i64, window: Timestamp) -> Result<bool> {
+        let account = self.account.clone();
         let unranked: Option<i64> = on!(self, |c| sqlx::query_scalar(
             r#"SELECT revision FROM "Alchemi_AllocationCounterTable"
                WHERE account_id = $1 AND window_start = $2 AND revision < $3 LIMIT 1"#
         )
         .bind(&account)
         .bind(window)
-        .bind(ranking.revision)
+        .bind(revision)
         .fetch_optional(c)
         .await)?;
         Ok(unranked.is_none())

@@ -114,13 +114,14 @@ static INSERT_TELLING: Rows = Rows::new(LEDGER, 34, " ON CONFLICT (request_id) D
 
 /// `cap` brings what the counter is rid of, because `leased` may not be negative: where the
 /// counter is new, it is rid of nothing and has no cap. Beyond all credits that there can be,
-/// the cap stays as it is. Nothing is known to be reached of what is not known to be given.
+/// the cap stays as it is. What is reached follows where a hundredth is known and is not 0.
 static COUNT: Rows = Rows::new(
     r#"INSERT INTO "Alchemi_AllocationCounterTable" AS c
        (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at) VALUES "#,
     8,
     r#" ON CONFLICT (account_id, scope_type, scope_id, window_start) DO UPDATE
-       SET used = c.used + excluded.used, reached = (c.used + excluded.used) / c.hundredth,
+       SET used = c.used + excluded.used, reached = CASE WHEN c.hundredth = 0 THEN c.reached
+       ELSE (c.used + excluded.used) / c.hundredth END,
        leased = c.leased - excluded.leased,
        cap = CASE WHEN c.cap / 2 + excluded.cap / 2 > 4611686018427387900 THEN c.cap ELSE c.cap + excluded.cap END,
        updated_at = excluded.updated_at"#,
