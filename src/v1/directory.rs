@@ -219,7 +219,11 @@ impl Standpoint {
     pub async fn place(&self, tx: &mut Tx<Tenant>, caller: &Context) -> Result<Placement, Halt> {
         let actor = caller.actor();
         let placement = tx.placement(self.domain, &actor.subject, actor.email.as_deref(), self.team.as_ref()).await;
-        let placement = placement.map_err(Problem::from)?;
-        if placement.is_suspended() { Err(Problem::from(Denial::UserSuspended).into()) } else { Ok(placement) }
+        unsuspended(placement.map_err(Problem::from)?)
     }
+}
+
+/// Where somebody stands who is not suspended there.
+fn unsuspended(place: Placement) -> Result<Placement, Halt> {
+    if place.is_suspended() { Err(Problem::from(Denial::UserSuspended).into()) } else { Ok(place) }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{hold_scope, join, not_found};
+use super::{hold_scope, join, not_found, unsuspended};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::audit::Action;
@@ -12,7 +12,6 @@ use crate::model::directory::{IdentityLookup, Team, User, UserStatus};
 use crate::model::field::Field;
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::text::{Email, Name, blank_is_none};
-use crate::policy::Denial;
 use crate::problem::Problem;
 use crate::store::audit::Entry;
 use crate::store::{StoreError, Tx};
@@ -229,7 +228,7 @@ async fn require_unsuspended(tx: &mut Tx<Tenant>, call: &Call<DomainAdmin>) -> R
     let actor = call.context.actor();
     let place =
         tx.placement(call.guard.0, &actor.subject, actor.email.as_deref(), None).await.map_err(Problem::from)?;
-    if place.is_suspended() { Err(Problem::from(Denial::UserSuspended).into()) } else { Ok(()) }
+    unsuspended(place).map(drop)
 }
 
 fn no_user(call: &Call<DomainAdmin>) -> Problem {
