@@ -26,17 +26,19 @@ use alchemi::proxy::GatewayParts;
 use alchemi::proxy::catalogue::Catalogue;
 use alchemi::proxy::forward::Outgoing;
 use alchemi::store::{DatabaseConfig, migrate};
-use alchemi::{Authenticator, GovernLayer, Identity, Store};
+use alchemi::{Authenticator, Govern, GovernLayer, Identity, Store};
 use axum::body::{Body, to_bytes};
 use http::{Request, Response, header};
 use serde_json::{Value, json};
-use tower::{ServiceBuilder, ServiceExt as _};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tower::{Service, ServiceBuilder, ServiceExt as _};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// The service at the bottom of the stack: a model that repeats what it is asked. Only requests that were let through
 /// get here, and `usage` is what they are charged for.
-async fn parrot(request: Request<Outgoing>) -> Result<Response<Body>, Failure> {
+pub async fn parrot(request: Request<Outgoing>) -> Result<Response<Body>, Failure> {
     let asked: Value = serde_json::from_slice(&to_bytes(Body::new(request.into_body()), 1 << 20).await?)?;
     // Whoever is let through is known down here.
     let caller = CallerContext::current().map(|caller| caller.actor().subject.to_string());
@@ -106,62 +108,121 @@ async fn ada(clock: &SharedClock, account: &Id<Account>) -> Result<(DevIssuer, S
     Ok((issuer, token))
 }
 
+/// The pipeline over a service, and what stands around it.
+pub struct Stack {
+    /// The service.
+    pub service: Govern,
+    /// Ada's access token.
+    pub token: String,
+    account: Id<Account>,
+    store: Store,
+    settling: JoinHandle<()>,
+    // Both go with the stack.
+    _issuer: DevIssuer,
+    _folder: TempDir,
+}
+
+impl Stack {
+    /// Over `bottom`, with an account that has `credits` for a month; the model `parrot` costs 0.001 for each token in and 0.002 for
+    /// each token out.
+    ///
+    /// # Errors
+    /// When the example cannot set up what it needs.
+    pub async fn over<S>(bottom: S, credits: &str) -> Result<Self, Failure>
+    where
+        S: Service<Request<Outgoing>, Response = Response<Body>> + Clone + Send + Sync + 'static,
+        S::Error: Into<Failure>,
+        S::Future: Send + 'static,
+    {
+        let (clock, folder): (SharedClock, _) = (Arc::new(SystemClock), tempfile::tempdir()?);
+        let url = format!("sqlite:{}", folder.path().join("alchemi.db").display());
+        let database = DatabaseConfig { url, ..DatabaseConfig::default() };
+        let store = Store::open(&database, Arc::clone(&clock), Arc::new(RandomIds)).await?;
+        migrate::apply(&store).await?;
+        let account = account(&store, credits.parse()?).await?;
+        let (issuer, token) = ada(&clock, &account).await?;
+
+        // Whose tokens are believed, and what holds for their subjects.
+        let config = IdentityConfig {
+            issuers: vec![IssuerConfig::at(issuer.url())],
+            project_id: Some(issuer.project_id().to_owned()),
+            ..IdentityConfig::default()
+        };
+        let settings = AllocationConfig::default();
+        let identity = Identity::new(&config, Arc::clone(&clock))?;
+        let rules = RuleBook::new(store.clone(), &settings, RuleTerms::default());
+        let authenticator = Authenticator::new(identity, None, rules);
+        // What holds credits before a request, and what writes the ledger behind it.
+        let (settler, outbox) = Settler::new(store.clone());
+        // It blocks its thread while a batch gathers.
+        let runtime = tokio::runtime::Handle::current();
+        let settling = tokio::task::spawn_blocking(move || {
+            runtime.block_on(settler.run());
+        });
+        let allocations = Allocations::new(store.clone(), Arc::clone(&clock), &settings, outbox);
+        let price = r#"{"input_cost_per_token": "0.001", "output_cost_per_token": "0.002"}"#;
+        let prices = BTreeMap::from([("parrot".to_owned(), serde_json::from_str(price)?)]);
+        let parts = GatewayParts {
+            catalogue: Arc::new(Catalogue::of(prices)),
+            ..GatewayParts::new(authenticator, allocations, clock)
+        };
+        let service = ServiceBuilder::new().layer(GovernLayer::new(parts)).service(bottom);
+        Ok(Self { service, token, account, store, settling, _issuer: issuer, _folder: folder })
+    }
+
+    /// A question to `model`, of Ada's.
+    ///
+    /// # Errors
+    /// When there is no such request.
+    pub fn question(&self, model: &str) -> Result<Request<Body>, Failure> {
+        let asked = json!({"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Pretty Polly"}]});
+        let request = Request::post("/v1/chat/completions")
+            .header(header::HOST, "gateway.example")
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
+            .header(header::CONTENT_TYPE, "application/json");
+        Ok(request.body(Body::from(asked.to_string()))?)
+    }
+
+    /// What the account has spent, as far as it is in the ledger.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn spent(&self) -> Result<Credits, Failure> {
+        spent(&self.store, self.account.clone()).await
+    }
+
+    /// What it has spent when everything is in the ledger: with the last part of the gateway gone, the settler has
+    /// nothing more to come.
+    ///
+    /// # Errors
+    /// When the settler broke, or the database cannot be read.
+    pub async fn settle(self) -> Result<Credits, Failure> {
+        let Self { service, store, account, settling, .. } = self;
+        drop(service);
+        settling.await?;
+        spent(&store, account).await
+    }
+}
+
+async fn spent(store: &Store, account: Id<Account>) -> Result<Credits, Failure> {
+    let operator = master_key_context(None).super_admin()?;
+    Ok(store.read(&operator.over(account)).await?.booked().await?.credits_incurred)
+}
+
 /// Status and body of what Ada is answered: twice by the parrot, which takes her credits; then by the budget; and by
 /// the policy for a model that nobody granted. With what the account has spent in the end.
 ///
 /// # Errors
 /// When the example cannot set up what it needs.
 pub async fn show() -> Result<(Vec<(u16, Value)>, Credits), Failure> {
-    let (clock, folder): (SharedClock, _) = (Arc::new(SystemClock), tempfile::tempdir()?);
-    let url = format!("sqlite:{}", folder.path().join("alchemi.db").display());
-    let database = DatabaseConfig { url, ..DatabaseConfig::default() };
-    let store = Store::open(&database, Arc::clone(&clock), Arc::new(RandomIds)).await?;
-    migrate::apply(&store).await?;
-    let account = account(&store, "0.03".parse()?).await?;
-    let (issuer, token) = ada(&clock, &account).await?;
-
-    // Whose tokens are believed, and what holds for their subjects.
-    let config = IdentityConfig {
-        issuers: vec![IssuerConfig::at(issuer.url())],
-        project_id: Some(issuer.project_id().to_owned()),
-        ..IdentityConfig::default()
-    };
-    let settings = AllocationConfig::default();
-    let identity = Identity::new(&config, Arc::clone(&clock))?;
-    let rules = RuleBook::new(store.clone(), &settings, RuleTerms::default());
-    let authenticator = Authenticator::new(identity, None, rules);
-    // What holds credits before a request, and what writes the ledger behind it.
-    let (settler, outbox) = Settler::new(store.clone());
-    // It blocks its thread while a batch gathers.
-    let runtime = tokio::runtime::Handle::current();
-    let settling = tokio::task::spawn_blocking(move || runtime.block_on(settler.run()));
-    let allocations = Allocations::new(store.clone(), Arc::clone(&clock), &settings, outbox);
-    let price = r#"{"input_cost_per_token": "0.001", "output_cost_per_token": "0.002"}"#;
-    let prices = BTreeMap::from([("parrot".to_owned(), serde_json::from_str(price)?)]);
-    let parts = GatewayParts {
-        catalogue: Arc::new(Catalogue::of(prices)),
-        ..GatewayParts::new(authenticator, allocations, clock)
-    };
-    let stack = ServiceBuilder::new().layer(GovernLayer::new(parts)).service_fn(parrot);
-
+    let stack = Stack::over(tower::service_fn(parrot), "0.03").await?;
     let mut answers = Vec::new();
     for model in ["parrot", "parrot", "parrot", "raven"] {
-        let asked = json!({"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Pretty Polly"}]});
-        let request = Request::post("/v1/chat/completions")
-            .header(header::HOST, "gateway.example")
-            .header(header::AUTHORIZATION, format!("Bearer {token}"))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Body::from(asked.to_string()))?;
-        let answer = stack.clone().oneshot(request).await?;
+        let answer = stack.service.clone().oneshot(stack.question(model)?).await?;
         let status = answer.status().as_u16();
         answers.push((status, serde_json::from_slice(&to_bytes(answer.into_body(), 1 << 20).await?)?));
     }
-    // With the last part of the gateway gone, the settler has nothing more to come.
-    drop(stack);
-    settling.await?;
-    let operator = master_key_context(None).super_admin()?;
-    let spent = store.read(&operator.over(account)).await?.booked().await?.credits_incurred;
-    Ok((answers, spent))
+    Ok((answers, stack.settle().await?))
 }
 
 #[tokio::main]

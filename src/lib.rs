@@ -62,13 +62,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!("alchemi keeps what it knows in a database: enable its feature `sqlite`, `postgres`, or both");
+
 pub use context::Context;
 pub use identity::Identity;
 pub use layer::{AuthenticateLayer, Authenticator, CallerContext};
 pub use plugin::Guardrail;
 pub use problem::Problem;
 pub use proxy::Gateway;
-pub use proxy::service::GovernLayer;
+pub use proxy::service::{Govern, GovernLayer};
 pub use store::Store;
 
 pub mod clock;

@@ -140,6 +140,10 @@ impl Arrival {
 /// # Errors
 /// 400 `invalid_path`, `invalid_host` or `body_not_allowed`; 414 `uri_too_long`.
 pub fn admit<B>(request: &mut Request<B>, peer: Peer, trusted: &TrustedProxies) -> Result<Arrival, Problem> {
+    // Of a tunnel's target, parsers make what they like.
+    if request.method() == Method::CONNECT {
+        return Err(PathError::NotAbsolute.into());
+    }
     let normal = check_target(request.uri())?;
     if let Some(normal) = normal {
         *request.uri_mut() = normal;

@@ -27,7 +27,7 @@ stamp=$(cat requirements.txt constraints.txt | sha256sum | cut -d' ' -f1)
 if [[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]]; then
     rm -rf "$venv"
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt --constraint constraints.txt
+    "$venv/bin/pip" install --quiet --no-compile --disable-pip-version-check --requirement requirements.txt --constraint constraints.txt
     echo "$stamp" >"$venv/.stamp"
 fi
 

@@ -10,7 +10,7 @@ if [[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]]; then
     rm -rf "$venv"
     mkdir -p "$(dirname "$venv")"
     python3 -m venv "$venv" >&2
-    "$venv/bin/pip" install --quiet --disable-pip-version-check \
+    "$venv/bin/pip" install --quiet --no-compile --disable-pip-version-check \
         --requirement "$here/requirements.txt" --constraint "$here/constraints.txt" >&2
     echo "$stamp" >"$venv/.stamp"
 fi

@@ -19,7 +19,7 @@ if [[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]]; then
     rm -rf "$venv"
     mkdir -p "$target"
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check \
+    "$venv/bin/pip" install --quiet --no-compile --disable-pip-version-check \
         --requirement "$here/requirements.txt" --constraint "$here/constraints.txt"
     echo "$stamp" >"$venv/.stamp"
 fi

@@ -107,6 +107,11 @@ pub(crate) fn statuses(answer: &str) -> Vec<u16> {
     heads.filter_map(|(at, _)| answer.get(at + 9..at + 12)?.parse().ok()).collect()
 }
 
+/// Whether the answer refuses with a problem.
+pub(crate) fn is_refusal(answer: &str) -> bool {
+    answer.contains("content-type: application/problem+json")
+}
+
 /// An upstream that answers every request with `answer`.
 pub(crate) async fn upstream<F, R>(answer: F) -> SocketAddr
 where
