@@ -125,12 +125,17 @@ impl Dividing {
 
 /// The plan in force, whose row is locked: nobody divides it, or changes who is in a team,
 /// meanwhile. It comes before the scopes, in the order in which who divides a plan locks. None in
-/// the console, which has no plans.
+/// the console, which has no plans, and before the first one is made, which nobody does meanwhile.
 pub(super) async fn held_plan(tx: &mut Tx<Tenant>, domain: Domain) -> Result<Option<Plan>, Halt> {
-    let active = match domain {
-        Domain::Copilot => tx.active_plan().await?,
-        Domain::Console => None,
-    };
+    if domain == Domain::Console {
+        return Ok(None);
+    }
+    let mut active = tx.active_plan().await?;
+    if active.is_none() {
+        // Whoever makes a plan holds the account, too.
+        tx.hold_account().await?;
+        active = tx.active_plan().await?;
+    }
     let Some(plan) = active else { return Ok(None) };
     let held = tx.locked_plan(&plan.id).await?.filter(|plan| plan.status == PlanStatus::Active);
     Ok(Some(held.ok_or_else(|| Problem::conflict("already_exists", plans::OVERTAKEN))?))

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::load::{Seen, question};
 use crate::process::{self, alchemi};
-use crate::upstream::{Asked, MOST_HELD};
+use crate::upstream::{Asked, LEAST_HELD, MOST_HELD};
 use crate::world::{ABANDON_AFTER, World};
 
 /// How long the gateways may take to put everything into the ledger.
@@ -28,6 +28,7 @@ const HOURS_LATER: i64 = 3 * 3600;
 /// A row of the ledger.
 #[derive(Debug)]
 pub(crate) struct Entry {
+    account: String,
     pub(crate) credits: i64,
     marks: String,
     source: String,
@@ -42,17 +43,18 @@ pub(crate) struct Tally {
     pub(crate) exact: usize,
     /// Charged and marked: cut, counted for want of a report, or at the estimate.
     pub(crate) marked: usize,
-    /// Without a row.
+    /// Without a row: only with the data folder of a gateway, and then its leases were charged.
     pub(crate) lost: usize,
     /// That reached the upstream twice.
     pub(crate) double: usize,
 }
 
-/// Watches, while the load runs, that no account's counter is over its cap.
+/// Watches, while the load runs, that no account's counter is over its cap by more than what answers have cost beyond
+/// their estimates.
 #[derive(Debug)]
 pub(crate) struct Watch {
     stop: Arc<AtomicBool>,
-    watching: JoinHandle<Vec<String>>,
+    watching: JoinHandle<(Vec<String>, i64)>,
 }
 
 impl Watch {
@@ -60,24 +62,29 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let caps: HashMap<_, _> = world.accounts.iter().map(|a| (a.id.clone(), Arc::clone(&a.cap))).collect();
         let (pool, stopped) = (world.cluster.pool.clone(), Arc::clone(&stop));
+        let upstream = Arc::clone(&world.upstream.shared);
         let watching = tokio::spawn(async move {
-            let mut violations = Vec::new();
+            let (mut violations, mut most) = (Vec::new(), 0);
             while !stopped.load(Ordering::Relaxed) {
                 // The server may be down.
                 for (account, taken) in taken(&pool).await.unwrap_or_default() {
-                    let cap = caps[&account].load(Ordering::SeqCst);
-                    if taken > cap {
-                        violations.push(format!("overspent: account {account} has {taken} used and held of {cap}"));
+                    let (cap, excess) = (caps[&account].load(Ordering::SeqCst), upstream.excess(&account));
+                    most = most.max(taken - cap);
+                    if taken > cap + excess {
+                        violations.push(format!(
+                            "overspent: account {account} has {taken} used and held of {cap}, with {excess} above estimates"
+                        ));
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            violations
+            (violations, most)
         });
         Self { stop, watching }
     }
 
-    pub(crate) async fn stop(self) -> Vec<String> {
+    /// What was wrong, and how far an account was over its cap.
+    pub(crate) async fn stop(self) -> (Vec<String>, i64) {
         self.stop.store(true, Ordering::Relaxed);
         self.watching.await.unwrap()
     }
@@ -105,7 +112,7 @@ impl World {
         let until = Instant::now() + PATIENCE;
         loop {
             let report = self.report().await;
-            if report.reservations == 0 && report.differences.is_empty() {
+            if report.reservations == 0 && report.leases == 0 && report.differences.is_empty() {
                 return violations;
             }
             if Instant::now() > until {
@@ -158,7 +165,7 @@ impl World {
                 let (cap, taken) = (scarce.cap.load(Ordering::SeqCst), taken(&self.cluster.pool).await.unwrap());
                 let taken = taken.into_iter().filter(|(id, _)| *id == scarce.id).map(|(_, taken)| taken);
                 let left = cap - taken.max().unwrap_or_default();
-                let fits = (0..MOST_HELD).contains(&left);
+                let fits = (-self.upstream.shared.excess(&scarce.id)..MOST_HELD).contains(&left);
                 return if fits { Vec::new() } else { vec![format!("refused with {left} nano-credits left of {cap}")] };
             } else if matches!(status, Ok(200)) {
                 refused = false;
@@ -170,9 +177,11 @@ impl World {
     }
 
     pub(crate) async fn ledger(&self) -> HashMap<String, Entry> {
-        let sql = r#"SELECT request_id, credits_incurred, marks, cost_source FROM "Alchemi_UsageLedgerTable""#;
+        let sql =
+            r#"SELECT account_id, request_id, credits_incurred, marks, cost_source FROM "Alchemi_UsageLedgerTable""#;
         let rows = sqlx::query(sql).fetch_all(&self.cluster.pool).await.unwrap();
         let entry = |row: &sqlx::postgres::PgRow| Entry {
+            account: row.get("account_id"),
             credits: row.get("credits_incurred"),
             marks: row.get("marks"),
             source: row.get("cost_source"),
@@ -186,8 +195,10 @@ pub(crate) fn compare(
     log: &HashMap<String, Asked>,
     ledger: &HashMap<String, Entry>,
     seen: &Seen,
+    wiped: bool,
 ) -> (BTreeMap<usize, Tally>, Vec<String>) {
     let (mut tallies, mut violations) = (BTreeMap::<usize, Tally>::new(), Vec::new());
+    let mut lost = HashMap::<&str, i64>::new();
     for (id, asked) in log {
         let tally = tallies.entry(asked.during).or_default();
         tally.asked += 1;
@@ -197,11 +208,16 @@ pub(crate) fn compare(
         }
         let Some(entry) = ledger.get(id) else {
             tally.lost += 1;
-            violations.push(format!("lost: request {id} earned {} and has no row", asked.cost));
+            if wiped {
+                *lost.entry(&asked.account).or_default() += asked.cost.min(LEAST_HELD);
+            } else {
+                violations.push(format!("lost: request {id} earned {} and has no row", asked.cost));
+            }
             continue;
         };
         // Charged at its estimate by somebody who thought that it was lost, and adjusted when it was not.
         let adjusted = ledger.get(&format!("{id}:adjusted")).map(|late| Entry {
+            account: late.account.clone(),
             credits: entry.credits + late.credits,
             marks: late.marks.clone(),
             source: late.source.clone(),
@@ -217,8 +233,14 @@ pub(crate) fn compare(
             violations.push(format!("request {id} was never sent and is charged: {entry:?}"));
         }
     }
+    for (account, lost) in lost {
+        let charged = lost_leases(ledger.values().filter(|entry| entry.account == account));
+        if charged < lost {
+            violations.push(format!("account {account} is charged {charged} for leases with which {lost} was lost"));
+        }
+    }
     for id in &seen.answered {
-        if !(ledger.contains_key(id) && log.contains_key(id)) {
+        if !(log.contains_key(id) && (wiped || ledger.contains_key(id))) {
             violations.push(format!("request {id} was answered, and is not in the ledger and the upstream's log"));
         }
     }
@@ -226,8 +248,8 @@ pub(crate) fn compare(
 }
 
 /// What is charged for leases that were lost, and not taken back.
-pub(crate) fn lost_leases(ledger: &HashMap<String, Entry>) -> i64 {
-    ledger.values().filter(|entry| entry.marks == "lost_lease").map(|entry| entry.credits).sum()
+pub(crate) fn lost_leases<'a>(entries: impl Iterator<Item = &'a Entry>) -> i64 {
+    entries.filter(|entry| entry.marks == "lost_lease").map(|entry| entry.credits).sum()
 }
 
 enum Verdict {
@@ -238,11 +260,13 @@ enum Verdict {
 
 fn verdict(asked: &Asked, entry: &Entry) -> Verdict {
     let marks: Vec<_> = entry.marks.split(',').collect();
-    let within = (1..=MOST_HELD).contains(&entry.credits);
+    let within = (1..=asked.cost.max(MOST_HELD)).contains(&entry.credits);
+    // What an answer cost beyond what could be held for it, only the answer tells.
+    let held = asked.cost.min(LEAST_HELD);
     match &*entry.source {
         _ if marks.contains(&"not_forwarded") => Verdict::Wrong,
         // Charged at the hold, because nobody could tell the cost: not less than was earned.
-        "unsettled" if within && entry.credits >= asked.cost => Verdict::Marked,
+        "unsettled" if within && entry.credits >= held => Verdict::Marked,
         "estimated" if within => Verdict::Marked,
         "header" | "body" | "priced" if entry.credits == asked.cost => Verdict::Exact,
         // The upstream went on for a moment after the answer was cut.

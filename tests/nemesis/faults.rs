@@ -14,6 +14,8 @@ use crate::world::{LEASE, World};
 pub(crate) enum Fault {
     /// `kill -9` of a gateway.
     Kill,
+    /// The same, and its data folder is gone: another machine takes its place.
+    Wipe,
     /// A gateway stands still (SIGSTOP), then goes on.
     Freeze,
     /// The same, until others have taken it for dead and ended its leases.
@@ -34,6 +36,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill => f.write_str("kill -9 of a gateway"),
+            Self::Wipe => f.write_str("kill -9 of a gateway, and its data folder is gone"),
             Self::Freeze => f.write_str("a gateway frozen"),
             Self::Coma => f.write_str("a gateway frozen beyond its leases"),
             Self::DatabaseStop => f.write_str("database stopped at once"),
@@ -64,6 +67,7 @@ pub(crate) fn plan(seed: u64) -> [Vec<Fault>; 3] {
     let at = |n: u64| (n % 5) as usize;
     let local = match LOCAL[at(seed + seed / 10)] {
         Fault::Freeze if seed / 10 % 2 == 1 => Fault::Coma,
+        Fault::Kill if seed % 10 >= 5 => Fault::Wipe,
         local => local,
     };
     let spoil = Spoil::ALL[at(seed)];
@@ -106,6 +110,14 @@ impl World {
         match fault {
             Fault::Kill => {
                 self.gateways[victim].kill();
+                Injury::Killed(victim)
+            }
+            Fault::Wipe => {
+                self.gateways[victim].kill();
+                for entry in std::fs::read_dir(self.data(victim)).unwrap().map(Result::unwrap) {
+                    let gone = if entry.path().is_dir() { std::fs::remove_dir_all } else { std::fs::remove_file };
+                    gone(entry.path()).unwrap();
+                }
                 Injury::Killed(victim)
             }
             Fault::Freeze | Fault::Coma => {

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::common::{Client, Reply};
 use crate::seed::Dice;
+use crate::upstream::{ALLOWED, AT_LENGTH};
 
 /// Clients at each gateway.
 const WORKERS: usize = 3;
@@ -42,11 +43,15 @@ impl Seen {
     }
 }
 
-/// A question that costs at most [`MOST_HELD`](crate::upstream::MOST_HELD).
+/// A question that holds at most [`MOST_HELD`](crate::upstream::MOST_HELD), and whose answer costs no more.
 pub(crate) fn question(stream: bool) -> Value {
+    asking("How is gold made of lead?", stream)
+}
+
+fn asking(what: &str, stream: bool) -> Value {
     json!({
-        "model": "m", "max_tokens": 12, "stream": stream,
-        "messages": [{"role": "user", "content": "How is gold made of lead?"}],
+        "model": "m", "max_tokens": ALLOWED, "stream": stream,
+        "messages": [{"role": "user", "content": what}],
     })
 }
 
@@ -83,19 +88,19 @@ async fn work(people: Vec<Client>, dice: Dice, stop: Arc<AtomicBool>) -> Seen {
     let mut seen = Seen::default();
     while !stop.load(Ordering::Relaxed) {
         let person = &people[dice.below(people.len() as u64) as usize];
-        match dice.below(20) {
-            0..8 => whole(person, false, &mut seen).await,
-            8..14 => whole(person, true, &mut seen).await,
-            14..17 => leave(person, false, dice.millis(0..70), &mut seen).await,
-            _ => leave(person, true, dice.millis(0..150), &mut seen).await,
+        let stream = dice.below(2) == 0;
+        let asked = if dice.below(10) == 0 { asking(AT_LENGTH, stream) } else { question(stream) };
+        match dice.below(10) {
+            0..7 => whole(person, &asked, stream, &mut seen).await,
+            _ => leave(person, &asked, dice.millis(0..if stream { 150 } else { 70 }), &mut seen).await,
         }
         tokio::time::sleep(dice.millis(1..30)).await;
     }
     seen
 }
 
-async fn whole(person: &Client, stream: bool, seen: &mut Seen) {
-    let request = person.request(Method::POST, "/v1/chat/completions").json(&question(stream)).timeout(PATIENCE);
+async fn whole(person: &Client, asked: &Value, stream: bool, seen: &mut Seen) {
+    let request = person.request(Method::POST, "/v1/chat/completions").json(asked).timeout(PATIENCE);
     match person.try_send(request).await {
         Ok(reply) if reply.status.is_success() && complete(&reply, stream) => {
             seen.answered.push(reply.header("x-request-id").to_owned());
@@ -111,8 +116,8 @@ fn complete(reply: &Reply, stream: bool) -> bool {
     if stream { reply.text().contains("data: [DONE]") } else { serde_json::from_slice::<Value>(&reply.body).is_ok() }
 }
 
-async fn leave(person: &Client, stream: bool, patience: Duration, seen: &mut Seen) {
-    let request = person.request(Method::POST, "/v1/chat/completions").json(&question(stream));
+async fn leave(person: &Client, asked: &Value, patience: Duration, seen: &mut Seen) {
+    let request = person.request(Method::POST, "/v1/chat/completions").json(asked);
     let _ = tokio::time::timeout(patience, person.try_send(request)).await;
     seen.left += 1;
 }

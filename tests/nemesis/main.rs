@@ -82,6 +82,7 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
     let mut episodes = vec![Episode::default()];
     tokio::time::sleep(dice.millis(300..700)).await;
     for faults in plan(seed) {
+        world.ready().await;
         world.top_up().await;
         let possible: Vec<_> = faults.into_iter().filter(|fault| is_possible(*fault, &world)).collect();
         if !possible.is_empty() {
@@ -90,7 +91,7 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
         tokio::time::sleep(dice.millis(100..500)).await;
     }
     let seen = load.stop().await;
-    let mut violations = watch.stop().await;
+    let (mut violations, over) = watch.stop().await;
     violations.truncate(3);
     for episode in episodes.iter().filter(|episode| episode.recovery > recovery()) {
         violations.push(format!("{} took {:?} to recover from", episode.title(), episode.recovery));
@@ -100,15 +101,17 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
     violations.extend(world.stop_all().await);
     violations.extend(world.verify());
     let (log, ledger) = (world.upstream.log(), world.ledger().await);
-    let (tallies, wrong) = books::compare(&log, &ledger, &seen);
+    let wiped = plan(seed).iter().flatten().any(|fault| *fault == Fault::Wipe);
+    let (tallies, wrong) = books::compare(&log, &ledger, &seen, wiped);
     violations.extend(wrong);
     for (episode, tally) in tallies {
         episodes[episode].tally = tally;
     }
     // A gateway that was killed has started again on its journal: what its leases had left is free. Where a clock was
     // wrong or the database was away, a living one may have been given up for lost.
-    let kept = books::lost_leases(&ledger);
-    let given_up = |fault: &Fault| matches!(fault, Fault::ClockJump | Fault::DatabaseStop | Fault::Database(_));
+    let kept = books::lost_leases(ledger.values());
+    let given_up =
+        |fault: &Fault| matches!(fault, Fault::Wipe | Fault::ClockJump | Fault::DatabaseStop | Fault::Database(_));
     if kept != 0 && !plan(seed).iter().flatten().any(given_up) {
         violations.push(format!("{kept} nano-credits of lost leases stay charged"));
     }
@@ -121,7 +124,8 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
     }
     let unsent = ledger.iter().filter(|(id, entry)| !log.contains_key(*id) && entry.credits > 0).count();
     eprintln!(
-        "nemesis: seed {seed}: {} answered, {} exhausted, {} broken, {} left, failed {:?}, {unsent} charged unsent, {kept} of lost leases",
+        "nemesis: seed {seed}: {} answered, {} exhausted, {} broken, {} left, failed {:?}, {unsent} charged unsent, {kept} of lost leases, \
+         {over} over a cap",
         seen.answered.len(),
         seen.exhausted,
         seen.broken,

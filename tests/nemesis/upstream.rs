@@ -21,6 +21,15 @@ const INPUT: i64 = 8;
 /// Tokens of a whole answer; less than every request allows, and not less than four bytes each would make.
 const OUTPUT: i64 = 10;
 
+/// Tokens of an answer that does not keep to what the request allows.
+const DEAR_OUTPUT: i64 = 25;
+
+/// What a question says whose answer is dearer than anybody could estimate.
+pub(crate) const AT_LENGTH: &str = "Tell all that you know of lead.";
+
+/// Tokens that every question allows.
+pub(crate) const ALLOWED: i64 = 12;
+
 /// Nano-dollars for each token, as [`PRICES`] says.
 const INPUT_PRICE: i64 = 1_000_000;
 const OUTPUT_PRICE: i64 = 10_000_000;
@@ -28,11 +37,11 @@ const OUTPUT_PRICE: i64 = 10_000_000;
 /// The same, for the gateway's configuration.
 pub(crate) const PRICES: &str = r#"{ input_cost_per_token = "0.001", output_cost_per_token = "0.01" }"#;
 
-/// What a whole answer costs, in nano-dollars.
-pub(crate) const WHOLE: i64 = INPUT * INPUT_PRICE + OUTPUT * OUTPUT_PRICE;
-
 /// What a request can be made to hold, and some: above every estimate of the load.
-pub(crate) const MOST_HELD: i64 = 20 * INPUT_PRICE + 12 * OUTPUT_PRICE;
+pub(crate) const MOST_HELD: i64 = 20 * INPUT_PRICE + ALLOWED * OUTPUT_PRICE;
+
+/// Less than any request holds.
+pub(crate) const LEAST_HELD: i64 = ALLOWED * OUTPUT_PRICE;
 
 /// A request as it arrived.
 #[derive(Debug, Clone, Default)]
@@ -43,10 +52,20 @@ pub(crate) struct Asked {
     pub(crate) cost: i64,
     /// The fault that was on when it arrived.
     pub(crate) during: usize,
+    /// Whose credits it is on.
+    pub(crate) account: String,
 }
 
+impl Asked {
+    /// What it cost beyond anything that could have been held for it.
+    pub(crate) fn excess(&self) -> i64 {
+        (self.cost - LEAST_HELD).max(0)
+    }
+}
+
+/// What it knows.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     log: Mutex<HashMap<String, Asked>>,
     during: Mutex<usize>,
     dice: Dice,
@@ -55,7 +74,7 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) address: String,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     serving: JoinHandle<()>,
 }
 
@@ -90,11 +109,18 @@ impl Upstream {
 }
 
 impl Shared {
-    fn arrived(&self, id: &str) {
+    /// What the answers on an account's credits have cost beyond what was held for them, so far.
+    pub(crate) fn excess(&self, account: &str) -> i64 {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.values().filter(|asked| asked.account == account).map(Asked::excess).sum()
+    }
+
+    fn arrived(&self, id: &str, account: &str) {
         let during = *self.during.lock().unwrap_or_else(PoisonError::into_inner);
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = log.entry(id.to_owned()).or_insert(Asked { during, ..Asked::default() });
         asked.times += 1;
+        account.clone_into(&mut asked.account);
         asked.cost += INPUT * INPUT_PRICE;
     }
 
@@ -105,22 +131,24 @@ impl Shared {
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
-    let id = headers.get("x-request-id").and_then(|id| id.to_str().ok());
-    let (Some(id), Ok(body)) = (id.map(str::to_owned), serde_json::from_slice::<Value>(&body)) else {
+    let text = |name| headers.get(name).and_then(|text| text.to_str().ok()).map(str::to_owned);
+    let (id, account) = (text("x-request-id"), text("x-alchemi-account-id"));
+    let (Some(id), Some(account), Ok(body)) = (id, account, serde_json::from_slice::<Value>(&body)) else {
         return StatusCode::BAD_REQUEST.into_response();
     };
-    shared.arrived(&id);
+    shared.arrived(&id, &account);
     tokio::time::sleep(shared.dice.millis(1..60)).await;
+    let tokens = if body["messages"][0]["content"] == json!(AT_LENGTH) { DEAR_OUTPUT } else { OUTPUT };
     if body["stream"] == json!(true) {
-        return stream(shared, id);
+        return stream(shared, id, tokens);
     }
-    shared.earned(&id, OUTPUT);
+    shared.earned(&id, tokens);
     let text = json!({
         "id": id, "object": "chat.completion", "created": 1, "model": body["model"],
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}],
-        "usage": {"prompt_tokens": INPUT, "completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT},
+        "usage": {"prompt_tokens": INPUT, "completion_tokens": tokens, "total_tokens": INPUT + tokens},
     });
-    let cost = format!("0.{WHOLE:09}");
+    let cost = format!("0.{:09}", INPUT * INPUT_PRICE + tokens * OUTPUT_PRICE);
     (
         [
             (header::CONTENT_TYPE, "application/json"),
@@ -131,7 +159,7 @@ async fn chat(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
         .into_response()
 }
 
-fn stream(shared: Arc<Shared>, id: String) -> Response {
+fn stream(shared: Arc<Shared>, id: String, tokens: i64) -> Response {
     let event = |mut event: Value, id: &str| {
         event["id"] = json!(id);
         event["object"] = json!("chat.completion.chunk");
@@ -141,18 +169,18 @@ fn stream(shared: Arc<Shared>, id: String) -> Response {
         let (shared, id) = (Arc::clone(&shared), id.clone());
         async move {
             tokio::time::sleep(shared.dice.millis(1..12)).await;
-            let frame = match n {
-                0..OUTPUT => {
+            let frame = match n - tokens {
+                ..0 => {
                     shared.earned(&id, 1);
                     event(json!({"choices": [{"index": 0, "delta": {"content": "oh "}}]}), &id)
                 }
-                OUTPUT => event(json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}), &id),
-                11 => {
+                0 => event(json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}), &id),
+                1 => {
                     let usage =
-                        json!({"prompt_tokens": INPUT, "completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT});
+                        json!({"prompt_tokens": INPUT, "completion_tokens": tokens, "total_tokens": INPUT + tokens});
                     event(json!({"choices": [], "usage": usage}), &id)
                 }
-                12 => Bytes::from_static(b"data: [DONE]\n\n"),
+                2 => Bytes::from_static(b"data: [DONE]\n\n"),
                 _ => return None,
             };
             Some((Ok::<_, std::io::Error>(frame), n + 1))

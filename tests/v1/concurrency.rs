@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::common::{Gateway, backends};
+use crate::common::{Backend, Gateway, backends};
+use crate::common::database::migrated_database;
 use crate::{at_mid_january, ids, text};
 
 const BASE: &str = "/v1/budgets/copilot";
@@ -131,6 +132,57 @@ async fn concurrent_members_do_not_over_commit_a_plan_that_forbids_it() {
         }
         assert_eq!(joined, 3);
     }
+}
+
+/// Who joins a team while the account's first plan is made waits for it, or it waits for them.
+#[tokio::test]
+async fn a_first_plan_knows_of_those_who_join_meanwhile() {
+    let Some(url) = migrated_database().await else { return };
+    let database = sqlx::PgPool::connect(&url).await.unwrap();
+    let gateway = Gateway::start(Backend::Postgres(url)).await;
+    let account = gateway.account("Acme").await;
+    let admin = gateway.as_account_admin(&account);
+    let org = gateway.org(&account, "copilot", "Research").await;
+    let team = gateway.team(&account, "copilot", &org, "Language").await;
+    let ada = gateway.user(&account, "copilot", "ada", &[&team]).await;
+    let eve = gateway.user(&account, "copilot", "eve", &[]).await;
+
+    // Stops who joins behind their look for a plan.
+    let mut held = database.begin().await.unwrap();
+    sqlx::query(r#"SELECT 1 FROM "Alchemi_TeamTable" WHERE id = $1 FOR UPDATE"#)
+        .bind(&team)
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    let waiting = async || -> i64 {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar(sql).fetch_one(&database).await.unwrap()
+    };
+    let joining = {
+        let (admin, path, eve) = (admin.clone(), format!("/v1/copilot/teams/{team}/members"), eve.clone());
+        tokio::spawn(async move { admin.post(&path, json!({"user_id": eve})).await })
+    };
+    while waiting().await == 0 {
+        tokio::task::yield_now().await;
+    }
+    let planning = tokio::spawn(async move {
+        let plan = json!({"name": "2026", "over_commit": "forbid"});
+        let plan = admin.post(&format!("{BASE}/plans"), plan).await.ok()["item"]["id"].clone();
+        let mut last = None;
+        for (kind, id, credits) in [("org", &org, 100), ("user", &ada, 60), ("user", &eve, 60)] {
+            let share = json!({"plan_id": plan, "scope_type": kind, "scope_id": id, "allocated_credits": credits});
+            last = Some(admin.post(&format!("{BASE}/allocations/upsert"), share).await);
+        }
+        last.unwrap()
+    });
+    while waiting().await < 2 && !planning.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    held.rollback().await.unwrap();
+    let (joined, given) = (joining.await.unwrap(), planning.await.unwrap());
+    let refused: Vec<_> = [&joined, &given].into_iter().filter(|reply| !reply.status.is_success()).collect();
+    assert_eq!(refused.len(), 1, "{} {}", joined.text(), given.text());
+    assert_eq!(refused[0].code(), "over_committed");
 }
 
 #[tokio::test]

@@ -103,6 +103,8 @@ pub async fn create_budget_plan(
 ) -> Outcome {
     roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
+    // Who joins a team while there is no plan has come to an end then.
+    tx.hold_account().await?;
     let former = retire(&mut tx).await?;
     let plan = Plan {
         id: tx.new_id(),
