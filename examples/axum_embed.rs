@@ -16,7 +16,7 @@ use alchemi::context::Domain;
 use alchemi::id::RandomIds;
 use alchemi::identity::MasterKey;
 use alchemi::store::migrate;
-use alchemi::{AuthenticateLayer, Authenticator, CallerContext, Identity, Problem, Store, v1};
+use alchemi::{AuthenticateLayer, Authenticator, CallerContext, Identity, Problem, Store, jobs, v1};
 use axum::Router;
 use axum::routing::get;
 
@@ -30,6 +30,8 @@ pub async fn application(config: &Config) -> Result<Router, Box<dyn Error + Send
     migrate::apply(&store).await?;
     let identity = Identity::new(&config.identity, clock)?;
     let master_key = config.master_key.clone().map(MasterKey::new).transpose()?;
+    // Subjects are cut off on every gateway that reads the deny-list.
+    tokio::spawn(jobs::follow_revocations(store.clone(), identity.clone()).await?);
     let rules = RuleBook::new(store.clone(), &config.allocation, config.rule_terms());
     let authenticate = AuthenticateLayer::new(Authenticator::new(identity, master_key, rules));
     Ok(Router::new()

@@ -1,6 +1,6 @@
-//! A gateway of one's own, without axum and without a proxy: the whole pipeline as a tower layer over a service in the
-//! same process. Who calls is known, the model must be granted, a budget is held and drawn, and every answer is in the
-//! ledger. It brings an issuer and a database of its own, so `cargo run --example tower_stack` shows it at work.
+//! A gateway of one's own, without a proxy: the whole pipeline as a tower layer over a service in the same process, with
+//! the control plane beside it. Who calls is known, the model must be granted, a budget is held and drawn, and every
+//! answer is in the ledger. It brings an issuer and a database of its own, so `cargo run --example tower_stack` shows it at work.
 #![expect(clippy::print_stdout, reason = "it shows what came of each request")]
 
 use std::collections::BTreeMap;
@@ -26,12 +26,12 @@ use alchemi::proxy::GatewayParts;
 use alchemi::proxy::catalogue::Catalogue;
 use alchemi::proxy::forward::Outgoing;
 use alchemi::store::{DatabaseConfig, migrate};
-use alchemi::{Authenticator, Govern, GovernLayer, Identity, Store};
+use alchemi::{AuthenticateLayer, Authenticator, Govern, GovernLayer, Identity, Store, jobs, v1};
 use axum::body::{Body, to_bytes};
 use http::{Request, Response, header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tower::{Service, ServiceBuilder, ServiceExt as _};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -117,6 +117,7 @@ pub struct Stack {
     account: Id<Account>,
     store: Store,
     settling: JoinHandle<()>,
+    jobs: JoinSet<()>,
     // Both go with the stack.
     _issuer: DevIssuer,
     _folder: TempDir,
@@ -151,7 +152,7 @@ impl Stack {
         let settings = AllocationConfig::default();
         let identity = Identity::new(&config, Arc::clone(&clock))?;
         let rules = RuleBook::new(store.clone(), &settings, RuleTerms::default());
-        let authenticator = Authenticator::new(identity, None, rules);
+        let authenticator = Authenticator::new(identity.clone(), None, rules);
         // What holds credits before a request, and what writes the ledger behind it.
         let (settler, outbox) = Settler::new(store.clone());
         // It blocks its thread while a batch gathers.
@@ -160,14 +161,21 @@ impl Stack {
             runtime.block_on(settler.run());
         });
         let allocations = Allocations::new(store.clone(), Arc::clone(&clock), &settings, outbox);
+        // Subjects are cut off, and what a crash left behind is charged.
+        let mut jobs = JoinSet::new();
+        jobs.spawn(jobs::follow_revocations(store.clone(), identity).await?);
+        jobs.spawn(jobs::keep_reservations(allocations.clone()));
+        // Who administers, and what callers may see of themselves.
+        let control = v1::router(v1::App::new(store.clone())).layer(AuthenticateLayer::new(authenticator.clone()));
         let price = r#"{"input_cost_per_token": "0.001", "output_cost_per_token": "0.002"}"#;
         let prices = BTreeMap::from([("parrot".to_owned(), serde_json::from_str(price)?)]);
         let parts = GatewayParts {
             catalogue: Arc::new(Catalogue::of(prices)),
             ..GatewayParts::new(authenticator, allocations, clock)
         };
-        let service = ServiceBuilder::new().layer(GovernLayer::new(parts)).service(bottom);
-        Ok(Self { service, token, account, store, settling, _issuer: issuer, _folder: folder })
+        let layer = GovernLayer::new(parts).with_control_plane(control);
+        let service = ServiceBuilder::new().layer(layer).service(bottom);
+        Ok(Self { service, token, account, store, settling, jobs, _issuer: issuer, _folder: folder })
     }
 
     /// A question to `model`, of Ada's.
@@ -197,7 +205,8 @@ impl Stack {
     /// # Errors
     /// When the settler broke, or the database cannot be read.
     pub async fn settle(self) -> Result<Credits, Failure> {
-        let Self { service, store, account, settling, .. } = self;
+        let Self { service, store, account, settling, mut jobs, .. } = self;
+        jobs.shutdown().await;
         drop(service);
         settling.await?;
         spent(&store, account).await

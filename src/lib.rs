@@ -89,6 +89,7 @@ pub mod store;
 pub mod alerts;
 pub mod allocation;
 pub mod identity;
+pub mod jobs;
 pub mod journal;
 pub mod layer;
 pub mod metering;

@@ -17,7 +17,6 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tower::ServiceExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tracing::Instrument as _;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::alerts::Alerts;
@@ -26,9 +25,10 @@ use crate::allocation::lease::Leases;
 use crate::allocation::rules::RuleBook;
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, ConfigError};
-use crate::context::{Context, RequestInfo};
+use crate::context::Context;
 use crate::id::{IdSource, RandomIds};
 use crate::identity::{Identity, MasterKey, Revocation, logout_refused};
+use crate::jobs;
 use crate::journal::OpenError;
 use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{AuthenticateLayer, Authenticator};
@@ -43,6 +43,7 @@ use crate::proxy::catalogue::Catalogue;
 use crate::proxy::ingress::{self, Peer, RequestId, TrustedProxies};
 use crate::proxy::metrics::GatewayMetrics;
 use crate::proxy::routes::{Route, method_not_allowed, route};
+use crate::proxy::service::control;
 use crate::proxy::{Exchange, Gateway, GatewayParts, wire};
 use crate::store::conservation::Books;
 use crate::store::{Store, StoreError, migrate};
@@ -57,7 +58,6 @@ mod listener;
 mod operations;
 mod tls;
 
-pub(crate) use background::load_revocations;
 use ledger::{Ledger, RunningLedger, open_journal};
 use listener::{Answer, Listener};
 use operations::{AdminFront, Operations, OperatorRoute};
@@ -198,8 +198,7 @@ impl Server {
             config: config.gateway(),
             clock: Arc::clone(&clock),
         });
-        let changes = store.changes();
-        background::load_revocations(&store, &identity).await?;
+        let following = jobs::follow_revocations(store.clone(), identity.clone()).await?;
         background::look_for_lost_keys(&store, &config.secrets.keys).await?;
         let operations = Operations {
             store: store.clone(),
@@ -224,9 +223,8 @@ impl Server {
             clock,
             ids,
         }));
-        background.spawn(background::follow_revocations(changes, store.clone(), identity.clone()));
-        background.spawn(background::charge_abandoned(allocations.clone()));
-        background.spawn(background::renew_reservations(allocations));
+        background.spawn(following);
+        background.spawn(jobs::keep_reservations(allocations));
         background.spawn(keeper.run());
         if config.ledger.verify_seconds > 0 {
             let every = Duration::from_secs(config.ledger.verify_seconds);
@@ -469,7 +467,7 @@ impl Front {
                 own.gateway.refused(method_not_allowed(allow), Some(kind), &exchange.id, None)
             }
             // Boxed: hyper moves a request's future about, and the governed ones are most.
-            Route::ControlPlane => Box::pin(self.control(request, &exchange)).await,
+            Route::ControlPlane => Box::pin(control(own.control.clone(), request.map(Body::new), &exchange)).await,
             Route::Ungoverned => Box::pin(self.ungoverned(request, &exchange)).await,
         }
     }
@@ -480,17 +478,6 @@ fn is_documentation(path: &str) -> bool {
 }
 
 impl Front {
-    async fn control(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
-        let mut request = request.map(Body::new);
-        let info = RequestInfo { id: exchange.id.text(), client_ip: Some(exchange.arrival.client_ip) };
-        request.extensions_mut().insert(info);
-        let answering = self.0.control.clone().oneshot(request).instrument(exchange.span().clone());
-        let mut response = infallible(answering.await);
-        exchange.answered("control", "answered", response.status());
-        exchange.id.set(response.headers_mut());
-        response
-    }
-
     /// What is neither governed nor under `/v1`.
     async fn ungoverned(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
         match self.own(&request, exchange).await {

@@ -36,6 +36,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("layer", &["allocation", "context", "identity"]),
     ("proxy", &["allocation", "context", "identity", "layer", "metering", "model", "plugin", "policy"]),
     ("v1", &["allocation", "context", "model", "policy", "provision", "store", "zitadel"]),
+    // What every gateway does beside its requests.
+    ("jobs", &["allocation", "context", "identity", "store"]),
     // For development alone: nothing that serves knows of it.
     ("dev", &[]),
     // Composition
@@ -52,6 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "context",
             "identity",
+            "jobs",
             "journal",
             "layer",
             "metering",
@@ -74,6 +77,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "context",
             "dev",
             "identity",
+            "jobs",
             "layer",
             "metering",
             "model",

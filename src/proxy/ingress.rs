@@ -140,9 +140,9 @@ impl Arrival {
 /// # Errors
 /// 400 `invalid_path`, `invalid_host` or `body_not_allowed`; 414 `uri_too_long`.
 pub fn admit<B>(request: &mut Request<B>, peer: Peer, trusted: &TrustedProxies) -> Result<Arrival, Problem> {
-    // Of a tunnel's target, parsers make what they like.
     if request.method() == Method::CONNECT {
-        return Err(PathError::NotAbsolute.into());
+        // Parsers make of its target what they like: an empty path, or `/`.
+        return Err(Problem::bad_request("invalid_path", "CONNECT asks for a tunnel, and there are none here"));
     }
     let normal = check_target(request.uri())?;
     if let Some(normal) = normal {

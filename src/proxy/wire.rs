@@ -11,7 +11,8 @@
 //! 1. Bodies are followed, never buffered: clean bytes stay where they were read.
 //! 2. Only an unfinished head is held back, at most 32 KiB of it.
 //! 3. A malformed chunked body ends the connection with an error.
-//! 4. A connection that starts with the HTTP/2 preface passes untouched.
+//! 4. A connection that starts with the HTTP/2 preface passes untouched, and one whose first request is answered with 101
+//!    (a web socket's) from there on.
 //!
 //! The rules are those of RFC 9112, sections 2.2, 3.2, 5.2, 6.1 to 6.3 and 7.1.
 
@@ -181,6 +182,18 @@ impl<T> GatedIo<T> {
         &self.io
     }
 
+    /// The wrapped socket, before its first byte is read.
+    pub fn get_mut(&mut self) -> &mut T {
+        &mut self.io
+    }
+
+    /// Notes what is written. Whoever waits for a read of what becomes clear here reads again after their answer.
+    fn answered(&mut self, bytes: &[u8]) {
+        if self.framing.answered(bytes) {
+            self.clear = self.held.len();
+        }
+    }
+
     /// Gives out what is clear of the held bytes.
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
         let n = self.clear.min(buf.remaining());
@@ -294,7 +307,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for GatedIo<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GatedIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+        let this = self.get_mut();
+        this.answered(bytes);
+        Pin::new(&mut this.io).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -302,7 +317,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GatedIo<T> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bytes)
+        let this = self.get_mut();
+        this.answered(bytes.first().map_or(&[], |first| &**first));
+        Pin::new(&mut this.io).poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -75,6 +75,29 @@ async fn a_tower_service_is_governed_and_paid_like_an_upstream() {
 }
 
 #[tokio::test]
+async fn a_tower_service_has_the_control_plane_beside_it() {
+    let stack = tower_stack::Stack::over(tower::service_fn(tower_stack::parrot), "1").await.unwrap();
+    let get = async |path: &str, token: &str| {
+        let request = Request::get(path).header("host", "h").header("authorization", format!("Bearer {token}"));
+        let answer = stack.service.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert!(answer.headers().contains_key("x-request-id"), "{path}");
+        let status = answer.status().as_u16();
+        (status, String::from_utf8(to_bytes(answer.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap())
+    };
+    let (status, context) = get("/v1/me/context", &stack.token).await;
+    assert!(status == 200 && context.contains(r#""auth_provider":"zitadel""#), "{context}");
+    for (path, token, status, code) in [
+        ("/v1/me/context", "a.b.c", 401, "token_malformed"),
+        ("/v1/accounts", &*stack.token, 403, "super_admin_required"),
+        ("/elsewhere", &*stack.token, 404, "route_not_governed"),
+        ("/.alchemi/refused/field", &*stack.token, 400, "malformed_request"),
+    ] {
+        let (answered, body) = get(path, token).await;
+        assert!(answered == status && body.contains(code), "{path}: {answered} {body}");
+    }
+}
+
+#[tokio::test]
 async fn a_guardrail_of_ones_own_masks_and_refuses() {
     let gateway = Gateway::start(Backend::Sqlite).await;
     let account = gateway.account("Acme").await;

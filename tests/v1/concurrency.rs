@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::common::{Backend, Gateway, backends};
 use crate::common::database::migrated_database;
+use crate::common::{Backend, Gateway, backends};
 use crate::{at_mid_january, ids, text};
 
 const BASE: &str = "/v1/budgets/copilot";
@@ -155,7 +155,8 @@ async fn a_first_plan_knows_of_those_who_join_meanwhile() {
         .await
         .unwrap();
     let waiting = async || -> i64 {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         sqlx::query_scalar(sql).fetch_one(&database).await.unwrap()
     };
     let joining = {

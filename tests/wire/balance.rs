@@ -12,7 +12,8 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 
-use super::server::{PATIENCE, nowhere, upstream};
+use super::raw::PATIENCE;
+use super::server::{nowhere, upstream};
 
 /// An upstream that says its name, or 503 while it is sick; its health is told apart.
 struct Named {

@@ -14,7 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use super::server::{PATIENCE, nowhere, upstream};
+use super::raw::PATIENCE;
+use super::server::{nowhere, upstream};
 
 fn client(config: &UpstreamConfig, url: &str) -> (Upstream, Target) {
     let target = Target::parse(url).unwrap();

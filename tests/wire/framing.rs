@@ -6,9 +6,10 @@ use std::task::{Context, Poll};
 
 use alchemi::proxy::wire::{GatedIo, refusal};
 use proptest::prelude::*;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
-use super::server::{Gated, is_refusal, statuses};
+use super::raw::{exchange, statuses};
+use super::server::{Gated, is_refusal};
 
 /// What becomes of a case.
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +165,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Expect)> {
 
 async fn check(server: &Gated, name: &str, bytes: &[u8], split: bool, expect: Expect) {
     let step = if split { 1 } else { bytes.len().max(1) };
-    let answer = server.exchange(bytes.chunks(step)).await;
+    let answer = exchange(server.address, bytes.chunks(step)).await;
     let served = server.take_served();
     let statuses = statuses(&answer);
     let refused: Vec<u16> = statuses.iter().copied().filter(|status| *status != 200).collect();
@@ -204,7 +205,7 @@ async fn a_refusal_is_a_problem_that_says_what_is_wrong() {
         (b"GET / HTTP/1.1\r\nHost: h\r\nX: \x7f\r\n\r\n", "malformed_request", "control characters"),
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 05\r\n\r\nhello", "malformed_request", "leading zeros"),
     ] {
-        let answer = server.exchange([bytes]).await;
+        let answer = exchange(server.address, [bytes]).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         assert!(
             answer.contains("application/problem+json") && answer.contains(code) && answer.contains(text),
@@ -213,7 +214,7 @@ async fn a_refusal_is_a_problem_that_says_what_is_wrong() {
     }
     for (kibibytes, status) in [(31, "HTTP/1.1 200 "), (33, "HTTP/1.1 431 ")] {
         let long = [b"GET /a HTTP/1.1\r\nHost: h\r\nX: ", &*vec![b'x'; kibibytes * 1024], b"\r\n\r\n"].concat();
-        let answer = server.exchange([&long[..]]).await;
+        let answer = exchange(server.address, [&long[..]]).await;
         assert!(answer.starts_with(status), "{answer}");
     }
     assert_eq!(refusal("/.alchemi/refused").map(|p| p.status()), None);
@@ -305,6 +306,46 @@ async fn clean_bytes_come_out_as_they_went_in() {
             gate.read_to_end(&mut out).await.unwrap();
             assert_eq!(out, bytes, "{name}");
         }
+    }
+}
+
+/// What comes through a gate on whose other side `head` was sent, `answers` were written, and then `later` was sent.
+async fn after(head: &[u8], answers: &[&[u8]], later: &[u8]) -> Vec<u8> {
+    let (mut client, server) = tokio::io::duplex(1 << 16);
+    let mut gate = GatedIo::new(server);
+    client.write_all(head).await.unwrap();
+    let mut seen = vec![0; head.len()];
+    gate.read_exact(&mut seen).await.unwrap();
+    assert_eq!(seen, head);
+    for answer in answers {
+        gate.write_all(answer).await.unwrap();
+    }
+    client.write_all(later).await.unwrap();
+    let mut seen = vec![0; 1 << 12];
+    let read = gate.read(&mut seen).await.unwrap();
+    seen.truncate(read);
+    seen
+}
+
+#[tokio::test]
+async fn a_connection_that_is_switched_passes_untouched_and_no_other_does() {
+    let asking = b"GET /a HTTP/1.1\r\nHost: h\r\nUPGRADE: x\r\nConnection: upgrade\r\n\r\n";
+    let plain = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+    let twice = [&plain[..], &asking[..]].concat();
+    let (switched, ok) =
+        (&b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"[..], &b"HTTP/1.1 200 OK\r\n\r\n"[..]);
+    let frame = b"\x81\x05a\nbcd";
+    assert_eq!(after(asking, &[switched], frame).await, frame);
+    // Whatever an answer that is none of that says.
+    for (head, answers) in [
+        (&asking[..], vec![ok, switched]),
+        (&asking[..], vec![b"HTTP/1.1 100 Continue\r\n\r\n", switched]),
+        (&plain[..], vec![switched]),
+        (&twice[..], vec![switched]),
+        (&twice[..], vec![ok, switched]),
+    ] {
+        let seen = after(head, &answers, frame).await;
+        assert!(seen.starts_with(b"GET /.alchemi/refused/"), "{}", String::from_utf8_lossy(&seen));
     }
 }
 

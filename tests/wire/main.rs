@@ -11,6 +11,7 @@ mod forward;
 mod framing;
 mod headers;
 mod ingress;
+mod raw;
 mod routes;
 mod server;
 mod upstream;

@@ -1,11 +1,10 @@
-//! Servers and raw exchanges on loopback.
+//! Servers on loopback.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use alchemi::proxy::ingress::{Peer, TrustedProxies, admit};
 use alchemi::proxy::wire::{GatedIo, refusal};
@@ -16,11 +15,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-
-/// Longest that any exchange may take before the test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+use tokio::net::TcpListener;
 
 pub(crate) const LOCAL: Peer = Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), tls: false };
 
@@ -53,30 +48,6 @@ impl Gated {
     pub(crate) fn take_served(&self) -> usize {
         self.served.swap(0, Ordering::SeqCst)
     }
-
-    /// Sends the pieces one after another and reads until the server closes.
-    ///
-    /// Writes may fail once the server has refused; what it said still counts.
-    pub(crate) async fn exchange(&self, pieces: impl IntoIterator<Item = &[u8]>) -> String {
-        let socket = TcpStream::connect(self.address).await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        let (mut read, mut write) = socket.into_split();
-        let reader = tokio::spawn(async move {
-            let mut answer = Vec::new();
-            let _ = read.read_to_end(&mut answer).await;
-            answer
-        });
-        for piece in pieces {
-            if write.write_all(piece).await.is_err() {
-                break;
-            }
-            // Lets the server see this piece alone, most of the time.
-            tokio::task::yield_now().await;
-        }
-        let _ = write.shutdown().await;
-        let answer = tokio::time::timeout(PATIENCE, reader).await.expect("the server closes").unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
-    }
 }
 
 async fn serve(mut request: Request<Incoming>, served: Arc<AtomicUsize>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -99,12 +70,6 @@ async fn serve(mut request: Request<Incoming>, served: Arc<AtomicUsize>) -> Resu
             response
         }
     })
-}
-
-/// The statuses of the responses in a raw answer, in order.
-pub(crate) fn statuses(answer: &str) -> Vec<u16> {
-    let heads = answer.match_indices("HTTP/1.");
-    heads.filter_map(|(at, _)| answer.get(at + 9..at + 12)?.parse().ok()).collect()
 }
 
 /// Whether the answer refuses with a problem.

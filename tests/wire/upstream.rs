@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::server::PATIENCE;
+use super::raw::PATIENCE;
 
 /// What an upstream does on a connection, again and again; false ends the connection.
 #[derive(Clone, Copy)]

@@ -1,13 +1,14 @@
 //! The body of a request, from pingora's session to a service.
 
+use std::future::pending;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::header;
+use http::{Version, header};
 use http_body::{Frame, SizeHint};
-use pingora_core::{BError, Result};
+use pingora_core::{BError, Error, ErrorType, Result};
 use pingora_proxy::Session;
 use tokio::sync::mpsc;
 
@@ -35,7 +36,8 @@ impl Upload {
         let headers = &session.req_header().headers;
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let left = text(header::CONTENT_LENGTH).and_then(|length| length.trim().parse().ok());
-        let expects = text(header::EXPECT).is_some_and(|what| what.eq_ignore_ascii_case("100-continue"));
+        let expects = session.req_header().version == Version::HTTP_11
+            && text(header::EXPECT).is_some_and(|what| what.eq_ignore_ascii_case("100-continue"));
         let (to, from) = mpsc::channel(1);
         (Body::new(Incoming { from, left }), Self { to: Some(to), expects, done: false })
     }
@@ -52,18 +54,25 @@ impl Upload {
     /// When the client has left.
     pub(crate) async fn go_on(&mut self, session: &mut Session) -> Result<()> {
         if self.done {
-            return session.read_body_or_idle(true).await.map(drop);
+            return session.read_body_or_idle(true).await.map(drop).map_err(left);
         }
-        let Some(to) = self.to.clone() else { return std::future::pending().await };
+        let Some(to) = self.to.clone() else { return unread(session).await };
         let Ok(room) = to.reserve().await else {
             self.to = None;
             return Ok(());
         };
         if std::mem::take(&mut self.expects) {
-            session.write_continue_response().await?;
+            // pingora would close the connection for it.
+            let kept = session.get_keepalive();
+            session.write_continue_response().await.map_err(left)?;
+            session.set_keepalive(kept);
         }
         let piece = session.read_body_or_idle(false).await;
-        self.done = piece.is_ok() && session.is_body_done();
+        match &piece {
+            // Trailers, if any, are nobody's.
+            Ok(piece) => self.done = piece.is_none() || session.is_body_done(),
+            Err(_) => session.set_keepalive(None),
+        }
         if self.done || piece.is_err() {
             self.to = None;
         }
@@ -72,6 +81,23 @@ impl Upload {
         }
         Ok(())
     }
+}
+
+/// Waits for the client to leave, where that can be seen without reading on.
+async fn unread(session: &mut Session) -> Result<()> {
+    match session.watch_h2_stream_close() {
+        Some(close) => Err(left(match close.await {
+            Ok(reason) => Error::explain(ErrorType::ConnectionClosed, format!("the stream is closed: {reason}")),
+            Err(error) => error,
+        })),
+        None => pending().await,
+    }
+}
+
+/// What pingora says of a client that is gone, so that it is not taken for a fault of ours.
+pub(crate) fn left(error: BError) -> BError {
+    let closed = Error::because(ErrorType::ConnectionClosed, "the client has left", error);
+    closed.into_down()
 }
 
 impl http_body::Body for Incoming {

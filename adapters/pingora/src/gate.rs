@@ -16,11 +16,14 @@ use pingora_core::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, 
 use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-/// An HTTP application of pingora's whose connections are read through a [`GatedIo`]: what two parsers could
-/// read differently is refused, by [`Governed::answer`](crate::Governed::answer), whatever its path.
+/// An HTTP application of pingora's whose connections are read through a [`GatedIo`]: request heads that two parsers
+/// could read differently, over 32 KiB or with more than 100 fields are refused, by
+/// [`Governed::answer`](crate::Governed::answer), whatever their path. Host, form of the path and bodies of GET are
+/// checked where alchemi's service answers.
 ///
-/// HTTP/2 passes by its TLS negotiation; without TLS the `h2c` option takes every connection for HTTP/2, because a gate
-/// cannot be peeked through.
+/// HTTP/2 passes by its preface, with TLS or (option `h2c`) without, and a connection that is switched to another
+/// protocol passes from its 101 on. Options of the application are set before it is put behind the gate; what
+/// `http_proxy_service` makes cannot be.
 ///
 /// ```no_run
 /// # use alchemi_pingora::Gate;
@@ -160,4 +163,10 @@ impl GetSocketDigest for Gated {
     }
 }
 
-impl Peek for Gated {}
+#[async_trait]
+impl Peek for Gated {
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        // What is looked at comes again.
+        self.0.get_mut().try_peek(buf).await
+    }
+}

@@ -11,9 +11,9 @@ use crate::allocation::rules::{AccountFacts, RuleBook, account_unknown};
 use crate::clock::{Clock as _, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::identity::{Flaw, IdentityError, MasterKey, Verified};
+use crate::jobs::load_revocations;
 use crate::layer::{Authenticator, Credential};
 use crate::problem::Problem;
-use crate::server::load_revocations;
 
 /// One line of the answer.
 struct Check {

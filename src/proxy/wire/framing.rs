@@ -34,7 +34,20 @@ pub(super) enum Stop {
 
 /// Follows one connection from message to message.
 #[derive(Debug, Default)]
-pub(super) struct Framing(State);
+pub(super) struct Framing {
+    state: State,
+    switch: Switch,
+}
+
+/// Whether a connection changes its protocol. Only its first answer can say so: of later ones, the gate could not tell
+/// where a head begins.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Switch {
+    #[default]
+    NothingAsked,
+    Asked,
+    Settled,
+}
 
 #[derive(Debug, Default)]
 enum State {
@@ -44,14 +57,25 @@ enum State {
     Head(Head),
     Sized(u64),
     Chunked(Chunked),
-    /// HTTP/2, which has its own framing.
+    /// HTTP/2, or what a connection was switched to, which have their own framing.
     Opaque,
 }
 
 impl Framing {
     /// Whether the rest of the connection is none of our business.
     pub(super) fn is_opaque(&self) -> bool {
-        matches!(self.0, State::Opaque)
+        matches!(self.state, State::Opaque)
+    }
+
+    /// Notes the beginning of an answer; true if the connection speaks another protocol from here on, as its first
+    /// request asked.
+    pub(super) fn answered(&mut self, bytes: &[u8]) -> bool {
+        let asked = std::mem::replace(&mut self.switch, Switch::Settled) == Switch::Asked;
+        let switches = asked && bytes.starts_with(b"HTTP/1.1 101 ");
+        if switches {
+            self.state = State::Opaque;
+        }
+        switches
     }
 
     /// Looks at `bytes`, which begin with what the last verdict did not clear.
@@ -62,16 +86,20 @@ impl Framing {
             if rest.is_empty() {
                 return Verdict { clear, stop: None };
             }
-            match &mut self.0 {
+            match &mut self.state {
                 State::Opaque => return Verdict { clear: bytes.len(), stop: None },
-                State::Start if rest.starts_with(H2_PREFACE) => self.0 = State::Opaque,
+                State::Start if rest.starts_with(H2_PREFACE) => self.state = State::Opaque,
                 State::Start if H2_PREFACE.starts_with(rest) => return Verdict { clear, stop: None },
-                State::Start => self.0 = State::Head(Head::default()),
+                State::Start => self.state = State::Head(Head::default()),
                 State::Head(head) => match head.scan(rest) {
                     Ok(None) => return Verdict { clear, stop: None },
                     Ok(Some((length, next))) => {
                         clear += length;
-                        self.0 = next;
+                        self.switch = match self.switch {
+                            Switch::NothingAsked if head.upgrade => Switch::Asked,
+                            _ => Switch::Settled,
+                        };
+                        self.state = next;
                     }
                     Err(why) => return Verdict { clear, stop: Some(Stop::Refused(why)) },
                 },
@@ -80,7 +108,7 @@ impl Framing {
                     clear += taken;
                     *left -= taken as u64;
                     if *left == 0 {
-                        self.0 = State::Head(Head::default());
+                        self.state = State::Head(Head::default());
                     }
                 }
                 State::Chunked(chunked) => {
@@ -88,7 +116,7 @@ impl Framing {
                     clear += taken;
                     match step {
                         Step::More => return Verdict { clear, stop: None },
-                        Step::Done => self.0 = State::Head(Head::default()),
+                        Step::Done => self.state = State::Head(Head::default()),
                         Step::Broken => return Verdict { clear, stop: Some(Stop::Broken) },
                     }
                 }
@@ -110,6 +138,7 @@ struct Head {
     http10: bool,
     content_length: Option<u64>,
     chunked: bool,
+    upgrade: bool,
 }
 
 impl Head {
@@ -168,6 +197,10 @@ impl Head {
         }
         match name.first().map(u8::to_ascii_lowercase) {
             Some(b'c') => value_of(line, b"content-length:").map_or(Ok(()), |v| self.content_length(v)),
+            Some(b'u') => {
+                self.upgrade |= value_of(line, b"upgrade:").is_some();
+                Ok(())
+            }
             Some(b't') => value_of(line, b"transfer-encoding:").map_or(Ok(()), |v| self.transfer_encoding(v)),
             _ => Ok(()),
         }

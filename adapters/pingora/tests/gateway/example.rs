@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
-use super::server::PATIENCE;
+use super::raw::PATIENCE;
 
-/// Its port, Ada's token, and the process.
-async fn start(upstream: &str) -> (u16, String, Child) {
+type Lines = tokio::io::Lines<BufReader<ChildStdout>>;
+
+/// Its port, Ada's token, the process, and what else it says.
+async fn start(upstream: &str) -> (u16, String, Child, Lines) {
     let program = std::env::current_exe().unwrap();
     let program = program.parent().unwrap().parent().unwrap().join("examples/gateway");
     // pingora does not tell which port it got.
@@ -27,7 +29,7 @@ async fn start(upstream: &str) -> (u16, String, Child) {
     while !token.starts_with("ey") {
         token = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().expect("a token");
     }
-    (port, token, process)
+    (port, token, process, lines)
 }
 
 /// What one request is answered, with its connection closed behind it.
@@ -60,7 +62,7 @@ async fn the_example_governs_its_paths_and_passes_others_on() {
             let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine").await;
         }
     });
-    let (port, token, _process) = start(&upstream).await;
+    let (port, token, mut process, mut lines) = start(&upstream).await;
     let asked = r#"{"model": "parrot", "max_tokens": 4, "messages": [{"role": "user", "content": "Pretty Polly"}]}"#;
     let head = "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json";
     let answer = ask(port, &format!("{head}\r\nAuthorization: Bearer {token}"), asked).await;
@@ -72,4 +74,10 @@ async fn the_example_governs_its_paths_and_passes_others_on() {
     // Nor does a path of one's own bring past the gate what two parsers could read differently.
     let answer = ask(port, "POST /hello HTTP/1.1\nX: y", "").await;
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("malformed_request"), "{answer}");
+    // It ends with everything in the ledger.
+    let id = process.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+    let said = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap_or_default();
+    assert_eq!(said, "the account has spent 0.012 credits");
+    assert!(timeout(PATIENCE, process.wait()).await.unwrap().unwrap().success());
 }

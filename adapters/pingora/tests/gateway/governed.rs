@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tower::service_fn;
 
-use super::server::{PATIENCE, serve};
+use super::raw::{PATIENCE, exchange, statuses};
+use super::server::{serve, serve_beside};
 use super::tower_stack::{Stack, parrot};
 
 type Client = http1::SendRequest<Body>;
@@ -68,6 +69,11 @@ async fn who_may_is_answered_and_pays_and_who_may_not_is_told_why() {
     assert_eq!(answers[1].1["user"], "ada");
     assert_eq!(answers[3].1["error"]["code"], "allocation_exhausted");
     spends(&stack, "0.024").await;
+    // The control plane is beside it.
+    let context = Request::get("/v1/me/context").header(header::HOST, "h");
+    let context = context.header(header::AUTHORIZATION, format!("Bearer {}", stack.token)).body(Body::empty()).unwrap();
+    let (status, context) = send(&mut client, context).await;
+    assert_eq!((status.as_u16(), &context["auth_provider"]), (200, &json!("zitadel")), "{context}");
 
     let mut forged = stack.question("parrot").unwrap();
     forged.headers_mut().insert(header::AUTHORIZATION, "Bearer a.b.c".parse().unwrap());
@@ -215,7 +221,6 @@ async fn who_leaves_before_the_answer_stops_the_service() {
     timeout(PATIENCE, dropped).await.expect("the service is stopped").unwrap();
 }
 
-/// What a body consists of, in the order of its pieces.
 fn long_question(bytes: usize) -> String {
     json!({"model": "parrot", "max_tokens": 4, "messages": [{"role": "user", "content": "x".repeat(bytes)}]})
         .to_string()
@@ -230,7 +235,7 @@ async fn long_bodies_arrive_whole_however_they_come() {
         Ok::<_, Infallible>(Response::new(Body::from(json!({"length": length, "usage": {}}).to_string())))
     };
     let stack = Stack::over(service_fn(measured), "1000000").await.unwrap();
-    let address = serve(stack.service.clone()).await;
+    let mut client = connect(serve(stack.service.clone()).await).await;
     let pieces = |text: String| {
         let pieces: Vec<_> = text.into_bytes().chunks(10_000).map(Bytes::copy_from_slice).collect();
         StreamBody::new(futures_util::stream::iter(
@@ -245,8 +250,6 @@ async fn long_bodies_arrive_whole_however_they_come() {
             if expects {
                 parts.headers.insert(header::EXPECT, "100-continue".parse().unwrap());
             }
-            // pingora closes after it has said 100.
-            let mut client = connect(address).await;
             let (status, answer) = send(&mut client, Request::from_parts(parts, body)).await;
             assert_eq!((status.as_u16(), &answer["length"]), (200, &json!(length)), "{answer}");
         }
@@ -268,4 +271,190 @@ async fn a_refusal_does_not_wait_for_the_body_nor_read_it_as_a_request() {
     let _ = socket.write_all(b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n").await;
     let _ = timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("the server closes");
     assert!(!String::from_utf8_lossy(&answer).contains("HTTP/1.1 "), "{}", String::from_utf8_lossy(&answer));
+}
+
+/// A request of Ada's as bytes, with whatever stands behind it.
+fn raw(stack: &Stack, version: &str, more: &str, behind: &str) -> Vec<u8> {
+    let body = r#"{"model": "parrot", "max_tokens": 4, "messages": [{"role": "user", "content": "Pretty Polly"}]}"#;
+    format!(
+        "POST /v1/chat/completions {version}\r\nHost: h\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
+         {more}Content-Length: {}\r\n\r\n{body}{behind}",
+        stack.token,
+        body.len(),
+    )
+    .into_bytes()
+}
+
+#[tokio::test]
+async fn what_comes_behind_a_request_costs_it_nothing() {
+    let stack = Stack::over(service_fn(parrot), "100").await.unwrap();
+    let address = serve(stack.service.clone()).await;
+    let next = "GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n";
+    let bad = "GET /x HTTP/1.1\nHost: h\n\n";
+    for (behind, expected) in [("", vec![200]), (next, vec![200, 401]), (bad, vec![200, 400])] {
+        for split in [false, true] {
+            let bytes = raw(&stack, "HTTP/1.1", "", behind);
+            let at = if split { bytes.len() - behind.len() } else { 0 };
+            let (first, second) = bytes.split_at(at);
+            // The end of what a client sends is not waited for here: a client that has gone gets nothing.
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            for piece in [first, second] {
+                socket.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            let mut answer = String::new();
+            while statuses(&answer).len() < expected.len() {
+                let mut piece = [0; 4096];
+                let read = timeout(PATIENCE, socket.read(&mut piece)).await.unwrap().unwrap();
+                assert!(read > 0, "{answer}");
+                answer.push_str(&String::from_utf8_lossy(&piece[..read]));
+            }
+            assert_eq!(statuses(&answer), expected, "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_but_the_answer_is_said() {
+    let stack = Stack::over(service_fn(parrot), "100").await.unwrap();
+    let address = serve(stack.service.clone()).await;
+    let expecting = raw(&stack, "HTTP/1.0", "Expect: 100-continue\r\n", "");
+    let answer = exchange(address, [&expecting[..]]).await;
+    assert!(!answer.contains(" 100 ") && !answer.contains(" 500 "), "HTTP/1.0 knows no 100: {answer}");
+    let broken = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n";
+    let answer = exchange(address, [&broken[..]]).await;
+    assert!(!answer.contains(" 500 ") && !answer.contains("keep-alive"), "{answer}");
+    let head = exchange(address, [&b"HEAD /v1/models HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"[..]]).await;
+    assert!(head.ends_with("\r\n\r\n") && statuses(&head).len() == 1, "{head}");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_does_not_look_whole() {
+    let (feeds, mut asked) = mpsc::channel::<mpsc::Sender<std::result::Result<Frame<Bytes>, std::io::Error>>>(4);
+    let breaking = move |_: Request<Outgoing>| {
+        let (feed, mut frames) = mpsc::channel(1);
+        feeds.try_send(feed).unwrap();
+        let body = Body::new(StreamBody::new(futures_util::stream::poll_fn(move |cx| frames.poll_recv(cx))));
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    };
+    let stack = Stack::over(service_fn(breaking), "0.03").await.unwrap();
+    let mut client = connect(serve(stack.service.clone()).await).await;
+    let answer = timeout(PATIENCE, client.send_request(streamed(&stack))).await.unwrap().unwrap();
+    let feed = asked.recv().await.unwrap();
+    feed.send(Ok(Frame::data(Bytes::from_static(b"data: {}\n\n")))).await.unwrap();
+    feed.send(Err(std::io::Error::other("gone"))).await.unwrap();
+    assert!(timeout(PATIENCE, answer.into_body().collect()).await.unwrap().is_err());
+}
+
+/// HTTP/2: nobody reads the body of a request that was answered, and yet it is seen that the client has gone.
+#[tokio::test]
+async fn a_stream_of_http2_that_is_reset_is_stopped() {
+    let (stack, mut asked) = streams().await;
+    let address = serve(stack.service.clone()).await;
+    let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut client, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let (mut parts, body) = streamed(&stack).into_parts();
+    parts.uri = "http://gateway.example/v1/chat/completions".parse().unwrap();
+    parts.headers.remove(header::HOST);
+    let text = body.collect().await.unwrap().to_bytes();
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("x-sum", "1".parse().unwrap());
+    let frames = [Frame::data(text), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+    let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+    let answer = timeout(PATIENCE, client.send_request(Request::from_parts(parts, body))).await.unwrap().unwrap();
+    let feed = timeout(PATIENCE, asked.recv()).await.unwrap().unwrap();
+    drop(answer);
+    timeout(PATIENCE, feed.closed()).await.expect("the stream is stopped");
+}
+
+/// A server that switches to another protocol when it is asked to, and else says what it was asked; with the lines that
+/// requests began with.
+async fn own_upstream() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let (lines, seen) = mpsc::unbounded_channel();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let lines = lines.clone();
+            tokio::spawn(async move {
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    let Ok(byte) = socket.read_u8().await else { return };
+                    head.push(char::from(byte));
+                }
+                let _ = lines.send(head.lines().next().unwrap_or_default().to_owned());
+                if !head.to_ascii_lowercase().contains("upgrade:") {
+                    let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmine").await;
+                    return;
+                }
+                let switched = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+                socket.write_all(switched).await.unwrap();
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    (address, seen)
+}
+
+#[tokio::test]
+async fn a_tunnel_of_ones_own_passes_the_gate() {
+    let stack = Stack::over(service_fn(parrot), "100").await.unwrap();
+    let (upstream, _seen) = own_upstream().await;
+    let address = serve_beside(stack.service.clone(), Some(upstream)).await;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let head = b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    socket.write_all(head).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(timeout(PATIENCE, socket.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&answer));
+    // Neither of them could be a head, nor be waited with until there is a line.
+    for frame in [&b"\x81\x85abcdhello"[..], b"ab\ncd\n\n", b"GET / HTTP/1.1\nHost: h\n\n"] {
+        socket.write_all(frame).await.unwrap();
+        let mut echo = vec![0; frame.len()];
+        timeout(PATIENCE, socket.read_exact(&mut echo)).await.unwrap().unwrap();
+        assert_eq!(echo, frame);
+    }
+}
+
+#[tokio::test]
+async fn what_another_reader_could_take_for_a_governed_path_goes_to_no_one() {
+    let stack = Stack::over(service_fn(parrot), "100").await.unwrap();
+    let (upstream, mut seen) = own_upstream().await;
+    let address = serve_beside(stack.service.clone(), Some(upstream)).await;
+    for (target, status) in [
+        ("/hello", 200),
+        // Read as /v1/models by those who unescape first: so it is, and wants a token.
+        ("/%76%31/models", 401),
+        ("/v1/models", 401),
+        ("/models", 401),
+        ("/engines/gpt/chat/completions", 405),
+        ("//v1/models", 400),
+        ("/x/../v1/models", 400),
+        ("/x/%2e%2e/v1/models", 400),
+        ("/v1%2fmodels", 400),
+        ("/v1;a=b/models", 400),
+        ("/v1\\models", 400),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(statuses(&answer), [status], "{target}: {answer}");
+    }
+    // Nor does a path of one's own bring past the gate what it refuses.
+    for head in ["GET /hello HTTP/1.1\nHost: h\n\n", "GET /hello HTTP/1.1\r\nHost: h\r\nContent-Length: 01\r\n\r\n0"] {
+        let answer = exchange(address, [head.as_bytes()]).await;
+        assert_eq!(statuses(&answer), [400], "{answer}");
+    }
+    let mut lines = Vec::new();
+    while let Ok(line) = seen.try_recv() {
+        lines.push(line);
+    }
+    assert_eq!(lines, ["GET /hello HTTP/1.1"]);
 }

@@ -11,6 +11,8 @@ mod example;
 #[path = "../../../../tests/wire/framing.rs"]
 mod framing;
 mod governed;
+#[path = "../../../../tests/wire/raw.rs"]
+mod raw;
 mod server;
 #[expect(dead_code, unreachable_pub, reason = "an example is a program of its own")]
 #[path = "../../../../examples/tower_stack.rs"]

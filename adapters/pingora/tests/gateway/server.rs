@@ -1,11 +1,10 @@
-//! pingora's HTTP server behind alchemi's gate, and raw exchanges with it.
+//! pingora's HTTP server behind alchemi's gate.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use alchemi::proxy::ingress::{Peer, TrustedProxies, admit};
 use alchemi_pingora::{Gate, Governed};
@@ -13,23 +12,24 @@ use async_trait::async_trait;
 use axum::body::{Body, to_bytes};
 use axum::response::IntoResponse as _;
 use http::{Request, Response, StatusCode};
+use pingora_core::Result;
 use pingora_core::apps::{HttpServerOptions, ServerApp as _};
-use pingora_core::protocols::http::ServerSession;
+use pingora_core::modules::http::HttpModules;
+use pingora_core::modules::http::compression::ResponseCompressionBuilder;
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::{GetSocketDigest as _, SocketDigest};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::{ProxyHttp, Session, http_proxy};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tower::Service;
 
-/// Longest that any exchange may take before the test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A gateway whose every path is alchemi's.
-pub(crate) struct Front<S>(pub(crate) Governed<S>);
+/// A gateway.
+struct Front<S> {
+    governed: Governed<S>,
+    /// Where goes what is not alchemi's; none: everything is.
+    upstream: Option<SocketAddr>,
+}
 
 #[async_trait]
 impl<S> ProxyHttp for Front<S>
@@ -41,33 +41,42 @@ where
 
     fn new_ctx(&self) {}
 
-    async fn early_request_filter(&self, session: &mut Session, _: &mut ()) -> Result<()> {
-        if let ServerSession::H1(session) = session.as_downstream_mut() {
-            session.set_pipelining_enabled(true);
-        }
-        Ok(())
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        modules.add_module(ResponseCompressionBuilder::enable(6));
     }
 
     async fn request_filter(&self, session: &mut Session, _: &mut ()) -> Result<bool> {
-        self.0.answer(session, |_| true).await
+        match self.upstream {
+            None => self.governed.answer_if(session, |_| true).await,
+            Some(_) => self.governed.answer(session).await,
+        }
     }
 
     async fn upstream_peer(&self, _: &mut Session, _: &mut ()) -> Result<Box<HttpPeer>> {
-        Err(Error::explain(ErrorType::InternalError, "nothing goes further"))
+        Ok(Box::new(HttpPeer::new(self.upstream.unwrap(), false, String::new())))
     }
 }
 
-/// Serves every connection as pingora would, behind the gate; HTTP/2 is told by its preface, as TLS would tell it.
+/// Serves every connection as pingora would, behind the gate; all paths are the service's.
 pub(crate) async fn serve<S>(service: S) -> SocketAddr
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    serve_beside(service, None).await
+}
+
+/// The same, where `upstream` has what is not alchemi's.
+pub(crate) async fn serve_beside<S>(service: S, upstream: Option<SocketAddr>) -> SocketAddr
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let configuration = Arc::new(ServerConf::default());
     let app = |h2c: bool| {
-        let mut proxy = http_proxy(&configuration, Front(Governed::new(service.clone())));
+        let front = Front { governed: Governed::new(service.clone()), upstream };
+        let mut proxy = http_proxy(&Arc::new(ServerConf::default()), front);
         let mut options = HttpServerOptions::default();
         options.h2c = h2c;
         options.allow_connect_method_proxying = true;
@@ -82,6 +91,7 @@ where
             let (socket, _) = listener.accept().await.unwrap();
             let (http1, http2, shutdown) = (Arc::clone(&http1), Arc::clone(&http2), shutdown.clone());
             tokio::spawn(async move {
+                // pingora's own look waits for more bytes than the shortest requests have.
                 let mut start = [0; 3];
                 let app = match socket.peek(&mut start).await {
                     Ok(3) if start == *b"PRI" => http2,
@@ -117,28 +127,6 @@ impl Gated {
     pub(crate) fn take_served(&self) -> usize {
         self.served.swap(0, Ordering::SeqCst)
     }
-
-    /// Sends the pieces one after another and reads until the server closes.
-    pub(crate) async fn exchange(&self, pieces: impl IntoIterator<Item = &[u8]>) -> String {
-        let socket = TcpStream::connect(self.address).await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        let (mut read, mut write) = socket.into_split();
-        let reader = tokio::spawn(async move {
-            let mut answer = Vec::new();
-            let _ = read.read_to_end(&mut answer).await;
-            answer
-        });
-        for piece in pieces {
-            if write.write_all(piece).await.is_err() {
-                break;
-            }
-            // Lets the server see this piece alone, most of the time.
-            tokio::task::yield_now().await;
-        }
-        let _ = write.shutdown().await;
-        let answer = tokio::time::timeout(PATIENCE, reader).await.expect("the server closes").unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
-    }
 }
 
 async fn answer(mut request: Request<Body>, served: Arc<AtomicUsize>) -> Result<Response<Body>, Infallible> {
@@ -152,12 +140,6 @@ async fn answer(mut request: Request<Body>, served: Arc<AtomicUsize>) -> Result<
         Ok(body) => Response::new(Body::from(format!("{} {host}", String::from_utf8_lossy(&body)))),
         Err(_) => (StatusCode::BAD_REQUEST, "the body broke off").into_response(),
     })
-}
-
-/// The statuses of the responses in a raw answer, in order.
-pub(crate) fn statuses(answer: &str) -> Vec<u16> {
-    let heads = answer.match_indices("HTTP/1.");
-    heads.filter_map(|(at, _)| answer.get(at + 9..at + 12)?.parse().ok()).collect()
 }
 
 /// Whether the answer refuses: with a problem, or as pingora does what it cannot parse.
