@@ -87,7 +87,7 @@ async fn a_tower_service_has_the_control_plane_beside_it() {
     let (status, context) = get("/v1/me/context", &stack.token).await;
     assert!(status == 200 && context.contains(r#""auth_provider":"zitadel""#), "{context}");
     for (path, token, status, code) in [
-        ("/v1/me/context", "a.b.c", 401, "token_malformed"),
+        ("/v1/me/context", "a.b.c", 401, "token_invalid"),
         ("/v1/accounts", &*stack.token, 403, "super_admin_required"),
         ("/elsewhere", &*stack.token, 404, "route_not_governed"),
         ("/.alchemi/refused/field", &*stack.token, 400, "malformed_request"),
