@@ -3,8 +3,11 @@
 //! ```no_run
 //! # use alchemi::{Identity, Store, allocation::Allocations, jobs};
 //! # async fn start(store: Store, identity: Identity, allocations: Allocations) -> Result<(), Box<dyn std::error::Error>> {
-//! tokio::spawn(jobs::follow_revocations(store, identity).await?);
-//! tokio::spawn(jobs::keep_reservations(allocations));
+//! let mut jobs = tokio::task::JoinSet::new();
+//! jobs.spawn(jobs::follow_revocations(store, identity).await?);
+//! jobs.spawn(jobs::keep_reservations(allocations));
+//! // …and at the end, before the settler is waited for, which ends with the last of the allocations:
+//! jobs.shutdown().await;
 //! # Ok(())
 //! # }
 //! ```
@@ -90,7 +93,8 @@ where
 }
 
 /// Keeps reservations whose requests are under way here, or wait for the ledger, from being taken for abandoned, and
-/// charges those that nobody settled, whichever gateway made them. It is to be spawned, and does not end.
+/// charges those that nobody settled, whichever gateway made them. It is to be spawned, and to be aborted before the settler
+/// is waited for: it does not end, and the settler does when nothing of the allocations is left.
 pub async fn keep_reservations(allocations: Allocations) {
     tokio::join!(renew_reservations(&allocations), charge_abandoned(&allocations));
 }

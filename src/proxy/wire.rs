@@ -150,7 +150,8 @@ pub fn refusal(path: &str) -> Option<Problem> {
     Some(known.map_or_else(|| Problem::bad_request("malformed_request", "The request is malformed"), Problem::from))
 }
 
-/// An accepted socket whose HTTP/1 request heads are checked before they are read.
+/// An accepted socket whose HTTP/1 request heads are checked before they are read. Whoever writes to it begins an answer's
+/// head with its whole status line.
 #[derive(Debug)]
 pub struct GatedIo<T> {
     io: T,
@@ -189,8 +190,15 @@ impl<T> GatedIo<T> {
 
     /// Notes what is written. Whoever waits for a read of what becomes clear here reads again after their answer.
     fn answered(&mut self, bytes: &[u8]) {
-        if self.framing.answered(bytes) {
+        if bytes.is_empty() || !self.framing.answered(bytes) {
+            return;
+        }
+        if self.end == End::Open {
             self.clear = self.held.len();
+        } else {
+            // What came before the 101 was refused for a head: there is no way back to it.
+            self.held.clear();
+            (self.clear, self.end) = (0, End::Broken);
         }
     }
 
@@ -289,7 +297,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for GatedIo<T> {
                     this.drain(cx, left);
                     return Poll::Pending;
                 }
-                End::Broken => return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "malformed chunk"))),
+                End::Broken => {
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "malformed chunk, or data before a 101",
+                    )));
+                }
             }
             let done = if !this.held.is_empty() {
                 ready!(this.read_held(cx))?
@@ -318,7 +331,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GatedIo<T> {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.answered(bytes.first().map_or(&[], |first| &**first));
+        this.answered(bytes.iter().find(|part| !part.is_empty()).map_or(&[], |part| &**part));
         Pin::new(&mut this.io).poll_write_vectored(cx, bytes)
     }
 

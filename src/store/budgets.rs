@@ -12,7 +12,6 @@ use crate::model::budgets::{
 };
 use crate::model::scope::Scope;
 
-pub mod pages;
 mod plans;
 pub mod rollover;
 mod rules;

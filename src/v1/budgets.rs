@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::accounts::ACCOUNT_NOT_FOUND;
 use super::answer::{Halt, or_404};
 use super::call::{Call, Guard};
 use super::directory::hold_scope;
@@ -125,15 +126,15 @@ impl Dividing {
 
 /// The plan in force, whose row is locked: nobody divides it, or changes who is in a team,
 /// meanwhile. It comes before the scopes, in the order in which who divides a plan locks. None in
-/// the console, which has no plans, and before the first one is made, which nobody does meanwhile.
+/// the console, which has no plans; and as long as there is no plan yet, when the account's row is
+/// locked instead, which whoever makes the first one needs.
 pub(super) async fn held_plan(tx: &mut Tx<Tenant>, domain: Domain) -> Result<Option<Plan>, Halt> {
     if domain == Domain::Console {
         return Ok(None);
     }
     let mut active = tx.active_plan().await?;
     if active.is_none() {
-        // Whoever makes a plan holds the account, too.
-        tx.hold_account().await?;
+        or_404(tx.hold_account().await?, ACCOUNT_NOT_FOUND)?;
         active = tx.active_plan().await?;
     }
     let Some(plan) = active else { return Ok(None) };

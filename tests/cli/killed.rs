@@ -107,6 +107,57 @@ async fn kill_9_loses_no_request_and_charges_each_once() {
     assert_eq!(left.collect::<Vec<_>>(), ["lock"]);
 }
 
+/// Moves a database out of the way of another one, or back.
+fn move_database(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.file_name().is_some_and(|name| name.to_string_lossy().starts_with("alchemi.db")) {
+            std::fs::rename(&entry, to.join(entry.file_name().unwrap())).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_journal_waits_for_the_database_that_it_was_written_for() {
+    let place = Place::new().with("DATABASE_URL", "sqlite:data/dev/alchemi.db");
+    let (ours, aside) = (place.path().join("data/dev"), place.path().join("aside"));
+    let gateway = start(&place);
+    let endless = "gpt-4o-mini+endless+gap=5";
+    gateway.grant(endless).await;
+    let asked = json!({
+        "model": endless, "stream": true, "max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}],
+    });
+    let under_way = gateway.ask(&asked).await;
+    assert_eq!(under_way.status(), 200);
+    let id = under_way.headers()["x-request-id"].to_str().unwrap().to_owned();
+    gateway.running.signal("KILL");
+    drop((under_way, gateway));
+
+    // Somebody starts a gateway with another database on the same folder.
+    move_database(&ours, &aside);
+    let mut other = start(&place);
+    other.running.says("a segment of the journal was written for another database and stays");
+    let whole = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8});
+    assert_eq!(other.ask(&whole).await.status(), 200);
+    other.running.signal("TERM");
+    assert!(other.running.wait().success());
+    let rows = ledger(place.path()).await;
+    assert!(rows.len() == 1 && rows[0].0 != id, "{rows:?}");
+
+    // The first one is back, and finds what was under way.
+    move_database(&ours, &place.path().join("others"));
+    move_database(&aside, &ours);
+    let mut back = start(&place);
+    let line = back.running.says("the journal of an earlier process is in the ledger");
+    assert_eq!(logged(&line, "unsettled"), 1, "{line}");
+    back.running.signal("TERM");
+    assert!(back.running.wait().success());
+    let rows = ledger(place.path()).await;
+    assert!(matches!(&rows[..], [(row, source, _)] if *row == id && source == "unsettled"), "{rows:?}");
+    let balanced = place.run(&["ledger", "verify"]);
+    assert_eq!(balanced.status, 0, "{balanced:?}");
+}
+
 #[test]
 fn a_second_gateway_in_one_folder_is_told_whose_it_is() {
     let place = Place::new();

@@ -19,8 +19,8 @@ use crate::process::{self, alchemi};
 use crate::upstream::{Asked, LEAST_HELD, MOST_HELD};
 use crate::world::{ABANDON_AFTER, World};
 
-/// How long the gateways may take to put everything into the ledger.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the gateways may take to put everything into the ledger, and to give up one that is gone.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ahead of everything that a gateway promised to charge by some time, wherever its clock stood.
 const HOURS_LATER: i64 = 3 * 3600;
@@ -190,12 +190,13 @@ impl World {
     }
 }
 
-/// Compares what the upstream earned, what clients were told and what the ledger says.
+/// Compares what the upstream earned, what clients were told and what the ledger says; `wiped` is the last episode in which a
+/// data folder was lost.
 pub(crate) fn compare(
     log: &HashMap<String, Asked>,
     ledger: &HashMap<String, Entry>,
     seen: &Seen,
-    wiped: bool,
+    wiped: Option<usize>,
 ) -> (BTreeMap<usize, Tally>, Vec<String>) {
     let (mut tallies, mut violations) = (BTreeMap::<usize, Tally>::new(), Vec::new());
     let mut lost = HashMap::<&str, i64>::new();
@@ -208,7 +209,8 @@ pub(crate) fn compare(
         }
         let Some(entry) = ledger.get(id) else {
             tally.lost += 1;
-            if wiped {
+            // Not what came when the last folder was gone already.
+            if wiped.is_some_and(|last| asked.during <= last) {
                 *lost.entry(&asked.account).or_default() += asked.cost.min(LEAST_HELD);
             } else {
                 violations.push(format!("lost: request {id} earned {} and has no row", asked.cost));
@@ -240,7 +242,7 @@ pub(crate) fn compare(
         }
     }
     for id in &seen.answered {
-        if !(log.contains_key(id) && (wiped || ledger.contains_key(id))) {
+        if !(log.contains_key(id) && (wiped.is_some() || ledger.contains_key(id))) {
             violations.push(format!("request {id} was answered, and is not in the ledger and the upstream's log"));
         }
     }

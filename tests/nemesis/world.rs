@@ -173,7 +173,16 @@ impl World {
         let cap = scarce.cap.fetch_add(SCARCE * 1_000_000_000, Ordering::SeqCst) + SCARCE * 1_000_000_000;
         let allocation = json!({"account_id": scarce.id, "monthly_credits": cap / 1_000_000_000});
         let operator = Client::new(&self.gateways[0].url).with_token(MASTER_KEY);
-        operator.post("/v1/budgets/account-allocation", allocation).await.ok();
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let request = operator.request(Method::POST, "/v1/budgets/account-allocation").json(&allocation);
+            match operator.try_send(request).await {
+                Ok(reply) if reply.status.is_success() => return,
+                // Connections that a fault has broken may be tried yet.
+                other => assert!(Instant::now() < until, "no credits are given: {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// A token that is good on a clock which is hours off.

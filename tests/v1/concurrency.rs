@@ -1,5 +1,7 @@
 //! Many callers at the same moment: what must be one stays one.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::common::database::migrated_database;
@@ -163,8 +165,9 @@ async fn a_first_plan_knows_of_those_who_join_meanwhile() {
         let (admin, path, eve) = (admin.clone(), format!("/v1/copilot/teams/{team}/members"), eve.clone());
         tokio::spawn(async move { admin.post(&path, json!({"user_id": eve})).await })
     };
-    while waiting().await == 0 {
-        tokio::task::yield_now().await;
+    let pause = || tokio::time::sleep(Duration::from_millis(5));
+    while waiting().await == 0 && !joining.is_finished() {
+        pause().await;
     }
     let planning = tokio::spawn(async move {
         let plan = json!({"name": "2026", "over_commit": "forbid"});
@@ -177,7 +180,7 @@ async fn a_first_plan_knows_of_those_who_join_meanwhile() {
         last.unwrap()
     });
     while waiting().await < 2 && !planning.is_finished() {
-        tokio::task::yield_now().await;
+        pause().await;
     }
     held.rollback().await.unwrap();
     let (joined, given) = (joining.await.unwrap(), planning.await.unwrap());

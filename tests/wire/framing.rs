@@ -347,6 +347,15 @@ async fn a_connection_that_is_switched_passes_untouched_and_no_other_does() {
         let seen = after(head, &answers, frame).await;
         assert!(seen.starts_with(b"GET /.alchemi/refused/"), "{}", String::from_utf8_lossy(&seen));
     }
+    // What comes before the 101 is taken for a head: then there is no other protocol to speak.
+    let (mut client, server) = tokio::io::duplex(1 << 16);
+    let mut gate = GatedIo::new(server);
+    client.write_all(&[&asking[..], frame].concat()).await.unwrap();
+    let mut seen = vec![0; asking.len() + 20];
+    gate.read_exact(&mut seen).await.unwrap();
+    assert!(seen.ends_with(b"GET /.alchemi/refuse"), "{}", String::from_utf8_lossy(&seen));
+    gate.write_all(switched).await.unwrap();
+    assert!(gate.read(&mut seen).await.is_err());
 }
 
 /// What messages are made of, whole and broken.

@@ -62,7 +62,8 @@ impl Upload {
             return Ok(());
         };
         if std::mem::take(&mut self.expects) {
-            // pingora would close the connection for it.
+            // It is few bytes, and the first of the answer: that the service answers in the middle of them needs a client
+            // that does not read what it pipelined for. pingora would close the connection for it.
             let kept = session.get_keepalive();
             session.write_continue_response().await.map_err(left)?;
             session.set_keepalive(kept);
@@ -94,8 +95,18 @@ async fn unread(session: &mut Session) -> Result<()> {
     }
 }
 
+/// What pingora says of an answer that was not written, most of all because the client has left.
+pub(crate) fn unwritten(error: BError) -> BError {
+    match error.etype {
+        ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ConnectionClosed | ErrorType::H2Error => {
+            left(error)
+        }
+        _ => error,
+    }
+}
+
 /// What pingora says of a client that is gone, so that it is not taken for a fault of ours.
-pub(crate) fn left(error: BError) -> BError {
+fn left(error: BError) -> BError {
     let closed = Error::because(ErrorType::ConnectionClosed, "the client has left", error);
     closed.into_down()
 }

@@ -21,8 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 /// [`Governed::answer`](crate::Governed::answer), whatever their path. Host, form of the path and bodies of GET are
 /// checked where alchemi's service answers.
 ///
-/// HTTP/2 passes by its preface, with TLS or (option `h2c`) without, and a connection that is switched to another
-/// protocol passes from its 101 on. Options of the application are set before it is put behind the gate; what
+/// HTTP/2 passes by its preface, with TLS or (option `h2c`) without. A connection whose first request is answered with
+/// 101, and nothing before that, passes from there on: a web socket behind a proxy that keeps connections needs one of its
+/// own, and its client waits for the 101. Options of the application are set before it is put behind the gate; what
 /// `http_proxy_service` makes cannot be.
 ///
 /// ```no_run

@@ -19,8 +19,8 @@
 //!
 //! * **Jobs**: [`alchemi::jobs`], and the settler, run on a runtime that outlives pingora's. pingora's `daemon` forks and
 //!   loses every thread that was there before.
-//! * **The end**: `Server::run` instead of `run_forever`, which exits under what is not settled yet; then the settler is
-//!   waited for. Upon SIGTERM, what is under way goes on for `grace_period_seconds` (300 unless said), and is cut then.
+//! * **The end**: `Server::run` instead of `run_forever`, which exits under what is not settled yet; then the jobs are
+//!   aborted and the settler is waited for. Upon SIGTERM, what is under way goes on for `grace_period_seconds` (300 unless said), and is cut then.
 //! * **Slow clients**: pingora has no timeout for an idle connection, nor for a client that reads nothing, unless
 //!   `set_keepalive` and `set_write_timeout` of the session say so.
 //! * **Its own paths**: what is not alchemi's goes on as the client sent it, with whatever `x-alchemi-…` headers it has.
@@ -50,7 +50,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use tower::{Service, ServiceExt as _};
 
-use body::{Upload, left};
+use body::{Upload, unwritten};
 
 /// Answers requests of pingora's sessions by a service of alchemi's.
 ///
@@ -116,13 +116,15 @@ where
     ///
     /// Body and answer pass as they come, without trailers; pingora's compression is off for event streams. When the
     /// client leaves, the service's future or the answer's body is dropped: alchemi stops the upstream and settles then.
+    /// One that ends what it sends (half-closes) has left. On HTTP/1 that is seen when it happens, once the body was
+    /// read and unless a next request has come already; else when something cannot be written.
     ///
     /// Pipelining is switched on for the connection: without it, pingora drops an answer when the client's next request
     /// comes before its end. pingora closes a connection whose request was answered before its body was read.
     ///
     /// # Errors
     /// `ConnectionClosed`, of downstream, when the client has left; `InternalError`, of our own, when the answer broke
-    /// off. A head that was sent is then all there will be.
+    /// off; what pingora says of an answer that it cannot write. A head that was sent is then all there will be.
     pub async fn answer_if(&self, session: &mut Session, ours: impl FnOnce(&str) -> bool) -> Result<bool> {
         let head = session.req_header();
         if let Some(problem) = wire::refusal(head.uri.path()) {
@@ -190,7 +192,8 @@ where
     let is_bodiless = session.req_header().method == http::Method::HEAD
         || parts.status == StatusCode::NO_CONTENT
         || parts.status == StatusCode::NOT_MODIFIED;
-    // pingora frames by what the head says.
+    // pingora writes no other version's, and frames by what the head says.
+    parts.version = Version::HTTP_11;
     parts.headers.remove(header::TRANSFER_ENCODING);
     if !is_bodiless
         && !parts.headers.contains_key(header::CONTENT_LENGTH)
@@ -208,9 +211,9 @@ where
         };
     }
     let is_over = is_bodiless || body.is_end_stream();
-    session.write_response_header(Box::new(ResponseHeader::from(parts)), is_over).await.map_err(left)?;
+    session.write_response_header(Box::new(ResponseHeader::from(parts)), is_over).await.map_err(unwritten)?;
     if is_over {
-        return session.write_response_body(None, true).await.map_err(left);
+        return session.write_response_body(None, true).await.map_err(unwritten);
     }
     loop {
         let frame = tokio::select! {
@@ -223,13 +226,14 @@ where
         };
         match frame {
             Some(frame) => {
-                let frame =
-                    frame.map_err(|error| Error::because(ErrorType::InternalError, "the answer broke off", error))?;
+                let frame = frame.map_err(|error| {
+                    Error::because(ErrorType::InternalError, "the answer broke off", error).into_in()
+                })?;
                 if let Ok(bytes) = frame.into_data() {
-                    session.write_response_body(Some(bytes), false).await?;
+                    session.write_response_body(Some(bytes), false).await.map_err(unwritten)?;
                 }
             }
-            None => return session.write_response_body(None, true).await,
+            None => return session.write_response_body(None, true).await.map_err(unwritten),
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::model::budgets::{
 use crate::model::directory::{Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::policy::budget::BudgetRules;
+use crate::store::page::{Page, Slice};
 use crate::store::{Result, Tx, from_columns, on, run};
 
 /// Allocations with the override that counts, the newest that has not expired, and when
@@ -47,9 +48,9 @@ macro_rules! push_effective {
 }
 pub(super) use push_effective;
 
-pub(super) struct EffectiveRow {
-    pub(super) id: String,
-    pub(super) created_at: Timestamp,
+struct EffectiveRow {
+    id: String,
+    created_at: Timestamp,
     scope_type: ScopeType,
     scope_id: String,
     base: Credits,
@@ -106,7 +107,7 @@ from_columns! {
 
 impl EffectiveRow {
     /// As it is in force `at` a moment.
-    pub(super) fn at(self, at: Timestamp) -> EffectiveAllocation {
+    fn at(self, at: Timestamp) -> EffectiveAllocation {
         let row = self;
         let lapses = row.rollover_until.filter(|until| *until > at);
         let lapsed = row.rollover_until.is_some() && lapses.is_none();
@@ -303,6 +304,22 @@ impl Tx<Tenant> {
             q.push(" ORDER BY a.scope_type, a.scope_id").build_query_as().fetch_all(c).await
         })?;
         Ok(rows.into_iter().map(|row| row.at(at)).collect())
+    }
+
+    /// What `plan` gives now, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::store::StoreError).
+    pub async fn effective_page(&mut self, plan: &Id<Plan>, slice: &Slice) -> Result<Page<EffectiveAllocation>> {
+        let (account, now, (at, id)) = (self.account.clone(), self.now, slice.before());
+        let rows: Vec<EffectiveRow> = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new("");
+            push_effective!(q, now, &account, plan);
+            q.push(" AND (a.created_at, a.id) < (").push_bind(at).push(", ").push_bind(&id);
+            q.push(") ORDER BY a.created_at DESC, a.id DESC LIMIT ").push_bind(slice.fetch());
+            q.push(" OFFSET ").push_bind(slice.skip()).build_query_as().fetch_all(c).await
+        })?;
+        Ok(slice.page(rows, |row| (row.created_at, row.id.as_str())).map(|row| row.at(now)))
     }
 
     /// What `plan` gives to everybody, and where those it gives to stand.

@@ -12,6 +12,7 @@ use crate::model::field::Field;
 use crate::model::text::Name;
 use crate::problem::Problem;
 use crate::store::Tx;
+use crate::v1::accounts::ACCOUNT_NOT_FOUND;
 use crate::v1::answer::{Answer, Halt, Item, Items, Outcome, Refusals, or_404, taken};
 use crate::v1::call::{Call, CopilotAdmin, IfMatch};
 use crate::v1::input::{Body, PageParams, Paging, Path, Query, require};
@@ -103,8 +104,8 @@ pub async fn create_budget_plan(
 ) -> Outcome {
     roll_over(&call).await?;
     let mut tx = call.begin_or_try(&trial).await?;
-    // Who joins a team while there is no plan has come to an end then.
-    tx.hold_account().await?;
+    // Whoever joins a team while there is no plan has come to an end then.
+    or_404(tx.hold_account().await?, ACCOUNT_NOT_FOUND)?;
     let former = retire(&mut tx).await?;
     let plan = Plan {
         id: tx.new_id(),

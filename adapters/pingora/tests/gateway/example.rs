@@ -8,7 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
-use super::raw::PATIENCE;
+/// How long a program may take to start, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Lines = tokio::io::Lines<BufReader<ChildStdout>>;
 
@@ -16,14 +17,16 @@ type Lines = tokio::io::Lines<BufReader<ChildStdout>>;
 async fn start(upstream: &str) -> (u16, String, Child, Lines) {
     let program = std::env::current_exe().unwrap();
     let program = program.parent().unwrap().parent().unwrap().join("examples/gateway");
-    // pingora does not tell which port it got.
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // pingora does not tell which port it got: one outside of those that the system gives to others meanwhile.
+    let first = std::process::id() % 12_000;
+    let mut ports = (0..12_000).map(|n| 20_000 + u16::try_from((first + n) % 12_000).unwrap());
+    let port = ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
     let mut process = Command::new(program)
         .args([&format!("127.0.0.1:{port}"), upstream])
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .unwrap();
+        .expect("cargo build -p alchemi-pingora --example gateway");
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     let mut token = String::new();
     while !token.starts_with("ey") {

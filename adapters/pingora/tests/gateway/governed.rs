@@ -294,22 +294,27 @@ async fn what_comes_behind_a_request_costs_it_nothing() {
     for (behind, expected) in [("", vec![200]), (next, vec![200, 401]), (bad, vec![200, 400])] {
         for split in [false, true] {
             let bytes = raw(&stack, "HTTP/1.1", "", behind);
-            let at = if split { bytes.len() - behind.len() } else { 0 };
-            let (first, second) = bytes.split_at(at);
-            // The end of what a client sends is not waited for here: a client that has gone gets nothing.
-            let mut socket = TcpStream::connect(address).await.unwrap();
-            for piece in [first, second] {
-                socket.write_all(piece).await.unwrap();
-                tokio::task::yield_now().await;
-            }
-            let mut answer = String::new();
-            while statuses(&answer).len() < expected.len() {
-                let mut piece = [0; 4096];
-                let read = timeout(PATIENCE, socket.read(&mut piece)).await.unwrap().unwrap();
-                assert!(read > 0, "{answer}");
-                answer.push_str(&String::from_utf8_lossy(&piece[..read]));
-            }
+            let (first, second) = bytes.split_at(if split { bytes.len() - behind.len() } else { 0 });
+            let answer = ask(address, &[first, second], expected.len()).await;
             assert_eq!(statuses(&answer), expected, "{answer}");
+        }
+    }
+}
+
+/// What is answered to bytes behind which the client waits, so far as there are `answers` of it or it ends.
+async fn ask(address: std::net::SocketAddr, pieces: &[&[u8]], answers: usize) -> String {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    for piece in pieces {
+        socket.write_all(piece).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut answer = String::new();
+    loop {
+        let mut piece = [0; 4096];
+        let read = timeout(PATIENCE, socket.read(&mut piece)).await.expect("an answer, or an end").unwrap();
+        answer.push_str(&String::from_utf8_lossy(&piece[..read]));
+        if read == 0 || statuses(&answer).len() >= answers {
+            return answer;
         }
     }
 }
@@ -318,14 +323,35 @@ async fn what_comes_behind_a_request_costs_it_nothing() {
 async fn nothing_but_the_answer_is_said() {
     let stack = Stack::over(service_fn(parrot), "100").await.unwrap();
     let address = serve(stack.service.clone()).await;
+    // HTTP/1.0 knows no 100, and ends with the answer.
     let expecting = raw(&stack, "HTTP/1.0", "Expect: 100-continue\r\n", "");
-    let answer = exchange(address, [&expecting[..]]).await;
-    assert!(!answer.contains(" 100 ") && !answer.contains(" 500 "), "HTTP/1.0 knows no 100: {answer}");
-    let broken = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n";
-    let answer = exchange(address, [&broken[..]]).await;
-    assert!(!answer.contains(" 500 ") && !answer.contains("keep-alive"), "{answer}");
-    let head = exchange(address, [&b"HEAD /v1/models HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"[..]]).await;
-    assert!(head.ends_with("\r\n\r\n") && statuses(&head).len() == 1, "{head}");
+    let answer = ask(address, &[&expecting], usize::MAX).await;
+    assert_eq!(statuses(&answer), [200], "{answer}");
+    // A body that breaks.
+    let whole = String::from_utf8(raw(&stack, "HTTP/1.1", "", "")).unwrap();
+    let (head, _) = whole.split_once("Content-Length").unwrap();
+    let broken = format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\n{{\"mod\r\nz\r\n");
+    let answer = ask(address, &[broken.as_bytes()], usize::MAX).await;
+    assert_eq!(statuses(&answer), [400], "{answer}");
+    assert!(answer.contains("Connection: close"), "{answer}");
+    let head = b"HEAD /v1/models HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    let answer = ask(address, &[head], usize::MAX).await;
+    assert!(answer.ends_with("\r\n\r\n") && statuses(&answer).len() == 1, "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_is_of_the_version_that_was_asked_in() {
+    for version in [http::Version::HTTP_10, http::Version::HTTP_11, http::Version::HTTP_2] {
+        let answering = move |request: Request<Outgoing>| async move {
+            let mut answer = parrot(request).await?;
+            *answer.version_mut() = version;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer)
+        };
+        let stack = Stack::over(service_fn(answering), "1").await.unwrap();
+        let address = serve(stack.service.clone()).await;
+        let answer = ask(address, &[&raw(&stack, "HTTP/1.1", "", "")], 1).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("Pretty Polly"), "{version:?}: {answer}");
+    }
 }
 
 #[tokio::test]
