@@ -51,7 +51,7 @@ pub(crate) async fn load_revocations(store: &Store, identity: &Identity) -> Resu
 }
 
 /// Reads the deny-list, by which `identity` refuses tokens of subjects that were cut off; gives what keeps it as the
-/// store's changes say, and reads it every minute whatever they say. It is to be spawned, and ends with the store.
+/// store's changes say, and reads it every minute whatever they say. That is to be spawned, and does not end.
 ///
 /// # Errors
 /// [`StoreError`] when the list cannot be read now. Later failures are tried again, and the last list stays in force.

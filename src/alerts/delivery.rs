@@ -36,8 +36,12 @@ impl Alerts {
         accounts.sort_unstable();
         accounts.dedup();
         let webhooks = tx.alert_webhooks_of(&accounts).await?;
+        let of = |delivery: &AlertDelivery| webhooks.iter().find(|w| w.enabled && w.account_id == delivery.account_id);
+        // Paused since they were taken.
+        for delivery in taken.iter().filter(|delivery| of(delivery).is_none()) {
+            tx.put_back_delivery(delivery).await?;
+        }
         tx.commit().await?;
-        let of = |delivery: &AlertDelivery| webhooks.iter().find(|w| w.account_id == delivery.account_id);
         let sending = taken.iter().filter_map(|delivery| Some(self.attempt(of(delivery)?, delivery)));
         let attempts = join_all(sending).await;
         let mut tx = self.store.begin(&Granted::system()).await?;

@@ -316,6 +316,24 @@ impl Tx<Platform> {
         .await)
     }
 
+    /// Puts back a message that was taken and is not tried.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_back_delivery(&mut self, delivery: &AlertDelivery) -> Result<()> {
+        let now = self.now;
+        run!(
+            self,
+            r#"UPDATE "Alchemi_AlertDeliveryTable" SET attempts = attempts - 1, next_attempt_at = $4
+               WHERE account_id = $1 AND id = $2 AND state = 'pending' AND attempts = $3"#,
+            &delivery.account_id,
+            &delivery.id,
+            delivery.attempts,
+            now
+        )?;
+        Ok(())
+    }
+
     /// Notes how an attempt went, unless another one has begun since.
     ///
     /// # Errors

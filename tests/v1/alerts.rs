@@ -16,8 +16,9 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::common::database::migrated_database;
 use crate::common::gateway::PATIENCE;
-use crate::common::{Client, Gateway, backends};
+use crate::common::{Backend, Client, Gateway, backends};
 use crate::{invalid, refusal};
 
 const BASE: &str = "/v1/budgets/copilot";
@@ -350,6 +351,44 @@ async fn messages_survive_a_restart_a_pause_and_an_outage() {
         let removed = settled(&admin).await.remove(0);
         assert_eq!((&removed["state"], &removed["last_error"]), (&json!("failed"), &json!("the webhook was removed")));
     }
+}
+
+/// Who has taken a message when its webhook is paused does not send it, and does not keep it.
+#[tokio::test]
+async fn what_was_taken_when_it_is_paused_waits_too() {
+    let Some(url) = migrated_database().await else { return };
+    let database = sqlx::PgPool::connect(&url).await.unwrap();
+    let gateway = Gateway::start_with(Backend::Postgres(url), |config| {
+        quick(config);
+        config.alerts.attempts = 1_000_000;
+    })
+    .await;
+    let account = gateway.account("Acme").await;
+    let admin = gateway.as_account_admin(&account);
+    // Nobody listens there.
+    hook(&admin, "http://127.0.0.1:1/hook").await;
+    admin.post(&format!("{HOOK}/test"), json!({})).await.ok();
+    // Stops who takes it behind their look for webhooks that are on.
+    let mut held = database.begin().await.unwrap();
+    sqlx::query(r#"SELECT 1 FROM "Alchemi_AlertDeliveryTable" FOR UPDATE"#).execute(&mut *held).await.unwrap();
+    let waiting = async || -> i64 {
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                   AND query LIKE '%attempts = attempts + 1%'";
+        sqlx::query_scalar(sql).fetch_one(&database).await.unwrap()
+    };
+    let began = std::time::Instant::now();
+    while waiting().await == 0 {
+        assert!(began.elapsed() < PATIENCE, "nobody takes the message");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let receiver = Receiver::new().await;
+    admin.put(HOOK, json!({"url": receiver.url(), "secret": secret(), "enabled": false})).await.ok();
+    held.rollback().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(receiver.arrived().is_empty(), "it waits");
+    hook(&admin, &receiver.url()).await;
+    assert_eq!(receiver.wait(1).await[0].body["type"], "webhook.test");
 }
 
 /// Nobody looked before the window was over.

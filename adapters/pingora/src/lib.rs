@@ -20,7 +20,8 @@
 //! * **Jobs**: [`alchemi::jobs`], and the settler, run on a runtime that outlives pingora's. pingora's `daemon` forks and
 //!   loses every thread that was there before.
 //! * **The end**: `Server::run` instead of `run_forever`, which exits under what is not settled yet; then the jobs are
-//!   aborted and the settler is waited for. Upon SIGTERM, what is under way goes on for `grace_period_seconds` (300 unless said), and is cut then.
+//!   aborted and the settler is waited for. Upon SIGTERM, what is under way goes on for `grace_period_seconds` (300 unless
+//!   said), and is cut then.
 //! * **Slow clients**: pingora has no timeout for an idle connection, nor for a client that reads nothing, unless
 //!   `set_keepalive` and `set_write_timeout` of the session say so.
 //! * **Its own paths**: what is not alchemi's goes on as the client sent it, with whatever `x-alchemi-…` headers it has.
