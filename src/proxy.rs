@@ -372,8 +372,10 @@ impl Gateway {
     /// What decided, if an admin of the account asks with `x-alchemi-explain: 1`.
     fn trace(&self, ask: &ParsedAsk, caller: &Caller, asked: &RequestHeaders) -> Option<Vec<String>> {
         let may_know = asked.explain && caller.context.account_admin().is_ok();
-        let now = self.0.parts.clock.now();
-        may_know.then(|| policy::trace(&caller.context, &ask.ask, companions(asked), &caller.rules, now))
+        may_know.then(|| {
+            let now = self.0.parts.clock.now();
+            policy::trace(&caller.context, &ask.ask, companions(asked), &caller.rules, now)
+        })
     }
 
     fn output_bound(&self, ask: &ParsedAsk) -> Option<u64> {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::{Interval, interval_at};
 
 use crate::Result;
 use crate::upstream::MODEL;
@@ -94,9 +95,14 @@ impl Load {
         });
         let mut connections = JoinSet::new();
         let pause = (self.rate > 0.0).then(|| Duration::from_secs_f64(self.connections as f64 / self.rate));
-        for _ in 0..self.connections {
+        for n in 0..self.connections {
             let connection = Connection::open(self.address, self.stream).await?;
-            connections.spawn_local(connection.run(Rc::clone(&progress), pause));
+            // Evenly spread: were all to take their turns at once, they would be answered in one go.
+            let turns = pause.map(|pause| {
+                let share = n as f64 / self.connections as f64;
+                interval_at((Instant::now() + pause.mul_f64(share)).into(), pause)
+            });
+            connections.spawn_local(connection.run(Rc::clone(&progress), turns));
         }
         tokio::time::sleep_until(starts.into()).await;
         let (began, before) = (Instant::now(), cpu_time(self.pid)?);
@@ -159,8 +165,7 @@ impl Connection {
         })
     }
 
-    async fn run(mut self, progress: Rc<Progress>, pause: Option<Duration>) -> Result<()> {
-        let mut turns = pause.map(tokio::time::interval);
+    async fn run(mut self, progress: Rc<Progress>, mut turns: Option<Interval>) -> Result<()> {
         loop {
             if let Some(turns) = &mut turns {
                 turns.tick().await;

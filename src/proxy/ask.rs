@@ -150,6 +150,11 @@ impl AskRules {
 
 /// Whether `pattern` is the name, or stands for it by a `*` at its start or its end.
 fn stands_for(pattern: &str, name: &str) -> bool {
+    let begins = pattern.as_bytes().first();
+    // Nearly every name differs from nearly every pattern at once.
+    if begins != Some(&b'*') && begins != name.as_bytes().first() {
+        return false;
+    }
     match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
         (None, None) => pattern == name,
         (None, Some(start)) => name.starts_with(start),

@@ -179,10 +179,14 @@ impl ContextHeaders<'_> {
             return;
         }
         headers.remove(TRACESTATE);
-        // Trace id: the request's, which is a UUID; parent id: its second half.
-        let trace = || self.request_id.as_str().bytes().filter(|byte| *byte != b'-');
-        let value: Vec<u8> =
-            b"00-".iter().copied().chain(trace()).chain(*b"-").chain(trace().skip(16)).chain(*b"-00").collect();
+        // Trace id: the request's, which is a UUID; parent id: its second half, the last two groups.
+        let groups = || self.request_id.as_str().split('-').map(str::as_bytes);
+        let mut value = Vec::with_capacity(55);
+        value.extend_from_slice(b"00-");
+        groups().for_each(|group| value.extend_from_slice(group));
+        value.push(b'-');
+        groups().skip(3).for_each(|group| value.extend_from_slice(group));
+        value.extend_from_slice(b"-00");
         if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
             headers.insert(TRACEPARENT, value);
         }

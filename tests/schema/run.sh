@@ -25,49 +25,52 @@ if [[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ]]; then
 fi
 
 folder=$(mktemp -d)
-gateway=
-stop() {
-    if [[ -n "$gateway" ]]; then
-        kill "$gateway" 2>/dev/null || true
-        wait "$gateway" 2>/dev/null || true
-        gateway=
-    fi
-}
-trap 'stop; rm -rf "$folder"' EXIT
+trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 
-# A gateway with a database of its own; sets `url` and `account`.
-start() {
-    "$ALCHEMI_BIN" dev --port 0 --data-dir "$1" >"$1.out" 2>"$1.err" &
+# All operations as one caller, whose token is in the file of that name, with a gateway and a database of its own.
+as() {
+    local caller=$1 home=$1.d failed=0 url account
+    shift
+    "$ALCHEMI_BIN" dev --port 0 --data-dir "$home" >"$home.out" 2>"$home.err" &
     gateway=$!
+    trap 'kill "$gateway" 2>/dev/null || true; wait "$gateway" 2>/dev/null || true' EXIT
     for _ in {1..300}; do
-        grep -q 'Ctrl-C stops it' "$1.out" && break
+        grep -q 'Ctrl-C stops it' "$home.out" && break
         kill -0 "$gateway" 2>/dev/null || break
         sleep 0.1
     done
-    url=$(sed -n 's/^ *gateway  *\(http[^ ]*\).*/\1/p' "$1.out")
-    account=$(sed -n 's/^ *account .*(\([0-9a-f-]\{36\}\)).*/\1/p' "$1.out")
+    url=$(sed -n 's/^ *gateway  *\(http[^ ]*\).*/\1/p' "$home.out")
+    account=$(sed -n 's/^ *account .*(\([0-9a-f-]\{36\}\)).*/\1/p' "$home.out")
     if [[ -z "$url" || -z "$account" ]]; then
-        echo "alchemi dev did not start:" >&2
-        cat "$1.out" "$1.err" >&2
-        exit 1
+        echo "alchemi dev did not start:"
+        cat "$home.out" "$home.err"
+        return 1
     fi
-}
-
-failed=0
-for caller in master.key admin.token; do
-    printf '\n-- with %s\n' "$caller"
-    start "$caller.d"
     ALCHEMI_ACCOUNT=$account "$venv/bin/schemathesis" --config-file "$here/schemathesis.toml" run "$url/openapi.json" \
-        --header "Authorization: Bearer $(cat "$caller.d/$caller")" "$@" || failed=1
+        --header "Authorization: Bearer $(cat "$home/$caller")" "$@" || failed=1
     # A run that deletes the account it acts in would test refusals alone.
-    if ! "$venv/bin/python" - "$url/v1/accounts/$account" "$(cat "$caller.d/master.key")" <<'PYTHON'; then
+    if ! "$venv/bin/python" - "$url/v1/accounts/$account" "$(cat "$home/master.key")" <<'PYTHON'; then
 import sys, requests
 sys.exit(requests.get(sys.argv[1], headers={"Authorization": f"Bearer {sys.argv[2]}"}, timeout=20).status_code != 200)
 PYTHON
-        echo "the seeded account is gone after the run" >&2
+        echo "the seeded account is gone after the run"
         failed=1
     fi
-    stop
+    return "$failed"
+}
+
+# Beside each other: neither keeps more than one core busy.
+callers=(master.key admin.token)
+for caller in "${callers[@]}"; do
+    (as "$caller" "$@") >"$caller.said" 2>&1 &
+done
+failed=0
+for job in $(jobs -p); do
+    wait "$job" || failed=1
+done
+for caller in "${callers[@]}"; do
+    printf '\n-- with %s\n' "$caller"
+    cat "$caller.said"
 done
 exit "$failed"

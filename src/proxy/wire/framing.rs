@@ -192,7 +192,9 @@ impl Head {
             return Err(Refusal::ObsoleteFold);
         }
         let (name, value) = memchr(b':', line).and_then(|at| line.split_at_checked(at)).ok_or(Refusal::Field)?;
-        if !is_token(name) || value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        // To the end, whatever is found: many bytes at a time.
+        let controls = value.iter().fold(false, |any, byte| any | (byte.is_ascii_control() & (*byte != b'\t')));
+        if controls || !is_token(name) {
             return Err(Refusal::Field);
         }
         match name.first().map(u8::to_ascii_lowercase) {
@@ -238,9 +240,26 @@ impl Head {
 
 /// Of RFC 9110, section 5.6.2.
 fn is_token(bytes: &[u8]) -> bool {
-    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_part = |byte: &u8| TOKEN.get(usize::from(*byte)) == Some(&true);
     !bytes.is_empty() && bytes.iter().all(is_part)
 }
+
+/// Which bytes a token is made of (RFC 9110 section 5.6.2).
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
+        {
+            table[byte] = matches!(
+                byte as u8,
+                b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'^'..=b'z' | b'|' | b'~'
+            );
+        }
+        byte += 1;
+    }
+    table
+};
 
 /// The value of a field line if it has this name (lower case, with its colon).
 fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
