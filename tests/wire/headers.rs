@@ -163,7 +163,9 @@ fn one_token_is_found_wherever_sdks_put_it() {
     ] {
         assert_eq!(token(&pair), Err("ambiguous_credentials"), "{pair:?}");
     }
-    for malformed in ["Basic dTpw", "Bearer", "Bearer ", "Bearer a b", "a", "", "Bearer \u{e9}", "Token a", "Bearera"] {
+    for malformed in
+        ["Basic dTpw", "Bearer", "Bearer ", "Bearer a b", "a", "", "Bearer \u{e9}", "Bearer \ta", "Token a", "Bearera"]
+    {
         assert_eq!(token(&[("authorization", malformed)]), Ok(None), "{malformed}");
     }
     assert_eq!(token(&[("cookie", "token=a"), ("proxy-authorization", "Bearer a")]), Ok(None));
