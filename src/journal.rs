@@ -222,27 +222,10 @@ impl Journal {
     /// # Errors
     /// [`OpenError`].
     pub fn open(folder: &Path, config: &JournalConfig, version: u8) -> Result<(Self, Recovery), OpenError> {
-        let failed = |reason| OpenError::Folder { folder: folder.to_owned(), reason };
-        let lock = segment::lock(folder)?;
-        let boot = segment::boot();
-        let recovery = Recovery::of(folder, &boot).map_err(failed)?;
-        let writer = Writer::new(folder.to_owned(), boot, version, config.max_bytes, recovery.next);
-        let shared = Arc::new(Shared {
-            writer: Mutex::new(writer),
-            version,
-            fsync: config.fsync,
-            on_error: config.on_error,
-            synced: watch::Sender::default(),
-            closing: AtomicBool::new(false),
-            begun: AtomicU64::new(0),
-            left: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            syncs: AtomicU64::new(0),
-            sync_micros: AtomicU64::new(0),
-            slowest_sync_micros: AtomicU64::new(0),
-            _lock: lock,
-        });
-        let flusher = Flusher::start(Arc::clone(&shared)).map_err(failed)?;
+        let (shared, recovery) = Shared::open(folder, config, version)?;
+        let shared = Arc::new(shared);
+        let flusher = Flusher::start(Arc::clone(&shared))
+            .map_err(|reason| OpenError::Folder { folder: folder.to_owned(), reason })?;
         Ok((Self(Arc::new(Handle { shared, flusher })), recovery))
     }
 
@@ -360,6 +343,30 @@ impl Drop for Handle {
 }
 
 impl Shared {
+    fn open(folder: &Path, config: &JournalConfig, version: u8) -> Result<(Self, Recovery), OpenError> {
+        let failed = |reason| OpenError::Folder { folder: folder.to_owned(), reason };
+        let lock = segment::lock(folder)?;
+        let boot = segment::boot();
+        let recovery = Recovery::of(folder, &boot).map_err(failed)?;
+        let writer = Writer::new(folder.to_owned(), boot, version, config.max_bytes, recovery.next);
+        let shared = Self {
+            writer: Mutex::new(writer),
+            version,
+            fsync: config.fsync,
+            on_error: config.on_error,
+            synced: watch::Sender::default(),
+            closing: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            sync_micros: AtomicU64::new(0),
+            slowest_sync_micros: AtomicU64::new(0),
+            _lock: lock,
+        };
+        Ok((shared, recovery))
+    }
+
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }

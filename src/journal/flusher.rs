@@ -57,13 +57,16 @@ struct Round<'a> {
     synced: u64,
     synced_at: Instant,
     worked_at: Instant,
-    /// Segments whose entries stand in a later one; they go when that is on the disk.
+    /// Segments whose entries stand in later ones; they go when all of those are on the disk.
     carried: Vec<PathBuf>,
+    /// Has the disk keep what was written.
+    keep: fn(&Unsynced) -> io::Result<()>,
 }
 
 impl<'a> Round<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, seen: 0, synced: 0, synced_at: Instant::now(), worked_at: Instant::now(), carried: Vec::new() }
+        let now = Instant::now();
+        Self { shared, seen: 0, synced: 0, synced_at: now, worked_at: now, carried: Vec::new(), keep }
     }
 
     fn run(mut self) {
@@ -121,14 +124,15 @@ impl<'a> Round<'a> {
         let unsynced = {
             let mut writer = self.shared.writer();
             if writer.written == self.synced {
+                let doubts = writer.doubts();
                 drop(writer);
-                self.shared.remove(&std::mem::take(&mut self.carried));
+                self.let_go(doubts);
                 return;
             }
             writer.take_unsynced()
         };
         let begun = Instant::now();
-        let done = keep(&unsynced);
+        let done = (self.keep)(&unsynced);
         self.synced_at = Instant::now();
         let shared = self.shared;
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -141,13 +145,20 @@ impl<'a> Round<'a> {
         match done {
             Ok(()) => {
                 shared.synced.send_modify(|synced| *synced = Synced { up_to: unsynced.written, ..*synced });
-                shared.remove(&std::mem::take(&mut self.carried));
+                self.let_go(unsynced.doubts);
             }
             Err(error) => {
                 shared.writer().distrust();
                 shared.synced.send_modify(|synced| synced.broken = unsynced.written);
                 shared.failed(&JournalError::Disk(error));
             }
+        }
+    }
+
+    /// Removes what stands elsewhere; while anything of that is in doubt, the first copies stay.
+    fn let_go(&mut self, doubts: bool) {
+        if !doubts {
+            self.shared.remove(&std::mem::take(&mut self.carried));
         }
     }
 }
@@ -162,4 +173,47 @@ fn keep(unsynced: &Unsynced) -> io::Result<()> {
         std::fs::File::open(folder)?.sync_all()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{self, Kind};
+    use super::super::{JournalConfig, segment};
+    use super::*;
+
+    #[test]
+    fn first_copies_stay_until_all_later_ones_are_on_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shared, _) = Shared::open(folder.path(), &JournalConfig::default(), 1).unwrap();
+        let numbers =
+            || -> Vec<u64> { segment::list(folder.path()).unwrap().into_iter().map(|(number, _)| number).collect() };
+        let entries = CARRIED + 4;
+        for n in 0..entries {
+            let mut begin = Vec::new();
+            record::write(&mut begin, Kind::Begin, 1, |out| out.extend_from_slice(format!("entry {n}").as_bytes()));
+            shared.writer().begin(&begin).unwrap();
+        }
+        let mut round = Round::new(&shared);
+        round.sync();
+        // They move to the second segment, which the disk then does not keep.
+        shared.writer().distrust();
+        round.write();
+        round.write();
+        round.keep = |_| Err(io::Error::other("the disk does not keep it"));
+        round.sync();
+        round.keep = keep;
+        assert_eq!(numbers(), [1, 2]);
+        // Nothing new was written; or not all of them moved on.
+        round.sync();
+        assert_eq!(numbers(), [1, 2]);
+        round.write();
+        round.sync();
+        assert_eq!(numbers(), [1, 2, 3]);
+        round.write();
+        round.sync();
+        assert_eq!(numbers(), [3]);
+        let bytes = std::fs::read(segment::path(folder.path(), 3)).unwrap();
+        let begun = |found: &record::Found<'_>| matches!(found, record::Found::Record(r) if r.kind == Kind::Begin);
+        assert_eq!(record::read(&bytes[segment::HEAD..]).filter(begun).count(), entries);
+    }
 }

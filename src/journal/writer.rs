@@ -85,6 +85,8 @@ pub(super) struct Unsynced {
     pub(super) folder: Option<PathBuf>,
     /// After it, all up to here is on the disk.
     pub(super) written: u64,
+    /// Beside what is needed of segments that are distrusted.
+    pub(super) doubts: bool,
 }
 
 impl Writer {
@@ -254,7 +256,12 @@ impl Writer {
         let mut files = std::mem::take(&mut self.rolled);
         files.extend(self.segments.back().map(|segment| Arc::clone(&segment.file)));
         let folder = std::mem::take(&mut self.folder_changed).then(|| self.folder.clone());
-        Unsynced { files, folder, written: self.written }
+        Unsynced { files, folder, written: self.written, doubts: self.doubts() }
+    }
+
+    /// Whether something that is needed stands in a segment which is distrusted, and nowhere after it yet.
+    pub(super) fn doubts(&self) -> bool {
+        self.segments.iter().any(|segment| segment.suspect && segment.pins > 0)
     }
 
     /// The disk did not take what it was told to keep. After that, a system may say of the
@@ -268,7 +275,7 @@ impl Writer {
     /// Writes what begins unfinished entries of old segments into the last one, so that one
     /// entry that lasts does not keep a segment; at most so many.
     pub(super) fn carry_over(&mut self, most: usize) -> Result<usize, JournalError> {
-        if !self.open && self.segments.iter().any(|segment| segment.suspect && segment.pins > 0) {
+        if !self.open && self.doubts() {
             self.roll(0)?;
         }
         let Some(last) = self.segments.back().map(|segment| segment.number) else { return Ok(0) };
