@@ -177,7 +177,9 @@ impl Gateway {
         B::Error: Into<forward::BoxError>,
     {
         let kind = route.kind;
-        match self.pipeline(request, exchange, &route).instrument(exchange.span().clone()).await {
+        // Boxed: it is large, and each future around it would be moved about with it.
+        let pipeline = Box::pin(self.pipeline(request, exchange, &route));
+        match pipeline.instrument(exchange.span().clone()).await {
             Ok(response) => {
                 exchange.answered(kind.as_str(), "allow", response.status());
                 response

@@ -466,7 +466,7 @@ impl Front {
             Route::MethodNotAllowed { kind, allow } => {
                 own.gateway.refused(method_not_allowed(allow), Some(kind), &exchange.id, None)
             }
-            // Boxed: hyper moves a request's future about, and the governed ones are most.
+            // Boxed, as the governed pipeline is: hyper moves a request's future about.
             Route::ControlPlane => Box::pin(control(own.control.clone(), request.map(Body::new), &exchange)).await,
             Route::Ungoverned => Box::pin(self.ungoverned(request, &exchange)).await,
         }
