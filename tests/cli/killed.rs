@@ -49,6 +49,8 @@ async fn ledger(folder: &Path) -> Vec<(String, String, String)> {
     let mut connection = SqliteConnection::connect(&url).await.unwrap();
     let rows = sqlx::query(r#"SELECT request_id, cost_source, marks FROM "Alchemi_UsageLedgerTable""#);
     let rows = rows.fetch_all(&mut connection).await.unwrap();
+    // Now, and not some time later: it removes files, and the next step moves them.
+    connection.close().await.unwrap();
     rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
