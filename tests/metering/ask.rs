@@ -168,6 +168,16 @@ fn what_steers_the_upstream_is_refused() {
         assert_eq!((problem.status(), problem.code()), (400, "field_not_allowed"));
         assert!(problem.detail().contains(&field));
     }
+    for covered in
+        ["aws_region_name", "azure_ad_token", "a_callback", "input_cost_per_token", "a_cost", "mock_response"]
+    {
+        assert_eq!(code(&json!({"model":"m",covered:1}).to_string()), "field_not_allowed", "{covered}");
+    }
+    for beside in
+        ["", "*", "aws", "xaws_region", "callback", "a_callbacks", "cost", "api_bas", "api_bases", "xapi_base"]
+    {
+        assert!(chat(&json!({"model":"m",beside:1}).to_string()).is_ok(), "{beside}");
+    }
     assert_eq!(code(r#"{"model":"m","api\u005fbase":"http://x"}"#), "field_not_allowed");
     assert_eq!(code(r#"{"model":"m","metadata":{"t\u0061gs":[]}}"#), "field_not_allowed");
     assert_eq!(code(r#"{"model":"m","metadata":"{\"tags\":[]}"}"#), "invalid_field");

@@ -195,6 +195,23 @@ async fn every_case_is_refused_or_read_as_what_it_holds() {
 }
 
 #[tokio::test]
+async fn names_are_tokens_and_values_hold_no_control_character() {
+    let server = Gated::start().await;
+    for byte in 0..=u8::MAX {
+        let with = |before: &str, after: &str| [before.as_bytes(), &[byte], after.as_bytes()].concat();
+        // A second colon is the value's.
+        let in_names = byte == b':' || byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let named = with("GET / HTTP/1.1\r\nHost: h\r\nX", "y: z\r\n\r\n");
+        let answer = exchange(server.address, [&named[..]]).await;
+        assert_eq!(answer.starts_with("HTTP/1.1 200 "), in_names, "{byte:#x} in a name: {answer}");
+        let in_values = byte == b'\t' || !byte.is_ascii_control();
+        let valued = with("GET / HTTP/1.1\r\nHost: h\r\nX: y", "z\r\n\r\n");
+        let answer = exchange(server.address, [&valued[..]]).await;
+        assert_eq!(answer.starts_with("HTTP/1.1 200 "), in_values, "{byte:#x} in a value: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_a_problem_that_says_what_is_wrong() {
     let server = Gated::start().await;
     for (bytes, code, text) in [

@@ -238,13 +238,13 @@ impl Head {
     }
 }
 
-/// Of RFC 9110, section 5.6.2.
+/// Whether it is a token (RFC 9110 section 5.6.2).
 fn is_token(bytes: &[u8]) -> bool {
     let is_part = |byte: &u8| TOKEN.get(usize::from(*byte)) == Some(&true);
     !bytes.is_empty() && bytes.iter().all(is_part)
 }
 
-/// Which bytes a token is made of (RFC 9110 section 5.6.2).
+/// Which bytes are part of one.
 static TOKEN: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
