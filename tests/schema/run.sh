@@ -26,6 +26,8 @@ fi
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+# Who is stopped stops what it has started.
+trap 'trap - INT TERM; kill 0' INT TERM
 cd "$folder"
 
 # All operations as one caller, whose token is in the file of that name, with a gateway and a database of its own.
@@ -35,6 +37,7 @@ as() {
     "$ALCHEMI_BIN" dev --port 0 --data-dir "$home" >"$home.out" 2>"$home.err" &
     gateway=$!
     trap 'kill "$gateway" 2>/dev/null || true; wait "$gateway" 2>/dev/null || true' EXIT
+    trap - INT TERM
     for _ in {1..300}; do
         grep -q 'Ctrl-C stops it' "$home.out" && break
         kill -0 "$gateway" 2>/dev/null || break
@@ -61,16 +64,13 @@ PYTHON
 }
 
 # Beside each other: neither keeps more than one core busy.
-callers=(master.key admin.token)
-for caller in "${callers[@]}"; do
-    (as "$caller" "$@") >"$caller.said" 2>&1 &
+running=()
+for caller in master.key admin.token; do
+    as "$caller" "$@" 2>&1 | sed --unbuffered "s/^/$caller: /" &
+    running+=($!)
 done
 failed=0
-for job in $(jobs -p); do
+for job in "${running[@]}"; do
     wait "$job" || failed=1
-done
-for caller in "${callers[@]}"; do
-    printf '\n-- with %s\n' "$caller"
-    cat "$caller.said"
 done
 exit "$failed"
