@@ -94,13 +94,14 @@ impl Load {
             ends: starts + Duration::from_secs_f64(self.secs),
         });
         let mut connections = JoinSet::new();
+        let opens = Instant::now();
         let pause = (self.rate > 0.0).then(|| Duration::from_secs_f64(self.connections as f64 / self.rate));
         for n in 0..self.connections {
             let connection = Connection::open(self.address, self.stream).await?;
             // Evenly spread: were all to take their turns at once, they would be answered in one go.
             let turns = pause.map(|pause| {
                 let share = n as f64 / self.connections as f64;
-                interval_at((Instant::now() + pause.mul_f64(share)).into(), pause)
+                interval_at((opens + pause.mul_f64(share)).into(), pause)
             });
             connections.spawn_local(connection.run(Rc::clone(&progress), turns));
         }

@@ -1,4 +1,4 @@
-//! What passes under the caller's own upstream key: nothing is injected, metered or refused.
+//! What passes under the caller's own upstream key, where that is allowed: nothing of it is injected or metered.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -45,7 +45,7 @@ impl Gateway {
         }
     }
 
-    /// Under the caller's own upstream credential: nothing is injected, metered or refused.
+    /// Under the caller's own upstream credential, if `passthrough` is on: nothing is injected or metered.
     pub(super) async fn unmanaged(
         &self,
         mut head: Parts,
