@@ -178,6 +178,13 @@ fn what_steers_the_upstream_is_refused() {
     {
         assert!(chat(&json!({"model":"m",beside:1}).to_string()).is_ok(), "{beside}");
     }
+    for covered in ["langfuse_secret_key", "posthog_host", "arize_api_key", "user_api_key_hash"] {
+        let body = json!({"model":"m","metadata":{covered:"x"}});
+        assert_eq!(code(&body.to_string()), "field_not_allowed", "{covered}");
+    }
+    for beside in ["tenant_id", "langfuse_user_id", "dd_trace_id", "api_key_", "workspace_id"] {
+        assert!(chat(&json!({"model":"m","metadata":{beside:"x"}}).to_string()).is_ok(), "{beside}");
+    }
     assert_eq!(code(r#"{"model":"m","api\u005fbase":"http://x"}"#), "field_not_allowed");
     assert_eq!(code(r#"{"model":"m","metadata":{"t\u0061gs":[]}}"#), "field_not_allowed");
     assert_eq!(code(r#"{"model":"m","metadata":"{\"tags\":[]}"}"#), "invalid_field");

@@ -50,6 +50,7 @@ fn what_decides_is_a_single_plain_field() {
         (vec![field("model", "a"), field("tags[]", "t")], "field_not_allowed"),
         (vec![field("model", "a"), field("fallbacks", "[\"b\"]")], "field_not_allowed"),
         (vec![field("model", "a"), field("metadata", "{\"tags\":[]}")], "field_not_allowed"),
+        (vec![field("model", "a"), field("metadata[tags]", "x")], "field_not_allowed"),
         (vec![field("model", "a"), field("metadata", "x")], "invalid_field"),
         (vec![field("model", "a,b")], "invalid_field"),
         (vec![field("model", "a"), field("stream", "yes")], "invalid_field"),

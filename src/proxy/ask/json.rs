@@ -11,7 +11,9 @@ use serde_json::value::RawValue;
 
 use super::references;
 use super::splice::{Edits, Insertion, Limit, UsageEdit};
-use super::{AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, answers_asked, max_output, one_model, shown};
+use super::{
+    AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, answers_asked, max_output, one_model, shown, stands_for,
+};
 use crate::metering::count::{Measure, TextSize};
 use crate::model::usage::RouteKind;
 use crate::policy::{Ask, AskSize};
@@ -299,8 +301,9 @@ fn check_inside(outer: &str, value: Option<&RawValue>, rules: &AskRules) -> Resu
 }
 
 fn check_names(outer: &str, names: &[Cow<'_, str>], rules: &AskRules) -> Result<(), AskError> {
-    match rules.forbidden_in(outer).find(|forbidden| names.iter().any(|name| name == forbidden)) {
-        Some(forbidden) => Err(AskError::FieldNotAllowed(format!("{outer}.{forbidden}").into())),
+    let is_forbidden = |name: &&Cow<'_, str>| rules.forbidden_in(outer).any(|pattern| stands_for(pattern, name));
+    match names.iter().find(is_forbidden) {
+        Some(name) => Err(AskError::FieldNotAllowed(format!("{outer}.{}", shown(name)).into())),
         None => Ok(()),
     }
 }

@@ -39,7 +39,8 @@ pub(super) fn read(
     for part in parts(boundary, body)? {
         // LiteLLM reads `name[]` as `name`.
         let name = part.name.strip_suffix("[]").unwrap_or(part.name);
-        if rules.forbids(name) || name.ends_with("fallbacks") {
+        // It also reads `metadata[name]` as a member of `metadata`.
+        if rules.forbids(name) || name.ends_with("fallbacks") || name.starts_with("metadata[") {
             return Err(AskError::FieldNotAllowed(shown(name)));
         }
         // What is no text would be forwarded without having been screened.
