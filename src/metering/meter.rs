@@ -172,7 +172,10 @@ impl Meter {
                 }
                 // Who reads most of an answer and leaves before its usage pays for what they have got.
                 let got = if whole { 0 } else { u64::try_from(length).unwrap_or(u64::MAX) };
-                let counted = asked(Tokens { input, output: self.metered.count.tokens(got), ..Tokens::default() });
+                // Not all of it is text: no more than was asked for.
+                let most = size.max_output.map_or(u64::MAX, |most| most.saturating_mul(size.answers.max(1)));
+                let output = self.metered.count.tokens(got).min(most);
+                let counted = asked(Tokens { input, output, ..Tokens::default() });
                 (Outcome::Body(status), status, reported, counted, whole)
             }
             Stage::Streamed { status, mut report } => {

@@ -6,12 +6,12 @@ use alchemi::dev::upstream::Failure;
 use alchemi::dev::{Behaviour, DevUpstream};
 use alchemi::metering::price::ModelPrice;
 use http::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::common::gateway::{PATIENCE, upstream_options};
 use crate::common::{Backend, backends};
-use crate::{Stage, chat, int, open, streamed, text};
+use crate::{Stage, chat, int, open, streamed, text, with};
 
 const NEVER: Duration = Duration::from_secs(3_600);
 
@@ -381,13 +381,19 @@ async fn who_leaves_in_the_middle_of_an_answer_pays_for_what_came() {
         config.metering.prices.extend([price()]);
     })
     .await;
-    let mut answer = open(&stage.ada, "/v1/chat/completions", &chat("gpt-4o")).await;
-    let mut got = 0;
-    while got < 8_000 {
-        got += answer.chunk().await.unwrap().unwrap().len();
-    }
-    drop(answer);
+    let leave = async |body: Value| {
+        let mut answer = open(&stage.ada, "/v1/chat/completions", &body).await;
+        let mut got = 0;
+        while got < 8_000 {
+            got += answer.chunk().await.unwrap().unwrap().len();
+        }
+    };
+    leave(chat("gpt-4o")).await;
     let row = &stage.settled(1).await[0];
     assert_eq!((text(row, "cost_source"), text(row, "marks")), ("estimated", "cut"));
     assert!(int(row, "output_tokens") >= 2_000 && int(row, "raw_cost") >= 20_000_000, "{row:?}");
+    // And for no more than was asked for, whatever stands around it.
+    leave(with(with(chat("gpt-4o"), "max_tokens", json!(300)), "n", json!(2))).await;
+    let rows = stage.settled(2).await;
+    assert!(rows.iter().any(|row| int(row, "output_tokens") == 600), "{rows:?}");
 }
