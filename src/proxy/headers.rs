@@ -287,6 +287,8 @@ pub enum Decision {
     Allow,
     /// `allow;code=over_cap`: a budget's cap was passed, and `soft` enforcement lets it.
     OverCap,
+    /// `allow;code=passthrough`: by nobody here; the caller's key is the upstream's to judge.
+    PassThrough,
     /// `deny;code=…`
     Deny(&'static str),
 }
@@ -300,6 +302,7 @@ impl Decision {
         match self {
             Self::Allow => HeaderValue::from_static("allow"),
             Self::OverCap => HeaderValue::from_static("allow;code=over_cap"),
+            Self::PassThrough => HeaderValue::from_static("allow;code=passthrough"),
             Self::Deny(code) => {
                 HeaderValue::from_str(&format!("deny;code={code}")).unwrap_or_else(|_| HeaderValue::from_static("deny"))
             }

@@ -62,7 +62,7 @@ impl Gateway {
         exchange.id.set(&mut head.headers);
         exchange.arrival.forward(&mut head.headers);
         let (mut answer, body) = own.behind.send(Request::from_parts(head, body), None).await?.into_parts();
-        headers::answer(&mut answer.headers, &Leaks::none(), &exchange.id, Decision::Allow);
+        headers::answer(&mut answer.headers, &Leaks::none(), &exchange.id, Decision::PassThrough);
         own.metrics.decided(None, "passthrough");
         tracing::debug!(
             request_id = exchange.id.as_str(),

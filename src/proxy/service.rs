@@ -21,6 +21,7 @@ use super::routes::{Route, method_not_allowed, route};
 use super::{Exchange, Gateway, GatewayParts, wire};
 use crate::context::RequestInfo;
 use crate::id::{IdSource, RandomIds};
+use crate::problem::Problem;
 
 /// Puts identity, context, policy, guardrails, budget and metering in front of a service:
 /// what `alchemi serve` does with an upstream, for a gateway of one's own.
@@ -158,6 +159,16 @@ pub(crate) async fn control(router: Router, mut request: Request<Body>, exchange
         Err(never) => match never {},
     };
     exchange.answered("control", "answered", response.status());
+    if let Some(problem) = response.extensions().get::<Problem>() {
+        tracing::info!(
+            request_id = exchange.id.as_str(),
+            correlation_id = exchange.id.correlation(),
+            kind = "control",
+            status = problem.status(),
+            code = problem.code(),
+            "refused"
+        );
+    }
     exchange.id.set(response.headers_mut());
     response
 }

@@ -111,7 +111,10 @@ async fn logs_say_what_became_of_a_request_and_whose_it_was() {
     };
     let (allowed, refused) = (ask("gpt-4o-mini").await, ask("gpt-4o,gpt-4o-mini").await);
     assert_eq!((allowed.0, refused.0), (200, 400));
-    for id in [&allowed.1, &refused.1] {
+    let nobody = client().get(format!("{}/v1/accounts", target.url)).send().await.unwrap();
+    let (status, nobody) = (nobody.status(), nobody.headers()["x-request-id"].to_str().unwrap().to_owned());
+    assert_eq!(status, 401);
+    for id in [&allowed.1, &refused.1, &nobody] {
         target.serve.says(id);
     }
     target.serve.says("settled");
@@ -137,6 +140,8 @@ async fn logs_say_what_became_of_a_request_and_whose_it_was() {
         (&json!(target.account), &json!(400), &json!("INFO"))
     );
     assert_eq!(refused["code"], "invalid_field");
+    let nobody = line("refused", &nobody);
+    assert_eq!((&nobody["kind"], &nobody["code"]), (&json!("control"), &json!("token_missing")));
     let log = target.serve.err();
     assert!(!log.contains("not for the log") && !log.contains(&target.token), "{log}");
     target.end();

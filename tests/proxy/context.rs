@@ -216,7 +216,8 @@ async fn the_upstreams_own_key_passes_as_it_came_but_for_our_context() {
         let body = if governed { chat("gpt-4o-mini") } else { json!({"model": "dall-e-3", "prompt": "x"}) };
         let request = own.request(Method::POST, path).header("x-alchemi-account-id", "evil").header("cookie", "ui=1");
         let reply = own.send(request.header("x_litellm_tags", "evil").json(&body)).await;
-        assert_eq!((reply.status.as_u16(), reply.header("x-alchemi-decision")), (200, "allow"), "{}", reply.text());
+        let decision = reply.header("x-alchemi-decision");
+        assert_eq!((reply.status.as_u16(), decision), (200, "allow;code=passthrough"), "{}", reply.text());
         let sent = stage.gateway.last_forwarded();
         assert_eq!((sent.method.as_str(), sent.target.as_str()), ("POST", path));
         assert_eq!(sent.json(), Some(body));
