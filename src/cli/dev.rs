@@ -39,11 +39,14 @@ pub(super) struct DevOptions {
     /// Folder of the embedded database and of the printed tokens
     #[arg(long, value_name = "DIR", default_value = "./data/dev")]
     data_dir: PathBuf,
+    /// What is logged: `info` adds a line for each refusal
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "warn")]
+    log: String,
 }
 
 pub(super) fn dev(options: DevOptions) -> Result<(), Failure> {
-    let quiet = LogConfig { filter: "warn".to_owned(), ..LogConfig::default() };
-    let tracing = telemetry::start(&quiet, &TelemetryConfig::default()).map_err(Failure::misconfigured)?;
+    let log = LogConfig { filter: options.log.clone(), ..LogConfig::default() };
+    let tracing = telemetry::start(&log, &TelemetryConfig::default()).map_err(Failure::misconfigured)?;
     let ended = block_on(run(options));
     tracing.stop();
     ended
@@ -71,7 +74,9 @@ async fn run(options: DevOptions) -> Result<(), Failure> {
     let gateway = format!("http://{}", server.address());
     let models = seed::models(&upstream, key.as_deref()).await?;
     let world = seed::plant(&gateway, &master_key, &issuer, &models).await?;
-    let tokens = write_tokens(&options.data_dir, &issuer, &master_key)?;
+    // Lines to paste in any folder.
+    let folder = std::path::absolute(&options.data_dir).map_err(Failure::failed)?;
+    let tokens = write_tokens(&folder, &issuer, &master_key)?;
     say(&introduction(&gateway, &upstream, issuer.url(), &world, &tokens))?;
     stop_signal().await;
     say("")?;
@@ -174,7 +179,7 @@ fn introduction(gateway: &str, upstream: &str, issuer: &str, world: &seed::World
             "  curl -sN {gateway}/v1/chat/completions -H \"Authorization: Bearer $(cat {})\" \\\n    \
              -H 'Content-Type: application/json' \\\n    \
              -d '{{\"model\":\"{model}\",{extra}\"max_tokens\":64,\"messages\":[{{\"role\":\"user\",\"content\":\"Say hello\"}}]}}'",
-            token.display()
+            quoted(token)
         )
     };
     let seed::World { allowed, refused, .. } = world;
@@ -199,8 +204,15 @@ fn introduction(gateway: &str, upstream: &str, issuer: &str, world: &seed::World
         chat(&tokens.ada, allowed, "\"stream\":true,"),
         chat(&tokens.ada, refused, ""),
         chat(&tokens.grace, allowed, ""),
-        tokens.ada.display(),
-        tokens.admin.display(),
-        tokens.operator.display(),
+        quoted(&tokens.ada),
+        quoted(&tokens.admin),
+        quoted(&tokens.operator),
     )
+}
+
+/// A path as a shell reads it back.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

@@ -67,6 +67,9 @@ pub(super) fn verify_audit(config: &Config, only: Option<&str>) -> Result<(), Fa
                 return Err(Failure::failed(format!("nothing was ever audited of an account {only}")));
             }
         }
+        if chains.is_empty() {
+            say("nothing was ever audited")?;
+        }
         let mut broken = 0;
         for account in &chains {
             let mut tx = store.read(&system.over(account.clone())).await.map_err(store_failure)?;

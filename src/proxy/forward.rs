@@ -161,7 +161,7 @@ pub enum UpstreamError {
     #[error("health_path: must start with `/`, such as /health/liveliness")]
     HealthPath,
     /// A key that cannot stand in a header.
-    #[error("api_key: must be visible ASCII characters without spaces")]
+    #[error("the upstream's key must be visible ASCII characters without spaces")]
     ApiKey,
     /// TLS towards the upstream cannot be set up.
     #[error("TLS towards the upstream: {0}")]

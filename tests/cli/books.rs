@@ -31,6 +31,7 @@ async fn migrations_are_applied_once_and_can_be_printed() {
         let applied = done(place.run(&["migrate"]));
         assert!(applied.starts_with("applied 0001_init\n"), "{applied}");
         assert_eq!(done(place.run(&["migrate"])), "nothing to apply\n");
+        assert_eq!(done(place.run(&["audit", "verify"])), "nothing was ever audited\n");
         let name = if matches!(backend, Backend::Sqlite) { "sqlite" } else { "postgres" };
         let sql = done(place.run(&["migrate", "--print", name]));
         assert!(sql.contains(r#"CREATE TABLE IF NOT EXISTS "Alchemi_AccountTable""#), "{sql}");
