@@ -26,8 +26,8 @@ fi
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-# Who is stopped stops what it has started.
-trap 'trap - INT TERM; kill 0' INT TERM
+# What runs in the background does not hear of Ctrl-C.
+trap 'trap - INT; kill 0' INT
 cd "$folder"
 
 # All operations as one caller, whose token is in the file of that name, with a gateway and a database of its own.
@@ -37,7 +37,6 @@ as() {
     "$ALCHEMI_BIN" dev --port 0 --data-dir "$home" >"$home.out" 2>"$home.err" &
     gateway=$!
     trap 'kill "$gateway" 2>/dev/null || true; wait "$gateway" 2>/dev/null || true' EXIT
-    trap - INT TERM
     for _ in {1..300}; do
         grep -q 'Ctrl-C stops it' "$home.out" && break
         kill -0 "$gateway" 2>/dev/null || break
