@@ -179,8 +179,18 @@ async fn what_a_plan_adds_up_to_is_added_up_anew_when_it_may_have_changed() {
             (whole["distributed"].clone(), gateway.store.statements() - before)
         };
         let (sum, first) = ask().await;
-        let (again, then) = ask().await;
-        assert_eq!((&sum, &again), (&json!(50), &json!(50)), "the org's, which the others are part of");
+        assert_eq!(sum, json!(50), "the org's, which the others are part of");
+        // An echo of what was made before may come meanwhile: then it is added up once more.
+        let mut then = first;
+        for _ in 0..100 {
+            let (again, statements) = ask().await;
+            assert_eq!(again, sum);
+            then = statements;
+            if then < first {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         assert_eq!(first - then, 2, "it is known, and only a page is read");
 
         // Of the plan, of the directory, of the account.
