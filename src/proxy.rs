@@ -510,15 +510,7 @@ impl Gateway {
         account: Option<&Id<Account>>,
     ) -> Response<Body> {
         self.0.parts.metrics.decided(kind, problem.code());
-        tracing::info!(
-            request_id = id.as_str(),
-            correlation_id = id.correlation(),
-            account = account.map(Id::as_str),
-            kind = kind.map_or("other", RouteKind::as_str),
-            status = problem.status(),
-            code = problem.code(),
-            "refused"
-        );
+        refusal::log(&problem, kind.map_or("other", RouteKind::as_str), id, account);
         refuse(problem, kind, id)
     }
 }

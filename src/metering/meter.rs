@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 
 use super::charge::{ChargeInputs, Outcome, Unpriced, charge};
-use super::count::CountRules;
+use super::count::{CountRules, output_bound};
 use super::json::{Reported, read_usage, response_id};
 use super::price::PriceBook;
 use super::sse::{SseMeter, StreamReport};
@@ -173,8 +173,7 @@ impl Meter {
                 // Who reads most of an answer and leaves before its usage pays for what they have got.
                 let got = if whole { 0 } else { u64::try_from(length).unwrap_or(u64::MAX) };
                 // Not all of it is text: no more than was asked for.
-                let most = size.max_output.map_or(u64::MAX, |most| most.saturating_mul(size.answers.max(1)));
-                let output = self.metered.count.tokens(got).min(most);
+                let output = self.metered.count.tokens(got).min(output_bound(size, u64::MAX, None));
                 let counted = asked(Tokens { input, output, ..Tokens::default() });
                 (Outcome::Body(status), status, reported, counted, whole)
             }

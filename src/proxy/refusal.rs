@@ -9,8 +9,23 @@ use serde::Serialize;
 
 use super::headers::{Decision, stamp};
 use super::ingress::RequestId;
+use crate::id::Id;
+use crate::model::accounts::Account;
 use crate::model::usage::RouteKind;
 use crate::problem::{Members, Problem};
+
+/// A line for each refusal, on whichever side of the gateway; nothing of what was asked.
+pub(super) fn log(problem: &Problem, kind: &str, id: &RequestId, account: Option<&Id<Account>>) {
+    tracing::info!(
+        request_id = id.as_str(),
+        correlation_id = id.correlation(),
+        account = account.map(Id::as_str),
+        kind,
+        status = problem.status(),
+        code = problem.code(),
+        "refused"
+    );
+}
 
 #[derive(Serialize)]
 struct OpenAi<'a> {

@@ -18,7 +18,7 @@ use super::behind::Behind;
 use super::forward::{BoxError, Outgoing};
 use super::ingress::{self, Peer, RequestId, TrustedProxies};
 use super::routes::{Route, method_not_allowed, route};
-use super::{Exchange, Gateway, GatewayParts, wire};
+use super::{Exchange, Gateway, GatewayParts, refusal, wire};
 use crate::context::RequestInfo;
 use crate::id::{IdSource, RandomIds};
 use crate::problem::Problem;
@@ -160,14 +160,7 @@ pub(crate) async fn control(router: Router, mut request: Request<Body>, exchange
     };
     exchange.answered("control", "answered", response.status());
     if let Some(problem) = response.extensions().get::<Problem>() {
-        tracing::info!(
-            request_id = exchange.id.as_str(),
-            correlation_id = exchange.id.correlation(),
-            kind = "control",
-            status = problem.status(),
-            code = problem.code(),
-            "refused"
-        );
+        refusal::log(problem, "control", &exchange.id, None);
     }
     exchange.id.set(response.headers_mut());
     response
