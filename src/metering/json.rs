@@ -1,9 +1,11 @@
 //! Usage and cost out of a response body, for every kind of route.
 
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::credits::Usd;
@@ -65,8 +67,13 @@ impl From<Tokens> for Reported {
 /// assert_eq!(reported.cost.map(|c| c.nanos()), Some(15_450));
 /// ```
 pub fn read_usage(kind: RouteKind, body: &[u8]) -> Reported {
-    let Ok(body) = serde_json::from_slice::<Body<'_>>(body) else { return Reported::default() };
-    let mut reported = body.usage.and_then(Usage::parse).map(|usage| usage.reported(kind)).unwrap_or_default();
+    // Text is not checked again for each value in it. What is no text is read as far as it is JSON.
+    let read = match std::str::from_utf8(body) {
+        Ok(text) => serde_json::from_str::<Body<'_>>(text),
+        Err(_) => serde_json::from_slice(body),
+    };
+    let Ok(body) = read else { return Reported::default() };
+    let mut reported = body.usage.map(|usage| usage.reported(kind)).unwrap_or_default();
     match kind {
         RouteKind::Images => {
             reported.images = body.data.and_then(|raw| serde_json::from_str::<Elements>(raw.get()).ok()).map(|e| e.0);
@@ -88,8 +95,8 @@ pub fn read_usage(kind: RouteKind, body: &[u8]) -> Reported {
 
 #[derive(Deserialize)]
 struct Body<'a> {
-    #[serde(borrow)]
-    usage: Option<&'a RawValue>,
+    #[serde(default, deserialize_with = "object")]
+    usage: Option<Usage>,
     #[serde(borrow)]
     meta: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -143,10 +150,10 @@ pub(crate) struct Usage {
     cache_read_input_tokens: Option<u64>,
     #[serde(deserialize_with = "lenient")]
     cache_creation_input_tokens: Option<u64>,
-    #[serde(alias = "input_tokens_details", alias = "input_token_details", deserialize_with = "or_default")]
-    prompt_tokens_details: Details,
-    #[serde(alias = "output_tokens_details", alias = "output_token_details", deserialize_with = "or_default")]
-    completion_tokens_details: Details,
+    #[serde(alias = "input_tokens_details", alias = "input_token_details", deserialize_with = "object")]
+    prompt_tokens_details: Option<Details>,
+    #[serde(alias = "output_tokens_details", alias = "output_token_details", deserialize_with = "object")]
+    completion_tokens_details: Option<Details>,
     #[serde(deserialize_with = "cost")]
     cost: Option<Usd>,
     #[serde(deserialize_with = "duration")]
@@ -193,7 +200,8 @@ impl Usage {
     }
 
     fn tokens(&self, kind: RouteKind) -> Option<Tokens> {
-        let (input_details, output_details) = (&self.prompt_tokens_details, &self.completion_tokens_details);
+        let input_details = self.prompt_tokens_details.unwrap_or_default();
+        let output_details = self.completion_tokens_details.unwrap_or_default();
         let cached = input_details.cached_tokens.or(self.cache_read_input_tokens).unwrap_or(0);
         let cache_creation = input_details.cache_creation_tokens.or(self.cache_creation_input_tokens).unwrap_or(0);
         let output = self.completion_tokens.or(self.output_tokens);
@@ -262,9 +270,41 @@ pub(crate) fn count(text: &str) -> Option<u64> {
     count.filter(|count| *count <= MOST)
 }
 
-fn or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Details, D::Error> {
-    let raw = <&RawValue>::deserialize(deserializer)?;
-    Ok(serde_json::from_str(raw.get()).unwrap_or_default())
+/// An object of this shape; anything else is as if absent.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    struct Object<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = Option<T>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("anything")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(Some)
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(None)
+        }
+        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+    deserializer.deserialize_any(Object(PhantomData))
 }
 
 fn cost<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Usd>, D::Error> {

@@ -11,6 +11,7 @@
 //!    fallbacks. What steers the upstream in another way is refused.
 //! 4. The body is never written anew: a change is spliced into the caller's bytes.
 
+mod forbidden;
 mod json;
 mod multipart;
 mod references;
@@ -20,6 +21,7 @@ mod texts;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use self::forbidden::ForbiddenFields;
 pub use self::splice::{Splice, splice};
 pub use self::texts::Texts;
 use crate::metering::count::CountRules;
@@ -45,178 +47,14 @@ fn answers_asked(field: &'static str, asked: u64) -> Result<u64, AskError> {
 }
 
 /// What a body may hold and how its size is counted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AskRules {
     /// Members that are refused wherever they would steer the upstream around the
-    /// policy: in the outer object and in fallbacks; with `metadata.` in front, in `metadata`,
-    /// and likewise with `prompt.` and `tools.`, in `prompt` and in each of `tools`. A `*` at the
-    /// start or the end of a name stands for anything.
-    pub forbidden_fields: Vec<String>,
+    /// policy.
+    pub forbidden_fields: ForbiddenFields,
     /// How text becomes tokens.
     pub count: CountRules,
-}
-
-impl Default for AskRules {
-    fn default() -> Self {
-        let forbidden = [
-            // Where the upstream sends the request, with what, and with whose credential.
-            "api_base",
-            "base_url",
-            "api_key",
-            "api_version",
-            "custom_llm_provider",
-            "organization",
-            "headers",
-            "extra_headers",
-            "provider_specific_header",
-            "proxy_server_request",
-            "ssl_verify",
-            "use_ssl",
-            "deployment_url",
-            "region_name",
-            "client_id",
-            "client_secret",
-            "tenant_id",
-            "*workspace_id",
-            "anthropic-workspace-id",
-            "*_api_key",
-            "agentcore_*",
-            "aws_*",
-            "azure_*",
-            "bedrock_*",
-            "fireworks_*",
-            "nvcf_*",
-            "s3_*",
-            "sagemaker_*",
-            "vertex_*",
-            "metadata.api_base",
-            "metadata.base_url",
-            "metadata.*_api_key",
-            // The upstream's own settings.
-            "litellm_*",
-            "user_config",
-            "router_settings_override",
-            "policies",
-            "guardrails",
-            "metadata.guardrails",
-            "disable_global_*",
-            "metadata.disable_global_guardrail",
-            "metadata.disable_global_guardrails",
-            "user_api_key_*",
-            "metadata.user_api_key_*",
-            "rust",
-            // Where it logs what is asked and answered, and whether.
-            "callbacks",
-            "*_callback",
-            "arize_*",
-            "braintrust_*",
-            "dd_*",
-            "gcs_*",
-            "humanloop_*",
-            "langfuse_*",
-            "langsmith_*",
-            "lunary_*",
-            "newrelic_*",
-            "phoenix_*",
-            "posthog_*",
-            "signoz_*",
-            "slack_*",
-            "wandb_*",
-            "weave_*",
-            "no-log",
-            "no_log",
-            "turn_off_message_logging",
-            "metadata.arize_space_*",
-            "metadata.braintrust_*",
-            "metadata.dd_agent_*",
-            "metadata.dd_site",
-            "metadata.gcs_*",
-            "metadata.langfuse_host",
-            "metadata.langfuse_public_key",
-            "metadata.langfuse_secret*",
-            "metadata.langsmith_base_url",
-            "metadata.langsmith_project",
-            "metadata.langsmith_tenant_id",
-            "metadata.lunary_public_key",
-            "metadata.newrelic_region",
-            "metadata.phoenix_project_name",
-            "metadata.posthog_*",
-            "metadata.signoz_*",
-            "metadata.slack_webhook_url",
-            "metadata.turn_off_message_logging",
-            "metadata.weave_project_id",
-            // Which model it runs. `extra_body` is merged over the body on its way to the provider.
-            "model_list",
-            "models",
-            "model_id",
-            "model_info",
-            "base_model",
-            "context_window_fallback_dict",
-            "default_fallbacks",
-            "specific_deployment",
-            "num_retries",
-            "deployment_id",
-            "azure",
-            "extra_body",
-            "additional_drop_params",
-            "drop_params",
-            "mock_*",
-            "prompt_id",
-            // What it costs, and whom it charges.
-            "*_cost*",
-            "tiered_pricing",
-            "tags",
-            "metadata.tags",
-            // Its use is reported only after the answer.
-            "background",
-            // Stored state of the upstream that alchemi cannot tell the owner of.
-            "conversation",
-            "prompt.id",
-            "vector_store_ids",
-            "container",
-            "file_ids",
-            "file_id",
-            "item_reference",
-            "tools.vector_store_ids",
-            "tools.file_ids",
-            // Servers that the upstream calls, or its own ones, beside the connections that are granted.
-            "mcp_servers",
-            "tools.server_url",
-            "tools.connector_id",
-            // Models beside the one that is asked for.
-            "tools.model",
-            "moderation.model",
-            "plugins",
-        ];
-        Self { forbidden_fields: forbidden.map(str::to_owned).to_vec(), count: CountRules::default() }
-    }
-}
-
-impl AskRules {
-    fn forbids(&self, field: &str) -> bool {
-        self.forbidden_fields.iter().any(|forbidden| stands_for(forbidden, field))
-    }
-
-    /// What is forbidden inside of the outer member `outer`.
-    fn forbidden_in(&self, outer: &str) -> impl Iterator<Item = &str> {
-        self.forbidden_fields.iter().filter_map(move |field| field.strip_prefix(outer)?.strip_prefix('.'))
-    }
-}
-
-/// Whether `pattern` is the name, or stands for it by a `*` at its start or its end.
-fn stands_for(pattern: &str, name: &str) -> bool {
-    let begins = pattern.as_bytes().first();
-    // Nearly every name differs from nearly every pattern at once.
-    if begins != Some(&b'*') && begins != name.as_bytes().first() {
-        return false;
-    }
-    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
-        (None, None) => pattern == name,
-        (None, Some(start)) => name.starts_with(start),
-        (Some(end), None) => name.ends_with(end),
-        (Some(_), Some(_)) => name.contains(pattern.trim_matches('*')),
-    }
 }
 
 /// A request's body, understood.

@@ -179,15 +179,7 @@ impl ContextHeaders<'_> {
             return;
         }
         headers.remove(TRACESTATE);
-        // Trace id: the request's, which is a UUID; parent id: its second half, the last two groups.
-        let groups = || self.request_id.as_str().split('-').map(str::as_bytes);
-        let mut value = Vec::with_capacity(55);
-        value.extend_from_slice(b"00-");
-        groups().for_each(|group| value.extend_from_slice(group));
-        value.push(b'-');
-        groups().skip(3).for_each(|group| value.extend_from_slice(group));
-        value.extend_from_slice(b"-00");
-        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        if let Ok(value) = HeaderValue::from_bytes(&self.request_id.traceparent()) {
             headers.insert(TRACEPARENT, value);
         }
     }

@@ -38,6 +38,7 @@ pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id
 /// The id of one request: UUIDv7 text, and beside it the client's own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RequestId {
+    uuid: uuid::Uuid,
     text: Arc<str>,
     value: HeaderValue,
     correlation: Option<HeaderValue>,
@@ -47,9 +48,10 @@ impl RequestId {
     /// A fresh one.
     pub fn new(ids: &dyn IdSource, now: Timestamp) -> Self {
         let mut buffer = uuid::Uuid::encode_buffer();
-        let text: &str = ids.uuid(now).hyphenated().encode_lower(&mut buffer);
+        let uuid = ids.uuid(now);
+        let text: &str = uuid.hyphenated().encode_lower(&mut buffer);
         let value = HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"));
-        Self { text: Arc::from(text), value, correlation: None }
+        Self { uuid, text: Arc::from(text), value, correlation: None }
     }
 
     /// With the id that the client gave it.
@@ -79,6 +81,14 @@ impl RequestId {
     /// Its text, shared.
     pub fn text(&self) -> Arc<str> {
         Arc::clone(&self.text)
+    }
+
+    /// As a `traceparent` (W3C Trace Context, section 3.2): the trace id is this id, the parent id its second half.
+    pub fn traceparent(&self) -> [u8; 55] {
+        let mut value = *b"00-tttttttttttttttttttttttttttttttt-pppppppppppppppp-00";
+        self.uuid.simple().encode_lower(&mut value[3..35]);
+        value.copy_within(19..35, 36);
+        value
     }
 
     /// As the value of `x-request-id`.

@@ -87,8 +87,12 @@ async fn servers_and_stored_prompts_are_not_the_callers_to_name() {
     }
     assert_eq!(stage.gateway.forwarded(), []);
     // An operator can choose otherwise.
-    let open =
-        stage.gateway.beside(|config| config.ask.forbidden_fields.retain(|field| field != "tools.server_url")).await;
+    let open = stage.gateway.beside(|config| {
+        let mut fields = config.ask.forbidden_fields.patterns().to_vec();
+        fields.retain(|field| field != "tools.server_url");
+        config.ask.forbidden_fields = fields.into();
+    });
+    let open = open.await;
     stage.ada.at(open.url()).post("/v1/responses", with(response, "tools", mcp)).await.ok();
 }
 

@@ -11,9 +11,7 @@ use serde_json::value::RawValue;
 
 use super::references;
 use super::splice::{Edits, Insertion, Limit, UsageEdit};
-use super::{
-    AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, answers_asked, max_output, one_model, shown, stands_for,
-};
+use super::{AskError, AskRules, MAX_FALLBACKS, ParsedAsk, agreed_model, answers_asked, max_output, one_model, shown};
 use crate::metering::count::{Measure, TextSize};
 use crate::model::usage::RouteKind;
 use crate::policy::{Ask, AskSize};
@@ -170,7 +168,7 @@ struct Scan<'a, 'r> {
 
 impl<'a> Scan<'a, '_> {
     fn admit(&self, name: &str) -> Result<(), AskError> {
-        if self.rules.forbids(name) {
+        if self.rules.forbidden_fields.hold(name) {
             return Err(AskError::FieldNotAllowed(shown(name)));
         }
         if self.fields.names.iter().any(|known| known == name) {
@@ -295,14 +293,13 @@ pub(super) fn check_metadata(json: &str, rules: &AskRules) -> Result<(), AskErro
 
 /// Refuses what is forbidden in an object, or in the objects of a list.
 fn check_inside(outer: &str, value: Option<&RawValue>, rules: &AskRules) -> Result<(), AskError> {
-    let Some(value) = value.filter(|_| rules.forbidden_in(outer).next().is_some()) else { return Ok(()) };
+    let Some(value) = value.filter(|_| rules.forbidden_fields.reach_into(outer)) else { return Ok(()) };
     let items = serde_json::from_str(value.get()).unwrap_or_else(|_| vec![value]);
     items.into_iter().filter_map(|item| names(item.get())).try_for_each(|names| check_names(outer, &names, rules))
 }
 
 fn check_names(outer: &str, names: &[Cow<'_, str>], rules: &AskRules) -> Result<(), AskError> {
-    let is_forbidden = |name: &&Cow<'_, str>| rules.forbidden_in(outer).any(|pattern| stands_for(pattern, name));
-    match names.iter().find(is_forbidden) {
+    match names.iter().find(|name| rules.forbidden_fields.hold_inside(outer, name)) {
         Some(name) => Err(AskError::FieldNotAllowed(format!("{outer}.{}", shown(name)).into())),
         None => Ok(()),
     }
@@ -342,7 +339,7 @@ fn collect_models(value: &Value, rules: &AskRules, models: &mut Vec<String>) -> 
         Value::Array(items) => items.iter().try_for_each(|item| collect_models(item, rules, models)),
         Value::Object(members) => members.iter().try_for_each(|(name, member)| {
             // A prompt or a tool in a fallback would pass unseen by estimate and guardrails.
-            if rules.forbids(name) || matches!(name.as_str(), "messages" | "input" | "prompt" | "tools") {
+            if rules.forbidden_fields.hold(name) || matches!(name.as_str(), "messages" | "input" | "prompt" | "tools") {
                 return Err(AskError::FieldNotAllowed(format!("fallbacks.{}", shown(name)).into()));
             }
             match (name.as_str(), member) {

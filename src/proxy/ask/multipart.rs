@@ -40,7 +40,7 @@ pub(super) fn read(
         // LiteLLM reads `name[]` as `name`.
         let name = part.name.strip_suffix("[]").unwrap_or(part.name);
         // It also reads `metadata[name]` as a member of `metadata`.
-        if rules.forbids(name) || name.ends_with("fallbacks") || name.starts_with("metadata[") {
+        if rules.forbidden_fields.hold(name) || name.ends_with("fallbacks") || name.starts_with("metadata[") {
             return Err(AskError::FieldNotAllowed(shown(name)));
         }
         // What is no text would be forwarded without having been screened.

@@ -2,6 +2,9 @@
 //! items of stored responses. It keeps all of them under the one credential of the gateway, so that
 //! an id would be enough to read another tenant's.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -24,7 +27,9 @@ struct Contents {
 /// # Errors
 /// [`AskError::FieldNotAllowed`].
 pub(super) fn check(kind: RouteKind, body: &str, tools: Option<&RawValue>, rules: &AskRules) -> Result<(), AskError> {
-    if let Some(tools) = tools.filter(|tools| tools.get().contains("container") && rules.forbids("container")) {
+    if let Some(tools) =
+        tools.filter(|tools| tools.get().contains("container") && rules.forbidden_fields.hold("container"))
+    {
         let tools: Value = serde_json::from_str(tools.get()).unwrap_or_default();
         check_containers(&tools)?;
     }
@@ -32,13 +37,13 @@ pub(super) fn check(kind: RouteKind, body: &str, tools: Option<&RawValue>, rules
         return Ok(());
     }
     let Ok(Contents { messages, input }) = serde_json::from_str(body) else { return Ok(()) };
-    if kind == RouteKind::Responses && rules.forbids("item_reference") {
+    if kind == RouteKind::Responses && rules.forbidden_fields.hold("item_reference") {
         let items = input.as_array().map(Vec::as_slice).unwrap_or_default();
         if items.iter().any(is_item_reference) {
             return Err(AskError::FieldNotAllowed("input.item_reference".into()));
         }
     }
-    if rules.forbids("file_id") && (names_a_file("", &messages) || names_a_file("", &input)) {
+    if rules.forbidden_fields.hold("file_id") && (names_a_file("", &messages) || names_a_file("", &input)) {
         return Err(AskError::FieldNotAllowed("file_id".into()));
     }
     Ok(())
@@ -47,8 +52,10 @@ pub(super) fn check(kind: RouteKind, body: &str, tools: Option<&RawValue>, rules
 /// Most bodies hold nothing of the kind, and are read once alone. A name may be written with escapes;
 /// an item of a response is a reference also if it says nothing but its id.
 fn may_refer(kind: RouteKind, body: &str) -> bool {
-    let holds = |part: &str| memchr::memmem::find(body.as_bytes(), part.as_bytes()).is_some();
-    holds("file_id") || holds("\\u00") || (kind == RouteKind::Responses && holds("\"id\""))
+    static SIGNS: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| ["file_id", "\\u00", "\"id\""].map(Finder::new));
+    let [file, escape, id] = &*SIGNS;
+    let holds = |sign: &Finder<'_>| sign.find(body.as_bytes()).is_some();
+    holds(file) || holds(escape) || (kind == RouteKind::Responses && holds(id))
 }
 
 /// A container of one's own is made by the way; one that is named is somebody's.
