@@ -10,34 +10,35 @@
 //! what was used is added in one transaction, batched by the settler that reads
 //! the other end of the [`Outbox`].
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::mpsc;
 
-use crate::clock::{SharedClock, Timestamp};
+use crate::clock::SharedClock;
 use crate::context::{Granted, Tenant};
 use crate::credits::{Credits, Usd};
 use crate::id::Id;
-use crate::journal::{Entry, Journal, JournalError};
+use crate::journal::{Journal, JournalError};
 use crate::model::accounts::Account;
 use crate::model::usage::{CostSource, RouteKind, Tokens};
 use crate::policy::budget::{Drawn, Link, scarce, shortage};
 use crate::policy::{Denial, Permit};
 use crate::problem::Problem;
-use crate::store::ledger::{Counter, Hold, Settlement};
+use crate::store::ledger::{Counter, Hold};
 use crate::store::{Store, StoreError};
 
 pub mod lease;
+mod outbox;
 pub mod record;
 pub mod rules;
 mod ticket;
 
 pub use crate::model::budgets::Enforcement;
 use lease::{LeaseConfig, Leases, PATIENCE_WITH_OTHERS};
+pub use outbox::{Finished, Outbox, Receipt};
+use outbox::{How, LiveRow, LiveRows};
 use ticket::Ticket;
 
 /// How allocations are enforced.
@@ -76,90 +77,6 @@ impl Default for AllocationConfig {
             max_waiting: 100_000,
             leases: LeaseConfig::default(),
         }
-    }
-}
-
-/// The near end of the queue that the settler drains.
-#[derive(Debug, Clone)]
-pub struct Outbox {
-    sender: mpsc::UnboundedSender<Finished>,
-    waiting: Arc<AtomicUsize>,
-}
-
-impl Outbox {
-    /// The two ends, and what counts the requests that are not in the ledger: whoever drains
-    /// the queue takes from it what is written.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Finished>, Arc<AtomicUsize>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        (Self { sender, waiting: Arc::clone(&waiting) }, receiver, waiting)
-    }
-
-    fn send(&self, finished: Finished) -> bool {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let sent = self.sender.send(finished).is_ok();
-        if !sent {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
-        sent
-    }
-}
-
-/// A request that is over. What the ledger needs is worked out by the settler, off
-/// the path of requests.
-#[derive(Debug)]
-pub struct Finished(How);
-
-#[derive(Debug)]
-enum How {
-    Settled { ticket: Box<Ticket>, bill: Bill, at: Timestamp },
-    Abandoned(Box<Settlement>),
-}
-
-/// What a finished request keeps until it is in the ledger: its entry in the journal, and its
-/// reservation's row from being taken for abandoned.
-#[derive(Debug, Default)]
-pub struct Receipt {
-    /// To be released then.
-    pub entry: Entry,
-    _row: Option<LiveRow>,
-}
-
-impl Finished {
-    /// What is written for it.
-    pub fn settlement(self) -> (Settlement, Receipt) {
-        match self.0 {
-            How::Settled { ticket, bill, at } => ticket.settlement(bill, at),
-            How::Abandoned(settlement) => (*settlement, Receipt::default()),
-        }
-    }
-}
-
-/// Reservations with a row whose requests this process has: they are renewed.
-#[derive(Debug, Default)]
-struct LiveRows(Mutex<HashSet<Arc<str>>>);
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-struct LiveRow {
-    request_id: Arc<str>,
-    rows: Arc<LiveRows>,
-}
-
-impl LiveRows {
-    fn insert(self: &Arc<Self>, request_id: &Arc<str>) -> LiveRow {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(request_id));
-        LiveRow { request_id: Arc::clone(request_id), rows: Arc::clone(self) }
-    }
-
-    fn ids(&self) -> Vec<Arc<str>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
-    }
-}
-
-impl Drop for LiveRow {
-    fn drop(&mut self) {
-        self.rows.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request_id);
     }
 }
 

@@ -14,6 +14,7 @@
 //! A user who loses a role here is cut off: tokens that still say so are refused.
 
 mod apply;
+mod outcome;
 mod remote;
 
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-pub use self::apply::{Did, Outcome, Why};
+pub use self::outcome::{Did, Outcome, Why};
 pub use self::remote::{Remote, UserLookup};
 use crate::clock::Timestamp;
 use crate::context::{Granted, Tenant};

@@ -15,24 +15,22 @@ use http::{Request, Response, header};
 use http_body_util::{BodyExt, Limited};
 use tracing::Instrument;
 
-use crate::allocation::rules::{Epoch, RuleBook, Subject, without_account};
 use crate::allocation::{Admission, Allocations};
 use crate::clock::{SharedClock, Timestamp};
-use crate::context::{Context, Domain};
 use crate::id::Id;
-use crate::identity::Verified;
 use crate::layer::headers::{Bearer, RequestHeaders};
 use crate::layer::{Authenticator, Credential};
 use crate::metering::meter::{Meter, Metered};
 use crate::model::accounts::Account;
 use crate::model::usage::RouteKind;
 use crate::plugin::Guardrail;
-use crate::policy::{self, Companions, Denial, Permit, Rules, decide};
+use crate::policy::{self, Companions, Denial, Permit, decide};
 use crate::problem::Problem;
 
 pub mod ask;
 pub mod balance;
 pub mod behind;
+mod caller;
 pub mod catalogue;
 pub mod config;
 mod exchange;
@@ -53,11 +51,12 @@ pub mod wire;
 
 use ask::ParsedAsk;
 use behind::Behind;
+use caller::{Caller, CallerKey};
 use catalogue::Catalogue;
 use config::GatewayConfig;
 pub use exchange::Exchange;
 use forward::{Deadlined, ForwardError, Outgoing};
-use headers::{CallerFacts, CallerHeaders, ContextHeaders, Decision};
+use headers::{ContextHeaders, Decision};
 use ingress::RequestId;
 use metered::MeteredBody;
 use metrics::GatewayMetrics;
@@ -111,47 +110,6 @@ pub struct Gateway(Arc<Shared>);
 struct Shared {
     parts: GatewayParts,
     callers: moka::sync::Cache<CallerKey, Arc<Caller>, foldhash::fast::RandomState>,
-}
-
-/// Which caller: a verified token (by its place in memory, which the entry keeps
-/// alive) and what the request's headers ask for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct CallerKey {
-    verified: usize,
-    account: Option<Box<str>>,
-    team: Option<Box<str>>,
-    agent: Option<Box<str>>,
-    connection: Option<Box<str>>,
-    domain: Option<Domain>,
-}
-
-/// Everything about a caller that outlives one request.
-#[derive(Debug)]
-struct Caller {
-    _verified: Option<Arc<Verified>>,
-    context: Context,
-    rules: Arc<Rules>,
-    headers: CallerHeaders,
-    epoch: Epoch,
-    /// At which state of all bindings the account was found.
-    bindings: u64,
-}
-
-impl Caller {
-    fn facts<'a>(context: &'a Context, rules: &'a Rules) -> CallerFacts<'a> {
-        let place = &rules.placement;
-        CallerFacts {
-            account_id: rules.account.as_str(),
-            subject: &context.actor().subject,
-            roles: context.roles(),
-            scopes: context.scopes(),
-            product_domains: context.product_domains().names(),
-            domain: rules.domain,
-            org_id: place.org.as_ref().map(AsRef::as_ref),
-            team_id: place.team.as_ref().map(AsRef::as_ref),
-            user_id: place.user.as_ref().map(AsRef::as_ref),
-        }
-    }
 }
 
 impl Gateway {
@@ -237,66 +195,6 @@ impl Gateway {
             headers::explain(answer.headers_mut(), &trace);
         }
         Ok(answer)
-    }
-
-    /// Who calls and what holds for them; from the cache when nothing has changed.
-    async fn caller(&self, credential: Credential, asked: &RequestHeaders) -> Result<Arc<Caller>, Problem> {
-        let Shared { parts, callers } = &*self.0;
-        let verified = match &credential {
-            Credential::Token(verified) => Some(Arc::clone(verified)),
-            _ => None,
-        };
-        let rules = parts.authenticator.rules();
-        let key = verified.as_ref().map(|verified| CallerKey {
-            verified: Arc::as_ptr(verified).addr(),
-            account: asked.account_id.clone(),
-            team: asked.team_id.clone(),
-            agent: asked.agent_id.clone(),
-            connection: asked.connection_id.clone(),
-            domain: asked.domain,
-        });
-        if let Some(known) = key.as_ref().and_then(|key| callers.get(key))
-            && rules.is_current(&known.rules.account, known.epoch)
-            && rules.bindings_epoch() == known.bindings
-            && known.rules.chain.holds_at(parts.clock.now())
-        {
-            return Ok(known);
-        }
-        let caller = Arc::new(Box::pin(self.establish(&credential, verified, asked, rules)).await?);
-        if let Some(key) = key {
-            callers.insert(key, Arc::clone(&caller));
-        }
-        Ok(caller)
-    }
-
-    async fn establish(
-        &self,
-        credential: &Credential,
-        verified: Option<Arc<Verified>>,
-        asked: &RequestHeaders,
-        book: &RuleBook,
-    ) -> Result<Caller, Problem> {
-        let own = &self.0.parts;
-        // Before the look-ups: what changes meanwhile makes the entry stale.
-        let bindings = book.bindings_epoch();
-        let established = own.authenticator.establish(credential, asked.account_id.as_deref()).await?;
-        let context = established.context;
-        let account = context.account().cloned().ok_or_else(|| without_account(context.is_super_admin()))?;
-        let domain = asked.domain.or_else(|| context.product_domains().only()).unwrap_or(own.config.domain_default);
-        let team = asked.team_id.as_deref().map(str::parse).transpose();
-        let team = team.map_err(|_| Problem::bad_request("invalid_header", "x-alchemi-team-id is not an id"))?;
-        // What cannot be an id is the id of nothing.
-        let agent = asked.agent_id.as_deref().map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
-        let connection = asked.connection_id.as_deref().map(|id| id.parse().unwrap_or_else(|_| Id::nobody()));
-        let mut epoch = book.epoch(&account);
-        let subject = Subject { account, domain, actor: context.actor().clone(), team, agent, connection };
-        let mut rules = book.rules(&subject).await?;
-        if own.config.jit && rules.placement.user.is_none() && book.enrol(&context, &subject).await {
-            epoch = book.epoch(&subject.account);
-            rules = book.rules(&subject).await?;
-        }
-        let headers = Caller::facts(&context, &rules).headers(own.config.litellm);
-        Ok(Caller { _verified: verified, context, rules, headers, epoch, bindings })
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B, exchange: &Exchange) -> Result<Bytes, Problem>

@@ -6,10 +6,11 @@ use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Map, Value};
 
+use super::caller::Caller;
 use super::forward::{Deadlined, Outgoing};
 use super::headers::{self, Decision};
 use super::routes::Governed;
-use super::{Caller, Exchange, Gateway};
+use super::{Exchange, Gateway};
 use crate::layer::headers::RequestHeaders;
 use crate::problem::Problem;
 

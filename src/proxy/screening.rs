@@ -9,8 +9,9 @@ pub(super) mod answer;
 mod stream;
 mod texts;
 
+use super::Gateway;
 use super::ask::{ParsedAsk, Texts};
-use super::{Caller, Gateway};
+use super::caller::Caller;
 use crate::plugin::Screened;
 use crate::policy::Permit;
 use crate::policy::guardrails::{Finding, Guardrails};

@@ -3,14 +3,14 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, find, from_columns, hold, list, on, push_in, push_scopes, remove, run};
+use super::{Result, Tx, columns, find, from_columns, hold, list, on, push_in, push_scopes, remove, run};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::agents::{Agent, AgentGrant, AgentVisibility};
 use crate::model::guardrails::GuardrailPreset;
 use crate::model::scope::Scope;
 
-dialect::stored_as_name!(AgentVisibility);
+columns::stored_as_name!(AgentVisibility);
 
 from_columns! {
     Agent { id, account_id, name, description, definition_json, visibility, created_by, created_at, updated_at, version }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::policies::{json, read};
-use super::{Result, StoreError, Tx, dialect, from_columns, list, of_accounts, on, run};
+use super::{Result, StoreError, Tx, columns, from_columns, list, of_accounts, on, run};
 use crate::clock::Timestamp;
 use crate::context::{Platform, Tenant};
 use crate::id::Id;
@@ -14,7 +14,7 @@ use crate::model::alerts::{AlertDelivery, AlertEvent, AlertWebhook, DeliveryStat
 use crate::model::scope::{Scope, ScopeType};
 use crate::secret::Sealed;
 
-dialect::stored_as_name!(AlertEvent, DeliveryState);
+columns::stored_as_name!(AlertEvent, DeliveryState);
 
 struct WebhookRow {
     account_id: Id<Account>,

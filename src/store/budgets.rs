@@ -1,7 +1,7 @@
 //! Account allocations, plans, their allocations and overrides, and renewals.
 
 use super::changes::ChangeKind;
-use super::dialect::stored_as_name;
+use super::columns::stored_as_name;
 use super::page::{Page, Slice};
 use super::{Result, Tx, find, from_columns, list, on, remove, run};
 use crate::context::{Platform, Tenant};

@@ -4,7 +4,7 @@ use super::changes::ChangeKind;
 use super::page::{Page, Slice};
 use super::policies::{json, read};
 use super::secrets::sealed;
-use super::{Result, StoreError, Tx, dialect, find, from_columns, hold, list, on, remove, run};
+use super::{Result, StoreError, Tx, columns, find, from_columns, hold, list, on, remove, run};
 use crate::clock::Timestamp;
 use crate::context::Tenant;
 use crate::id::Id;
@@ -12,7 +12,7 @@ use crate::model::accounts::Account;
 use crate::model::connections::{Connection, ConnectionGrant, ConnectionType, CredentialVisibility, Masked};
 use crate::model::scope::Scope;
 
-dialect::stored_as_name!(ConnectionType, CredentialVisibility);
+columns::stored_as_name!(ConnectionType, CredentialVisibility);
 
 struct ConnectionRow {
     account_id: Id<Account>,

@@ -6,8 +6,7 @@
 //! each other in a circle. What is open in a lease's row is `leased` in each of its
 //! counters.
 //!
-//! Which holders live is found out by watching their rows ([`Holder`]): one machine's
-//! clock is never compared with another's alone.
+//! Who holds them, and whether they live, is [`holders`]'s to know.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -25,6 +24,9 @@ use crate::model::budgets::{day_of, zone_of};
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::usage::{CostSource, CounterKey, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens};
 use crate::policy::budget::Link;
+
+pub mod holders;
+pub use holders::Holder;
 
 /// A slice of a chain's credits.
 #[derive(Debug, Clone, Copy)]
@@ -62,17 +64,6 @@ pub enum LostLease {
     /// They are free again.
     Release,
 }
-
-/// A process that takes leases, and is not fenced.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its id.
-    pub holder: String,
-    /// Until when it has said that it lives, by its own clock: another value each time.
-    pub expires_at: Timestamp,
-}
-
-from_columns! { Holder { holder, expires_at } }
 
 /// A lease whose holder was fenced.
 #[derive(Debug, Clone)]
@@ -239,80 +230,6 @@ impl Tx<Tenant> {
 }
 
 impl Tx<Platform> {
-    /// Notes a process that will take leases.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn insert_lease_holder(&mut self, holder: &str, expires_at: Timestamp) -> Result<()> {
-        run!(
-            self,
-            r#"INSERT INTO "Alchemi_LeaseHolderTable" (holder, started_at, expires_at) VALUES ($1, $2, $3)"#,
-            holder,
-            self.now,
-            expires_at
-        )?;
-        Ok(())
-    }
-
-    /// Says that the process lives. `false`: it was fenced.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn renew_lease_holder(&mut self, holder: &str, expires_at: Timestamp) -> Result<bool> {
-        let renewed = run!(
-            self,
-            r#"UPDATE "Alchemi_LeaseHolderTable" SET expires_at = $2 WHERE holder = $1 AND fenced = 0"#,
-            holder,
-            expires_at
-        )?;
-        Ok(renewed > 0)
-    }
-
-    /// Holders that are not fenced.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn lease_holders(&mut self) -> Result<Vec<Holder>> {
-        on!(self, |c| sqlx::query_as(r#"SELECT holder, expires_at FROM "Alchemi_LeaseHolderTable" WHERE fenced = 0"#)
-            .fetch_all(c)
-            .await)
-    }
-
-    /// Fences a holder, unless it has said since that it lives, or its time is not over by this
-    /// process's clock either.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn fence_silent_lease_holder(&mut self, silent: &Holder) -> Result<()> {
-        run!(
-            self,
-            r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1
-               WHERE holder = $1 AND expires_at = $2 AND expires_at <= $3 AND fenced = 0"#,
-            &silent.holder,
-            silent.expires_at,
-            self.now
-        )?;
-        Ok(())
-    }
-
-    /// Fences every holder but this one.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn fence_other_lease_holders(&mut self, holder: &str) -> Result<()> {
-        run!(self, r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1 WHERE holder <> $1 AND fenced = 0"#, holder)?;
-        Ok(())
-    }
-
-    /// Fences one holder, at its own wish or because its journal was replayed.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn fence_lease_holder(&mut self, holder: &str) -> Result<()> {
-        run!(self, r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1 WHERE holder = $1"#, holder)?;
-        Ok(())
-    }
-
     /// Open leases of fenced holders, of one of them or of all.
     ///
     /// # Errors
@@ -521,152 +438,4 @@ fn counters(text: &str) -> Result<Vec<CounterKey>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use super::*;
-    use crate::context::Granted;
-    use crate::model::budgets::Window;
-    use crate::store::testing::{self, Fresh};
-    use crate::store::{Store, conservation};
-
-    const NANO: i64 = 1_000_000_000;
-
-    fn links(account: &Id<Account>, cap: i64) -> Vec<Link> {
-        let window = Window { start: Timestamp::from_micros(0), end: None };
-        let scope = crate::model::scope::Scope::new(ScopeType::Account, account.as_str());
-        vec![Link { scope, cap: Some(Credits::from_nanos(cap * NANO)), window }]
-    }
-
-    async fn take(fresh: &Fresh, account: &Id<Account>, (id, holder): (&str, &str), amount: i64) -> Taken {
-        let links = links(account, 10);
-        let amount = Credits::from_nanos(amount * NANO);
-        let lease = Lease { id, holder, domain: Domain::Copilot, links: &links, amount };
-        let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
-        let taken = tx.take_lease(&lease).await.unwrap();
-        if taken == Taken::Yes {
-            tx.commit().await.unwrap();
-        }
-        taken
-    }
-
-    /// What was used of the account and what is leased; the books balance.
-    async fn counter(store: &Store, account: &Id<Account>) -> (i64, i64) {
-        let report = conservation::verify(store).await.unwrap();
-        assert_eq!(report.differences, []);
-        let mut tx = store.read(&Granted::system().over(account.clone())).await.unwrap();
-        let counter = tx.counters(&links(account, 10)).await.unwrap().remove(0);
-        (counter.used.nanos() / NANO, counter.leased.nanos() / NANO)
-    }
-
-    async fn settle(store: &Store, account: &Id<Account>, id: &str, credits: i64, lease: &str) {
-        let mut settlement = testing::settlement(account, id, credits);
-        settlement.held = settlement.counters.clone();
-        settlement.hold = Credits::from_nanos(credits * NANO);
-        settlement.lease = Some(Arc::from(lease));
-        let mut tx = store.begin(&Granted::system()).await.unwrap();
-        tx.settle(&[settlement.clone(), settlement]).await.unwrap();
-        tx.commit().await.unwrap();
-    }
-
-    async fn hold(fresh: &Fresh, holder: &str) {
-        let mut tx = fresh.store.begin(&Granted::system()).await.unwrap();
-        let expires_at = tx.now().plus(Duration::from_secs(60));
-        tx.insert_lease_holder(holder, expires_at).await.unwrap();
-        tx.commit().await.unwrap();
-    }
-
-    async fn lose(fresh: &Fresh, lost: LostLease) -> Vec<Option<Credits>> {
-        let mut tx = fresh.store.begin(&Granted::system()).await.unwrap();
-        for holder in tx.lease_holders().await.unwrap() {
-            tx.fence_silent_lease_holder(&holder).await.unwrap();
-        }
-        let orphans = tx.orphaned_leases(None, 10).await.unwrap();
-        let mut charged = Vec::new();
-        for orphan in &orphans {
-            charged.push(tx.end_orphan(orphan, lost).await.unwrap());
-            assert_eq!(tx.end_orphan(orphan, lost).await.unwrap(), None, "once");
-        }
-        tx.commit().await.unwrap();
-        charged
-    }
-
-    #[tokio::test]
-    async fn leases_never_take_more_than_the_cap_and_are_drawn_down_by_settlements() {
-        for fresh in testing::databases().await {
-            let account = fresh.account("Acme").await;
-            assert_eq!(take(&fresh, &account, ("l", "nobody"), 1).await, Taken::Fenced, "no holder, no lease");
-            hold(&fresh, "a").await;
-            hold(&fresh, "b").await;
-            assert_eq!(take(&fresh, &account, ("l", "a"), 6).await, Taken::Yes);
-            assert_eq!(take(&fresh, &account, ("m", "b"), 5).await, Taken::Short);
-            assert_eq!(take(&fresh, &account, ("m", "b"), 3).await, Taken::Yes);
-            assert_eq!(take(&fresh, &account, ("l", "a"), 1).await, Taken::Yes);
-            assert_eq!(counter(&fresh.store, &account).await, (0, 10));
-            settle(&fresh.store, &account, "one", 2, "l").await;
-            settle(&fresh.store, &account, "one", 2, "l").await;
-            assert_eq!(counter(&fresh.store, &account).await, (2, 8));
-            let links = links(&account, 10);
-            let amount = Credits::from_nanos(4 * NANO);
-            let lease = Lease { id: "l", holder: "a", domain: Domain::Copilot, links: &links, amount };
-            let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
-            let scopes = [links[0].scope.clone()];
-            assert!(tx.leased_elsewhere("a", &scopes).await.unwrap());
-            let other = Scope::new(ScopeType::Account, &account.as_str()[1..]);
-            assert!(!tx.leased_elsewhere("a", &[other]).await.unwrap(), "not on that scope");
-            assert!(tx.return_lease(&lease).await.unwrap());
-            let both = [lease, Lease { id: "m", holder: "b", ..lease }];
-            assert_eq!(tx.close_leases(&both).await.unwrap().len(), 2);
-            assert_eq!(tx.close_leases(&both).await.unwrap().len(), 0, "once");
-            tx.commit().await.unwrap();
-            assert_eq!(counter(&fresh.store, &account).await, (2, 0));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_lost_lease_is_charged_and_what_settles_late_is_taken_back() {
-        for fresh in testing::databases().await {
-            let account = fresh.account("Acme").await;
-            hold(&fresh, "zombie").await;
-            assert_eq!(take(&fresh, &account, ("l", "zombie"), 7).await, Taken::Yes);
-            settle(&fresh.store, &account, "one", 1, "l").await;
-            assert_eq!(lose(&fresh, LostLease::Charge).await, [], "it lives");
-            fresh.clock.advance(Duration::from_secs(60));
-            assert_eq!(lose(&fresh, LostLease::Charge).await, [Some(Credits::from_nanos(6 * NANO))]);
-            assert_eq!(counter(&fresh.store, &account).await, (7, 0));
-            assert_eq!(take(&fresh, &account, ("l", "zombie"), 1).await, Taken::Fenced);
-            let mut tx = fresh.store.begin(&Granted::system()).await.unwrap();
-            let expires_at = tx.now().plus(Duration::from_secs(60));
-            assert!(!tx.renew_lease_holder("zombie", expires_at).await.unwrap());
-            drop(tx);
-            // It had admitted a request, which settles now, twice; the rest was idle.
-            settle(&fresh.store, &account, "two", 2, "l").await;
-            settle(&fresh.store, &account, "two", 2, "l").await;
-            assert_eq!(counter(&fresh.store, &account).await, (7, 0));
-            let links = links(&account, 10);
-            let amount = Credits::from_nanos(4 * NANO);
-            let lease = Lease { id: "l", holder: "zombie", domain: Domain::Copilot, links: &links, amount };
-            for _ in 0..2 {
-                let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
-                assert!(!tx.return_lease(&lease).await.unwrap());
-                tx.commit().await.unwrap();
-            }
-            assert_eq!(counter(&fresh.store, &account).await, (3, 0));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_lost_lease_may_be_released() {
-        for fresh in testing::databases().await {
-            let account = fresh.account("Acme").await;
-            hold(&fresh, "gone").await;
-            assert_eq!(take(&fresh, &account, ("l", "gone"), 7).await, Taken::Yes);
-            fresh.clock.advance(Duration::from_secs(60));
-            assert_eq!(lose(&fresh, LostLease::Release).await, [Some(Credits::ZERO)]);
-            assert_eq!(counter(&fresh.store, &account).await, (0, 0));
-            settle(&fresh.store, &account, "late", 2, "l").await;
-            assert_eq!(counter(&fresh.store, &account).await, (2, 0));
-        }
-    }
-}
+mod tests;

@@ -6,12 +6,11 @@
 //! overlapping chains cannot wait for each other in a circle.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::Arc;
 
-use super::{Result, StoreError, Tx, from_columns, on, run};
+use super::{Result, Tx, from_columns, on, run};
 use crate::clock::Timestamp;
-use crate::context::{Domain, Platform, Tenant};
+use crate::context::{Platform, Tenant};
 use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::model::accounts::Account;
@@ -21,10 +20,13 @@ use crate::policy::budget::Link;
 
 mod batch;
 mod corrections;
+mod rollups;
 
 pub use corrections::Booked;
+use rollups::count;
+pub(super) use rollups::{RollupKey, RollupSums};
 
-super::dialect::stored_as_name!(crate::model::usage::EntryKind);
+super::columns::stored_as_name!(crate::model::usage::EntryKind);
 
 /// A counter as the database holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -420,93 +422,6 @@ impl Tx<Platform> {
             })?;
         }
         Ok(())
-    }
-}
-
-/// Which roll-up; "" stands for none.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct RollupKey {
-    account_id: Id<Account>,
-    domain: Domain,
-    day: String,
-    org_id: String,
-    team_id: String,
-    user_id: String,
-    agent_id: String,
-    model_name: String,
-    connection_id: String,
-    guardrail_code: String,
-}
-
-from_columns! { RollupKey {
-    account_id, domain, day, org_id, team_id, user_id, agent_id, model_name, connection_id, guardrail_code,
-} }
-
-impl fmt::Display for RollupKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on {}", self.domain.as_str(), self.day)?;
-        for (name, value) in [
-            ("org", &self.org_id),
-            ("team", &self.team_id),
-            ("user", &self.user_id),
-            ("agent", &self.agent_id),
-            ("model", &self.model_name),
-            ("connection", &self.connection_id),
-            ("guardrail", &self.guardrail_code),
-        ] {
-            if !value.is_empty() {
-                write!(f, ", {name} {value}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a roll-up adds up.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct RollupSums {
-    pub(super) requests: i64,
-    pub(super) input_tokens: i64,
-    pub(super) output_tokens: i64,
-    pub(super) raw_cost: Usd,
-    pub(super) credits_incurred: Credits,
-}
-
-from_columns! { RollupSums { requests, input_tokens, output_tokens, raw_cost, credits_incurred } }
-
-fn count(tokens: u64) -> i64 {
-    i64::try_from(tokens).unwrap_or(i64::MAX)
-}
-
-impl RollupSums {
-    fn of(row: &LedgerRow) -> Self {
-        Self {
-            requests: i64::from(row.entry == EntryKind::Usage),
-            input_tokens: count(row.tokens.input),
-            output_tokens: count(row.tokens.output),
-            raw_cost: row.raw_cost,
-            credits_incurred: row.credits,
-        }
-    }
-
-    fn add(&mut self, other: &Self) -> Result<()> {
-        self.requests += other.requests;
-        self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
-        self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
-        self.raw_cost = self.raw_cost.checked_add(other.raw_cost).ok_or(StoreError::Overflow)?;
-        self.credits_incurred =
-            self.credits_incurred.checked_add(other.credits_incurred).ok_or(StoreError::Overflow)?;
-        Ok(())
-    }
-}
-
-impl fmt::Display for RollupSums {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { requests, input_tokens, output_tokens, raw_cost, credits_incurred } = self;
-        write!(
-            f,
-            "{requests} requests, {input_tokens} + {output_tokens} tokens, {raw_cost} USD, {credits_incurred} credits"
-        )
     }
 }
 

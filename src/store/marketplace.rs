@@ -3,7 +3,7 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, from_columns, list, on, push_in, push_scopes, remove, run};
+use super::{Result, Tx, columns, from_columns, list, on, push_in, push_scopes, remove, run};
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::marketplace::{EntityType, Installation, Listing, ListingGrant, Visibility};
@@ -11,7 +11,7 @@ use crate::model::scope::Scope;
 
 mod installs;
 
-dialect::stored_as_name!(EntityType, Visibility);
+columns::stored_as_name!(EntityType, Visibility);
 
 from_columns! {
     Listing {

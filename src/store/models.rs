@@ -2,13 +2,13 @@
 
 use super::changes::ChangeKind;
 use super::page::{Page, Slice};
-use super::{Result, Tx, dialect, find, from_columns, list, on, push_scopes, remove};
+use super::{Result, Tx, columns, find, from_columns, list, on, push_scopes, remove};
 use crate::context::{Domain, Tenant};
 use crate::id::Id;
 use crate::model::models::{AccessMode, ModelGrant};
 use crate::model::scope::Scope;
 
-dialect::stored_as_name!(AccessMode);
+columns::stored_as_name!(AccessMode);
 
 from_columns! {
     ModelGrant {

@@ -1,7 +1,7 @@
 //! What is to be so in Zitadel, and which gateway sees to it.
 
 use super::audit::Entry;
-use super::{Result, StoreError, Tx, dialect, find, from_columns, on, remove, run};
+use super::{Result, StoreError, Tx, columns, find, from_columns, on, remove, run};
 use crate::clock::Timestamp;
 use crate::context::{Platform, Tenant};
 use crate::id::Id;
@@ -9,7 +9,7 @@ use crate::model::accounts::{AccountAdmin, AccountStatus, JsonText};
 use crate::model::audit::{Action, Label};
 use crate::model::provision::{GrantPlace, ItemKind, ItemState, NOT_LISTED_YET, ProvisionItem, Wanted, add_missing};
 
-dialect::stored_as_name!(ItemKind, ItemState);
+columns::stored_as_name!(ItemKind, ItemState);
 
 const TABLE: &str = "Alchemi_ZitadelItemTable";
 

@@ -20,11 +20,12 @@ use crate::metering::meter::Meter;
 use crate::model::usage::RouteKind;
 use crate::policy::guardrails::{Finding, Guardrails, Passage};
 use crate::problem::Problem;
+use crate::proxy::Gateway;
+use crate::proxy::caller::Caller;
 use crate::proxy::config::ResponseScreening;
 use crate::proxy::forward::BoxError;
 use crate::proxy::ingress::RequestId;
 use crate::proxy::refusal::event;
-use crate::proxy::{Caller, Gateway};
 
 /// The largest answer that is read as a whole, in bytes.
 const MAX_READ: usize = 32 << 20;
