@@ -155,7 +155,7 @@ fn classify_extension(rest: &str) -> Class {
 /// The class of a name as it is spelled: disguises are stripped, not read.
 fn class_of(name: &HeaderName) -> Class {
     let name = name.as_str();
-    if memchr::memchr2(b'_', b'.', name.as_bytes()).is_none() {
+    if !name.bytes().any(|byte| matches!(byte, b'_' | b'.')) {
         return classify(name);
     }
     match classify(&name.replace(['_', '.'], "-")) {

@@ -19,6 +19,7 @@ mod concurrency;
 mod context;
 mod embedding;
 mod enrolment;
+mod given_up;
 mod guardrails;
 mod hostile;
 mod leases;

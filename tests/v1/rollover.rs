@@ -10,20 +10,20 @@ use serde_json::{Value, json};
 use crate::common::{Backend, Client, Gateway, backends};
 use crate::{at_mid_january, invalid};
 
-const BASE: &str = "/v1/budgets/copilot";
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const BASE: &str = "/v1/budgets/copilot";
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// An account with 1000 credits a month, an org, a user of it, and a plan, in mid-January.
-struct Acme {
-    gateway: Gateway,
-    clock: Arc<ManualClock>,
-    account: String,
-    org: String,
-    plan: String,
+pub(crate) struct Acme {
+    pub(crate) gateway: Gateway,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) account: String,
+    pub(crate) org: String,
+    pub(crate) plan: String,
 }
 
 impl Acme {
-    async fn new(backend: Backend, plan: Value) -> Self {
+    pub(crate) async fn new(backend: Backend, plan: Value) -> Self {
         let (gateway, clock) = at_mid_january(backend).await;
         let account = gateway.account("Acme").await;
         gateway.allocate(&account, "1000").await;
@@ -33,22 +33,22 @@ impl Acme {
     }
 
     /// The admin, with a token that is valid now.
-    fn admin(&self) -> Client {
+    pub(crate) fn admin(&self) -> Client {
         self.gateway.as_account_admin(&self.account)
     }
 
-    async fn give(&self, kind: &str, id: &str, credits: i64) {
+    pub(crate) async fn give(&self, kind: &str, id: &str, credits: i64) {
         self.gateway.allot(&self.account, &self.plan, (kind, id), &credits.to_string()).await;
     }
 
-    async fn use_up(&self, cost: i64, place: Value) {
+    pub(crate) async fn use_up(&self, cost: i64, place: Value) {
         let mut body = json!({"raw_cost": cost});
         body.as_object_mut().unwrap().extend(place.as_object().unwrap().clone());
         self.admin().post(&format!("{BASE}/usage/record"), body).await.ok();
     }
 
     /// What the pool has, in its own credits and in all.
-    async fn pool(&self) -> Option<(Value, Value)> {
+    pub(crate) async fn pool(&self) -> Option<(Value, Value)> {
         let whole = self.admin().get(&format!("{BASE}/effective-allocation")).await.ok();
         let is_pool = |item: &&Value| item["scope_type"] == "pool";
         let pool = whole["items"].as_array().unwrap().iter().find(is_pool)?.clone();
@@ -57,13 +57,13 @@ impl Acme {
         Some((row["rollover_credits"].clone(), pool["effective_allocated"].clone()))
     }
 
-    async fn history(&self) -> Vec<Value> {
+    pub(crate) async fn history(&self) -> Vec<Value> {
         let history = self.admin().get(&format!("{BASE}/cycles/history")).await.ok();
         history["items"].as_array().unwrap().clone()
     }
 }
 
-fn rolling(more: Value) -> Value {
+pub(crate) fn rolling(more: Value) -> Value {
     let mut plan = json!({"name": "2026", "rollover": "unused"});
     plan.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     plan
@@ -259,140 +259,16 @@ async fn a_plan_carries_over_from_the_moment_that_it_is_told_to() {
 
 impl Acme {
     /// What a renewal carries over.
-    async fn renew(&self, start: &str, end: &str) -> Value {
+    pub(crate) async fn renew(&self, start: &str, end: &str) -> Value {
         let cycle = json!({"cycle_start": format!("{start}T00:00:00Z"), "cycle_end": format!("{end}T00:00:00Z")});
         let renewed = self.admin().post(&format!("{BASE}/cycles/renew"), cycle).await.ok();
         renewed["summary"]["rollover_credits"].clone()
     }
 
-    async fn pool_now(&self) -> Value {
+    pub(crate) async fn pool_now(&self) -> Value {
         let whole = self.admin().get(&format!("{BASE}/effective-allocation")).await.ok();
         let items = whole["items"].as_array().unwrap();
         items.iter().find(|item| item["scope_type"] == "pool").map_or(json!(0), |i| i["effective_allocated"].clone())
-    }
-}
-
-#[tokio::test]
-async fn what_a_window_leaves_is_carried_over_by_one_renewal() {
-    for backend in backends().await {
-        let acme = Acme::new(backend, rolling(json!({"rollover_windows": 12}))).await;
-        acme.give("org", &acme.org, 100).await;
-        // There was no plan then.
-        assert_eq!(acme.renew("2025-11-01", "2025-12-01").await, json!(0));
-        assert_eq!(acme.renew("2025-12-01", "2026-01-01").await, json!(0));
-        assert_eq!(acme.renew("2026-01-01", "2026-01-10").await, json!(0));
-        assert_eq!(acme.renew("2026-01-10", "2026-01-16").await, json!(100));
-        // Parts of the same window.
-        acme.clock.advance(DAY);
-        assert_eq!(acme.renew("2026-01-16", "2026-01-17").await, json!(100));
-        assert_eq!(acme.renew("2026-01-10", "2026-01-16").await, json!(100), "the same one");
-        acme.clock.advance(DAY);
-        assert_eq!(acme.renew("2026-01-17", "2026-02-03").await, json!(100));
-        acme.use_up(30, json!({})).await;
-        // The end of January carries over what is left of what a renewal has carried over, the end of February anew.
-        acme.clock.advance(15 * DAY);
-        assert_eq!(acme.pool_now().await, json!(70));
-        acme.clock.advance(28 * DAY);
-        assert_eq!(acme.pool_now().await, json!(170));
-        // That has been done by itself, and some of it is used.
-        acme.clock.advance(2 * DAY);
-        acme.use_up(20, json!({})).await;
-        assert_eq!(acme.renew("2026-02-03", "2026-03-01").await, json!(150));
-        assert_eq!(acme.pool_now().await, json!(150));
-    }
-}
-
-#[tokio::test]
-async fn what_a_renewal_carries_over_is_spent_once() {
-    for backend in backends().await {
-        let acme = Acme::new(backend, json!({"name": "2026"})).await;
-        acme.give("org", &acme.org, 100).await;
-        acme.use_up(30, json!({"org_id": acme.org})).await;
-        // Before the end of the cycle, by a plan whose windows leave nothing by themselves.
-        acme.clock.advance(15 * DAY);
-        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(70));
-        acme.use_up(50, json!({})).await;
-        acme.clock.advance(2 * DAY);
-        assert_eq!(acme.pool_now().await, json!(20), "the rest goes on");
-        assert_eq!(acme.history().await.len(), 2);
-        acme.clock.advance(28 * DAY);
-        let whole = acme.admin().get(&format!("{BASE}/effective-allocation")).await.ok();
-        let kinds: Vec<_> = whole["items"].as_array().unwrap().iter().map(|item| item["scope_type"].clone()).collect();
-        assert_eq!(kinds, ["org"], "a pool that there was for it alone is gone with it");
-        // The same renewal is the same one, whatever came after it.
-        assert_eq!(acme.renew("2026-02-01", "2026-03-01").await, json!(100));
-        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(70));
-        assert_eq!(acme.pool_now().await, json!(100), "nothing was done");
-        let early = json!({"cycle_start": "2026-04-01T00:00:00Z", "cycle_end": "2026-05-01T00:00:00Z"});
-        invalid(&acme.admin().post(&format!("{BASE}/cycles/renew"), early).await, "/cycle_start");
-        let part = json!({"cycle_start": "2026-01-15T00:00:00Z", "cycle_end": "2026-01-16T00:00:00Z"});
-        let overlap = acme.admin().post(&format!("{BASE}/cycles/renew"), part).await;
-        assert_eq!((overlap.status.as_u16(), &overlap.json()["code"]), (409, &json!("cycle_overlaps")));
-    }
-}
-
-#[tokio::test]
-async fn renewals_in_a_row_do_not_forget_what_was_carried_over() {
-    for backend in backends().await {
-        let acme = Acme::new(backend, rolling(json!({}))).await;
-        acme.give("org", &acme.org, 100).await;
-        assert_eq!(acme.renew("2026-01-01", "2026-01-16").await, json!(100));
-        acme.use_up(100, json!({})).await;
-        acme.clock.advance(DAY);
-        assert_eq!(acme.renew("2026-01-16", "2026-01-17").await, json!(0));
-        acme.clock.advance(DAY);
-        assert_eq!(acme.renew("2026-01-17", "2026-01-18").await, json!(0));
-        acme.clock.advance(15 * DAY);
-        assert_eq!(acme.pool_now().await, json!(0));
-        // One that had nothing to carry over takes nothing from the end of the window.
-        acme.use_up(100, json!({"org_id": acme.org})).await;
-        assert_eq!(acme.renew("2026-02-01", "2026-02-02").await, json!(0));
-        acme.clock.advance(28 * DAY);
-        assert_eq!(acme.pool_now().await, json!(100));
-    }
-}
-
-#[tokio::test]
-async fn a_pool_of_nothing_stays_when_what_was_carried_into_it_has_lapsed() {
-    for backend in backends().await {
-        let acme = Acme::new(backend, rolling(json!({}))).await;
-        acme.give("org", &acme.org, 40).await;
-        acme.give("pool", "pool", 0).await;
-        acme.clock.advance(17 * DAY);
-        assert_eq!(acme.pool().await, Some((json!(40), json!(40))));
-        acme.use_up(40, json!({"org_id": acme.org})).await;
-        acme.clock.advance(28 * DAY);
-        assert_eq!(acme.pool().await, Some((json!(0), json!(0))), "whoever has no share has nothing");
-    }
-}
-
-#[tokio::test]
-async fn what_was_held_and_then_used_does_not_come_back() {
-    for backend in backends().await {
-        let acme = Acme::new(backend, rolling(json!({}))).await;
-        acme.give("org", &acme.org, 100).await;
-        let org = acme.org.clone();
-        let counter = async |used: i64, held: i64| {
-            let nano = 1_000_000_000;
-            let sql = format!(
-                r#"INSERT INTO "Alchemi_AllocationCounterTable"
-                   (account_id, scope_type, scope_id, window_start, used, leased, cap, updated_at)
-                   SELECT account_id, 'org', '{org}', created_at, {}, {}, {}, created_at FROM "Alchemi_CopilotBudgetPlanTable"
-                   WHERE TRUE ON CONFLICT (account_id, scope_type, scope_id, window_start)
-                   DO UPDATE SET used = excluded.used, leased = excluded.leased"#,
-                used * nano,
-                held * nano,
-                100 * nano
-            );
-            acme.gateway.database.execute(&sql).await;
-        };
-        counter(1, 60).await;
-        acme.clock.advance(17 * DAY);
-        assert_eq!(acme.pool().await, Some((json!(39), json!(39))));
-        counter(61, 0).await;
-        acme.give("org", &acme.org, 900).await;
-        acme.clock.advance(Duration::from_secs(10));
-        assert_eq!(acme.pool().await, Some((json!(39), json!(39))));
     }
 }
 
@@ -464,46 +340,6 @@ async fn a_plan_without_windows_leaves_what_it_has_once() {
         acme.clock.advance(DAY);
         // What its successor has had since is another matter.
         assert_eq!(acme.renew("2026-03-01", "2026-04-01").await, json!(170));
-    }
-}
-
-#[tokio::test]
-async fn renewals_in_any_order_carry_over_each_window() {
-    for backend in backends().await {
-        let acme = Acme::new(backend, json!({"name": "2026"})).await;
-        acme.give("org", &acme.org, 100).await;
-        acme.give("pool", "pool", 50).await;
-        acme.use_up(30, json!({"org_id": acme.org})).await;
-        acme.clock.advance(31 * DAY);
-        acme.use_up(40, json!({})).await;
-        // 20 March
-        acme.clock.advance(33 * DAY);
-        assert_eq!(acme.renew("2026-02-01", "2026-03-01").await, json!(110), "100 of the org, 10 of the pool");
-        acme.use_up(5, json!({})).await;
-        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(105 + 120), "and 70 and 50 of January");
-    }
-}
-
-#[tokio::test]
-async fn renewals_that_come_late_lose_nothing() {
-    for backend in backends().await {
-        let acme = Acme::new(backend, json!({"name": "2026"})).await;
-        acme.give("org", &acme.org, 100).await;
-        acme.use_up(30, json!({"org_id": acme.org})).await;
-        acme.clock.advance(19 * DAY);
-        acme.use_up(5, json!({"org_id": acme.org})).await;
-        assert_eq!(acme.renew("2026-01-01", "2026-02-01").await, json!(70));
-        assert_eq!(acme.pool_now().await, json!(70));
-        acme.use_up(40, json!({"org_id": acme.org})).await;
-        acme.use_up(1, json!({})).await;
-        acme.clock.advance(28 * DAY);
-        assert_eq!(acme.pool_now().await, json!(0), "it has lapsed");
-        assert_eq!(acme.renew("2026-02-01", "2026-03-01").await, json!(60));
-        // All at once, months later.
-        acme.use_up(10, json!({"org_id": acme.org})).await;
-        acme.clock.advance(59 * DAY);
-        assert_eq!(acme.renew("2026-03-01", "2026-04-01").await, json!(90));
-        assert_eq!(acme.renew("2026-04-01", "2026-05-01").await, json!(190));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which members of a body are refused, by their names.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use foldhash::fast::RandomState;
@@ -87,7 +87,8 @@ impl Eq for ForbiddenFields {}
 #[derive(Clone, Default)]
 struct Names {
     whole: HashSet<Box<str>, RandomState>,
-    starts: Vec<Box<str>>,
+    /// By their first byte.
+    starts: HashMap<u8, Vec<Box<str>>, RandomState>,
     ends: Vec<Box<str>>,
     parts: Vec<Box<str>>,
 }
@@ -96,17 +97,19 @@ impl Names {
     fn add(&mut self, pattern: &str) {
         match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
             (None, None) => _ = self.whole.insert(pattern.into()),
-            (None, Some(start)) => self.starts.push(start.into()),
+            (None, Some(start)) => {
+                let first = start.as_bytes().first().copied().unwrap_or_default();
+                self.starts.entry(first).or_default().push(start.into());
+            }
             (Some(end), None) => self.ends.push(end.into()),
             (Some(_), Some(_)) => self.parts.push(pattern.trim_matches('*').into()),
         }
     }
 
     fn hold(&self, name: &str) -> bool {
-        let first = name.as_bytes().first();
+        let starts = name.as_bytes().first().and_then(|first| self.starts.get(first));
         self.whole.contains(name)
-            // Nearly all differ in their first byte.
-            || self.starts.iter().any(|s| (s.as_bytes().first() == first || s.is_empty()) && name.starts_with(&**s))
+            || starts.is_some_and(|starts| starts.iter().any(|start| name.starts_with(&**start)))
             || self.ends.iter().any(|end| name.ends_with(&**end))
             || self.parts.iter().any(|part| name.contains(&**part))
     }
