@@ -30,6 +30,7 @@ use crate::store::ledger::{Counter, Hold};
 use crate::store::{Store, StoreError};
 
 pub mod lease;
+mod live;
 mod outbox;
 pub mod record;
 pub mod rules;
@@ -37,8 +38,8 @@ mod ticket;
 
 pub use crate::model::budgets::Enforcement;
 use lease::{LeaseConfig, Leases, PATIENCE_WITH_OTHERS};
+use live::LiveRows;
 pub use outbox::{Finished, Outbox, Receipt};
-use outbox::{How, LiveRow, LiveRows};
 use ticket::Ticket;
 
 /// How allocations are enforced.
@@ -227,7 +228,7 @@ impl Allocations {
     /// enforcement; [`ReserveError::Store`] when the database cannot be asked, or has not taken
     /// for too long what is over; [`ReserveError::Journal`] when the request cannot be written down.
     pub async fn reserve(&self, admission: Admission) -> Result<Reservation, ReserveError> {
-        let waiting = self.0.outbox.waiting.load(Ordering::Relaxed);
+        let waiting = self.0.outbox.waiting();
         if waiting >= self.0.max_waiting {
             return Err(StoreError::Unavailable(format!("{waiting} finished requests wait for the ledger")).into());
         }
@@ -382,7 +383,7 @@ impl Allocations {
         let abandoned = self.0.store.read(&Granted::system()).await?.abandoned(MOST_ABANDONED).await?;
         let now = self.0.clock.now();
         let settlements = abandoned.iter().filter_map(|row| ticket::unsettled(row, now));
-        Ok(settlements.filter(|s| self.0.outbox.send(Finished(How::Abandoned(Box::new(s.clone()))))).count())
+        Ok(settlements.filter(|s| self.0.outbox.send(Finished::abandoned(s.clone()))).count())
     }
 
     /// Says of every reservation that has a row, and whose request this process has, that it
@@ -475,7 +476,7 @@ impl Reservation {
         if let Some(journal) = &shared.journal {
             journal.finish(&ticket.entry, |out| record::settle(&ticket, &bill, at, out));
         }
-        if !shared.outbox.send(Finished(How::Settled { ticket, bill, at })) {
+        if !shared.outbox.send(Finished::settled(ticket, bill, at)) {
             // The settler is gone: the entry stays, and so does what the request holds.
             tracing::error!(%request_id, "settled after the settler has stopped");
         }

@@ -35,7 +35,7 @@ use crate::provision::Provisioner;
 use crate::proxy::balance::Balancer;
 use crate::proxy::behind::Behind;
 use crate::proxy::catalogue::Catalogue;
-use crate::proxy::ingress::{self};
+use crate::proxy::ingress;
 use crate::proxy::metrics::GatewayMetrics;
 use crate::proxy::{Gateway, GatewayParts};
 use crate::store::conservation::Books;

@@ -1,12 +1,12 @@
 //! Where requests that are over wait for the settler, and what they keep until they are in the ledger.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
 use super::Bill;
+use super::live::LiveRow;
 use super::ticket::Ticket;
 use crate::clock::Timestamp;
 use crate::journal::Entry;
@@ -16,7 +16,7 @@ use crate::store::ledger::Settlement;
 #[derive(Debug, Clone)]
 pub struct Outbox {
     sender: mpsc::UnboundedSender<Finished>,
-    pub(super) waiting: Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Outbox {
@@ -26,6 +26,11 @@ impl Outbox {
         let (sender, receiver) = mpsc::unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         (Self { sender, waiting: Arc::clone(&waiting) }, receiver, waiting)
+    }
+
+    /// How many requests are over and not in the ledger.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     pub(super) fn send(&self, finished: Finished) -> bool {
@@ -41,10 +46,10 @@ impl Outbox {
 /// A request that is over. What the ledger needs is worked out by the settler, off
 /// the path of requests.
 #[derive(Debug)]
-pub struct Finished(pub(super) How);
+pub struct Finished(How);
 
 #[derive(Debug)]
-pub(super) enum How {
+enum How {
     Settled { ticket: Box<Ticket>, bill: Bill, at: Timestamp },
     Abandoned(Box<Settlement>),
 }
@@ -55,43 +60,29 @@ pub(super) enum How {
 pub struct Receipt {
     /// To be released then.
     pub entry: Entry,
-    pub(super) _row: Option<LiveRow>,
+    _row: Option<LiveRow>,
+}
+
+impl Receipt {
+    pub(super) fn new(entry: Entry, row: Option<LiveRow>) -> Self {
+        Self { entry, _row: row }
+    }
 }
 
 impl Finished {
+    pub(super) fn settled(ticket: Box<Ticket>, bill: Bill, at: Timestamp) -> Self {
+        Self(How::Settled { ticket, bill, at })
+    }
+
+    pub(super) fn abandoned(settlement: Settlement) -> Self {
+        Self(How::Abandoned(Box::new(settlement)))
+    }
+
     /// What is written for it.
     pub fn settlement(self) -> (Settlement, Receipt) {
         match self.0 {
             How::Settled { ticket, bill, at } => ticket.settlement(bill, at),
             How::Abandoned(settlement) => (*settlement, Receipt::default()),
         }
-    }
-}
-
-/// Reservations with a row whose requests this process has: they are renewed.
-#[derive(Debug, Default)]
-pub(super) struct LiveRows(Mutex<HashSet<Arc<str>>>);
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-pub(super) struct LiveRow {
-    request_id: Arc<str>,
-    rows: Arc<LiveRows>,
-}
-
-impl LiveRows {
-    pub(super) fn insert(self: &Arc<Self>, request_id: &Arc<str>) -> LiveRow {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(request_id));
-        LiveRow { request_id: Arc::clone(request_id), rows: Arc::clone(self) }
-    }
-
-    pub(super) fn ids(&self) -> Vec<Arc<str>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
-    }
-}
-
-impl Drop for LiveRow {
-    fn drop(&mut self) {
-        self.rows.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request_id);
     }
 }

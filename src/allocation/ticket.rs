@@ -6,7 +6,8 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::lease::Slice;
-use super::{Admission, Bill, LiveRow, Receipt};
+use super::live::LiveRow;
+use super::{Admission, Bill, Receipt};
 use crate::clock::Timestamp;
 use crate::context::Domain;
 use crate::credits::{Credits, Factor, Usd};
@@ -142,7 +143,7 @@ impl Ticket {
             reserved: self.row.is_some(),
             admitted_at: self.admitted_at,
         };
-        let receipt = Receipt { entry: std::mem::take(&mut self.entry), _row: self.row.take() };
+        let receipt = Receipt::new(std::mem::take(&mut self.entry), self.row.take());
         (Detail::of(&self).settlement(request, bill, now), receipt)
     }
 }

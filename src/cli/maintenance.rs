@@ -105,7 +105,7 @@ pub(super) fn verify_ledger(config: &Config) -> Result<(), Failure> {
             say(&format!("and {} more", report.more_differences))?;
         }
         match report.differing() {
-            0 => Ok(()),
+            0 => say("the books balance"),
             n => Err(Failure::failed(format!("{n} differences: the books do not balance"))),
         }
     })

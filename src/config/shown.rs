@@ -14,7 +14,8 @@ pub(super) fn mask(key: &str, value: &mut toml::Value) {
     match value {
         toml::Value::Table(inner) => inner.iter_mut().for_each(|(key, value)| mask(key, value)),
         toml::Value::Array(items) => items.iter_mut().for_each(|item| mask(key, item)),
-        toml::Value::String(text) if is_secret(key) => *text = MASK.to_owned(),
+        // What is empty is no secret, and must not look as if it were set.
+        toml::Value::String(text) if is_secret(key) && !text.is_empty() => *text = MASK.to_owned(),
         toml::Value::String(text) => *text = without_credentials(text),
         _ => {}
     }

@@ -225,7 +225,7 @@ pub struct MasterKey {
 
 /// The master key is too short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the master key (ALCHEMI_MASTER_KEY) needs at least 32 characters; `openssl rand -hex 32` makes one")]
+#[error("the master key (ALCHEMI_MASTER_KEY) needs at least 32 characters; `alchemi keygen` makes one")]
 pub struct WeakMasterKey;
 
 impl MasterKey {

@@ -120,11 +120,20 @@ fn classify(name: &str) -> Class {
         | "http2-settings"
         | "forwarded"
         | "baggage" => Class::Strip,
-        // Other places where LiteLLM finds credentials or whom to charge, and
-        // compression, in which usage could not be read.
-        "cookie" | "accept-encoding" | "ocp-apim-subscription-key" | "openai-organization" | "openai-project" => {
-            Class::CallersOwn
-        }
+        // Other places where LiteLLM finds credentials or whom to charge, and what asks for less
+        // than the whole answer, or for one in which usage could not be read.
+        "cookie"
+        | "accept-encoding"
+        | "accept-charset"
+        | "range"
+        | "if-range"
+        | "if-match"
+        | "if-none-match"
+        | "if-modified-since"
+        | "if-unmodified-since"
+        | "ocp-apim-subscription-key"
+        | "openai-organization"
+        | "openai-project" => Class::CallersOwn,
         // What the upstream would take for settings of its own.
         _ if ["litellm-", "llm-provider-", "langfuse-"].iter().any(|prefix| name.starts_with(prefix)) => Class::Strip,
         _ => Class::Pass,
@@ -158,9 +167,12 @@ fn class_of(name: &HeaderName) -> Class {
     if !name.bytes().any(|byte| matches!(byte, b'_' | b'.')) {
         return classify(name);
     }
-    match classify(&name.replace(['_', '.'], "-")) {
+    let folded = name.replace(['_', '.'], "-");
+    match classify(&folded) {
         Class::Ask(_) | Class::Connection => Class::Strip,
         Class::Token(_) => Class::CallersOwn,
+        // What says how to read the body, the gateway has read in its own spelling alone.
+        Class::Pass if folded.starts_with("content-") => Class::Strip,
         class => class,
     }
 }

@@ -1,13 +1,12 @@
 //! Usage and cost out of a response body, for every kind of route.
 
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::count::TextSize;
 use crate::credits::Usd;
 use crate::model::usage::{RouteKind, Tokens};
 use crate::policy::AskSize;
@@ -73,7 +72,7 @@ pub fn read_usage(kind: RouteKind, body: &[u8]) -> Reported {
         Err(_) => serde_json::from_slice(body),
     };
     let Ok(body) = read else { return Reported::default() };
-    let mut reported = body.usage.map(|usage| usage.reported(kind)).unwrap_or_default();
+    let mut reported = body.usage.and_then(Usage::parse).map(|usage| usage.reported(kind)).unwrap_or_default();
     match kind {
         RouteKind::Images => {
             reported.images = body.data.and_then(|raw| serde_json::from_str::<Elements>(raw.get()).ok()).map(|e| e.0);
@@ -95,8 +94,8 @@ pub fn read_usage(kind: RouteKind, body: &[u8]) -> Reported {
 
 #[derive(Deserialize)]
 struct Body<'a> {
-    #[serde(default, deserialize_with = "object")]
-    usage: Option<Usage>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
     #[serde(borrow)]
     meta: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -150,10 +149,15 @@ pub(crate) struct Usage {
     cache_read_input_tokens: Option<u64>,
     #[serde(deserialize_with = "lenient")]
     cache_creation_input_tokens: Option<u64>,
-    #[serde(alias = "input_tokens_details", alias = "input_token_details", deserialize_with = "object")]
-    prompt_tokens_details: Option<Details>,
-    #[serde(alias = "output_tokens_details", alias = "output_token_details", deserialize_with = "object")]
-    completion_tokens_details: Option<Details>,
+    #[serde(deserialize_with = "details")]
+    prompt_tokens_details: Details,
+    #[serde(deserialize_with = "details")]
+    completion_tokens_details: Details,
+    // Some upstreams write both spellings.
+    #[serde(alias = "input_token_details", deserialize_with = "details")]
+    input_tokens_details: Details,
+    #[serde(alias = "output_token_details", deserialize_with = "details")]
+    output_tokens_details: Details,
     #[serde(deserialize_with = "cost")]
     cost: Option<Usd>,
     #[serde(deserialize_with = "duration")]
@@ -173,9 +177,20 @@ struct Details {
     reasoning_tokens: Option<u64>,
 }
 
+impl Details {
+    fn or(self, other: Self) -> Self {
+        Self {
+            cached_tokens: self.cached_tokens.or(other.cached_tokens),
+            cache_creation_tokens: self.cache_creation_tokens.or(other.cache_creation_tokens),
+            audio_tokens: self.audio_tokens.or(other.audio_tokens),
+            reasoning_tokens: self.reasoning_tokens.or(other.reasoning_tokens),
+        }
+    }
+}
+
 impl Usage {
     pub(crate) fn parse(raw: &RawValue) -> Option<Self> {
-        serde_json::from_str(raw.get()).ok()
+        object(raw)
     }
 
     /// What both say, the larger where they differ: stream usage is cumulative.
@@ -191,6 +206,10 @@ impl Usage {
             // LiteLLM computes the cost of a stream's last usage from that usage alone: without
             // the input tokens in it, the input was not charged.
             cost: self.cost.filter(|_| self.input_tokens.or(self.prompt_tokens).is_some()),
+            prompt_tokens_details: self.prompt_tokens_details.or(earlier.prompt_tokens_details),
+            completion_tokens_details: self.completion_tokens_details.or(earlier.completion_tokens_details),
+            input_tokens_details: self.input_tokens_details.or(earlier.input_tokens_details),
+            output_tokens_details: self.output_tokens_details.or(earlier.output_tokens_details),
             ..self
         }
     }
@@ -200,19 +219,19 @@ impl Usage {
     }
 
     fn tokens(&self, kind: RouteKind) -> Option<Tokens> {
-        let input_details = self.prompt_tokens_details.unwrap_or_default();
-        let output_details = self.completion_tokens_details.unwrap_or_default();
+        let input_details = self.prompt_tokens_details.or(self.input_tokens_details);
+        let output_details = self.completion_tokens_details.or(self.output_tokens_details);
         let cached = input_details.cached_tokens.or(self.cache_read_input_tokens).unwrap_or(0);
         let cache_creation = input_details.cache_creation_tokens.or(self.cache_creation_input_tokens).unwrap_or(0);
+        let told = self.prompt_tokens.or(match (kind, self.input_tokens) {
+            // Anthropic counts what it read from and wrote to its cache apart from `input_tokens`.
+            (RouteKind::Messages, Some(fresh)) => Some(fresh.saturating_add(cached).saturating_add(cache_creation)),
+            (_, input) => input,
+        });
+        // Of two and their sum, the one that is not said; a sum alone is input, as embeddings have it.
+        let rest = |of: Option<u64>| self.total_tokens.map(|total| total.saturating_sub(of.unwrap_or(0)));
         let output = self.completion_tokens.or(self.output_tokens);
-        let input = self
-            .prompt_tokens
-            .or(match (kind, self.input_tokens) {
-                // Anthropic counts what it read from and wrote to its cache apart from `input_tokens`.
-                (RouteKind::Messages, Some(fresh)) => Some(fresh.saturating_add(cached).saturating_add(cache_creation)),
-                (_, input) => input,
-            })
-            .or_else(|| self.total_tokens.map(|total| total.saturating_sub(output.unwrap_or(0))));
+        let (input, output) = (told.or_else(|| rest(output)), output.or_else(|| told.and_then(|_| rest(told))));
         if input.is_none() && output.is_none() {
             return None;
         }
@@ -271,40 +290,13 @@ pub(crate) fn count(text: &str) -> Option<u64> {
 }
 
 /// An object of this shape; anything else is as if absent.
-fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    struct Object<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
-        type Value = Option<T>;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("anything")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map)).map(Some)
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            while seq.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(None)
-        }
-        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-        fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-    }
-    deserializer.deserialize_any(Object(PhantomData))
+fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
+    // A list would be read as the members in their order.
+    raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok())?
+}
+
+fn details<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Details, D::Error> {
+    Ok(object(<&RawValue>::deserialize(deserializer)?).unwrap_or_default())
 }
 
 fn cost<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Usd>, D::Error> {
@@ -325,6 +317,21 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 /// Seconds as a number, or as a number in a string.
 fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(text.trim_matches('"').parse().ok()?).ok()
+}
+
+/// Bytes of the text that an answer gives in JSON, whatever the API. None: it cannot be read.
+pub(crate) fn text_bytes(body: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        choices: TextSize,
+        #[serde(default)]
+        content: TextSize,
+        #[serde(default)]
+        output: TextSize,
+    }
+    let Answer { choices, content, output } = serde_json::from_slice(body).ok()?;
+    Some(choices.bytes.saturating_add(content.bytes).saturating_add(output.bytes))
 }
 
 /// The id of a stored response, by which its owner may ask for it again.

@@ -8,7 +8,7 @@ use http::{HeaderMap, header};
 
 use super::charge::{ChargeInputs, Outcome, Unpriced, charge};
 use super::count::{CountRules, output_bound};
-use super::json::{Reported, read_usage, response_id};
+use super::json::{Reported, read_usage, response_id, text_bytes};
 use super::price::PriceBook;
 use super::sse::{SseMeter, StreamReport};
 use crate::allocation::{Bill, Reservation};
@@ -98,7 +98,12 @@ impl Meter {
 
     /// The answer begins.
     pub fn answered(&mut self, status: u16, headers: &HeaderMap) {
-        let text = |name: &http::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        // Two costs are none.
+        let text = |name: &http::HeaderName| {
+            let mut lines = headers.get_all(name).iter();
+            let line = lines.next().filter(|_| lines.next().is_none())?;
+            line.to_str().ok().map(str::to_owned)
+        };
         self.header_cost = text(&self.metered.cost_header);
         self.call_id = text(&http::HeaderName::from_static("x-litellm-call-id"));
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -115,8 +120,11 @@ impl Meter {
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
         match &mut self.stage {
             Stage::Stream { sse, .. } => sse.push(chunk),
-            Stage::Body { kept, length, json: true, .. } => {
+            Stage::Body { kept, length, json, .. } => {
                 *length += chunk.len();
+                if !*json {
+                    return chunk;
+                }
                 if *length <= MAX_READ {
                     kept.push(chunk.clone());
                 } else {
@@ -170,8 +178,16 @@ impl Meter {
                 if self.metered.kind == RouteKind::Responses {
                     self.call_id = response_id(&body).or(self.call_id.take());
                 }
-                // Who reads most of an answer and leaves before its usage pays for what they have got.
-                let got = if whole { 0 } else { u64::try_from(length).unwrap_or(u64::MAX) };
+                // Who reads most of an answer and leaves before its usage pays for what they have got, and an
+                // answer that says nothing of its use is paid by its text.
+                let bytes = u64::try_from(length).unwrap_or(u64::MAX);
+                let text = writes_text(self.metered.kind);
+                let got = match (whole, json) {
+                    (true, _) if !text || !reported.is_empty() => 0,
+                    (true, true) => text_bytes(&body).unwrap_or(bytes),
+                    (false, false) if !text => 0,
+                    _ => bytes,
+                };
                 // Not all of it is text: no more than was asked for.
                 let output = self.metered.count.tokens(got).min(output_bound(size, u64::MAX, None));
                 let counted = asked(Tokens { input, output, ..Tokens::default() });
@@ -209,6 +225,11 @@ impl Drop for Meter {
     fn drop(&mut self) {
         self.finish(false);
     }
+}
+
+/// Whether the answer is text that a model writes, and its length what it costs.
+const fn writes_text(kind: RouteKind) -> bool {
+    matches!(kind, RouteKind::Chat | RouteKind::Completion | RouteKind::Messages | RouteKind::Responses)
 }
 
 /// The whole body; not copied when it came in one piece.

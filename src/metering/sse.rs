@@ -89,6 +89,8 @@ pub struct SseMeter {
     /// The last complete event was cut out.
     cut: bool,
     started: Option<Usage>,
+    /// What was said of usage so far.
+    last: Option<Usage>,
     report: StreamReport,
 }
 
@@ -103,6 +105,7 @@ impl SseMeter {
             oversized: false,
             cut: false,
             started: None,
+            last: None,
             report: StreamReport::default(),
         }
     }
@@ -128,7 +131,7 @@ impl SseMeter {
     /// Ends the stream, whether it came to its end or was cut.
     pub fn finish(mut self) -> StreamReport {
         let partial = std::mem::take(&mut self.partial).freeze();
-        let withheld = !self.oversized && self.read_event(&partial);
+        let withheld = !self.oversized && self.read_event(&partial, false);
         if self.withhold && !withheld {
             self.report.rest = partial;
         }
@@ -147,14 +150,14 @@ impl SseMeter {
             return false;
         }
         if self.partial.is_empty() {
-            let cut = self.read_event(tail);
+            let cut = self.read_event(tail, true);
             out.keep_or_cut(chunk, range, cut);
             return cut;
         }
         let mut event = std::mem::take(&mut self.partial);
         let held = event.len();
         event.extend_from_slice(tail);
-        let cut = self.read_event(&event);
+        let cut = self.read_event(&event, true);
         event.truncate(held);
         if !cut {
             out.prepend(&mut event);
@@ -181,15 +184,22 @@ impl SseMeter {
         }
     }
 
-    /// Learns what an event says; true if it is to be cut out.
-    fn read_event(&mut self, event: &[u8]) -> bool {
+    /// Learns what an event says, which `ended` with an empty line or with the stream; true if it is to be cut out.
+    fn read_event(&mut self, event: &[u8], ended: bool) -> bool {
         let Some(payload) = payload(event) else { return false };
         self.report.events += 1;
         if payload.trim_ascii() == b"[DONE]" {
             self.report.complete = true;
             return false;
         }
-        let Ok(event) = serde_json::from_slice::<Event<'_>>(&payload) else { return false };
+        let Ok(event) = serde_json::from_slice::<Event<'_>>(&payload) else {
+            // The client may read what cannot be read here. An event that broke off nobody reads.
+            if !ended {
+                return false;
+            }
+            self.report.output_bytes = self.report.output_bytes.saturating_add(payload.len() as u64);
+            return false;
+        };
         self.learn(&event);
         self.withhold && event.usage.is_some() && says_nothing_else(&payload)
     }
@@ -225,7 +235,8 @@ impl SseMeter {
             _ => event.usage.and_then(Usage::parse),
         };
         if let Some(usage) = usage {
-            let whole = self.started.map_or(usage, |started| usage.merge(started));
+            let whole = self.last.or(self.started).map_or(usage, |earlier| usage.merge(earlier));
+            self.last = Some(whole);
             self.report.reported = whole.reported(self.kind);
         }
     }

@@ -61,9 +61,7 @@ impl Why {
             Self::AmbiguousEmail(_) | Self::NotListed | Self::Deactivated => ItemState::Conflict,
         }
     }
-}
 
-impl Why {
     pub(super) fn of_grant(error: Error) -> Self {
         match error {
             Error::Refused { code: Code::FailedPrecondition, .. } => Self::NotGrantable(error),

@@ -84,7 +84,7 @@ impl RequestId {
     }
 
     /// As a `traceparent` (W3C Trace Context, section 3.2): the trace id is this id, the parent id its second half.
-    pub fn traceparent(&self) -> [u8; 55] {
+    pub(super) fn traceparent(&self) -> [u8; 55] {
         let mut value = *b"00-tttttttttttttttttttttttttttttttt-pppppppppppppppp-00";
         self.uuid.simple().encode_lower(&mut value[3..35]);
         value.copy_within(19..35, 36);

@@ -86,13 +86,7 @@ impl Front {
             Route::Ungoverned => Box::pin(self.ungoverned(request, &exchange)).await,
         }
     }
-}
 
-fn is_documentation(path: &str) -> bool {
-    path == "/openapi.json" || path == "/docs" || path.starts_with("/docs/")
-}
-
-impl Front {
     /// What is neither governed nor under `/v1`.
     async fn ungoverned(&self, request: Request<Incoming>, exchange: &Exchange) -> Response<Body> {
         match self.own(&request, exchange).await {
@@ -141,4 +135,8 @@ fn infallible<T>(result: Result<T, std::convert::Infallible>) -> T {
     match result {
         Ok(value) => value,
     }
+}
+
+fn is_documentation(path: &str) -> bool {
+    path == "/openapi.json" || path == "/docs" || path.starts_with("/docs/")
 }

@@ -68,6 +68,34 @@ where
     }
 }
 
+impl<DB: Database> Type<DB> for JsonText
+where
+    String: Type<DB>,
+{
+    fn type_info() -> DB::TypeInfo {
+        String::type_info()
+    }
+    fn compatible(ty: &DB::TypeInfo) -> bool {
+        String::compatible(ty)
+    }
+}
+impl<'q, DB: Database> Encode<'q, DB> for JsonText
+where
+    String: Encode<'q, DB>,
+{
+    fn encode_by_ref(&self, buf: &mut DB::ArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        self.get().to_owned().encode(buf)
+    }
+}
+impl<'r, DB: Database> Decode<'r, DB> for JsonText
+where
+    String: Decode<'r, DB>,
+{
+    fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
+        Ok(Self(serde_json::value::RawValue::from_string(String::decode(value)?)?))
+    }
+}
+
 /// Implements the column form of an enum that has `as_str` and `ALL`.
 macro_rules! stored_as_name {
     ($($type:ty),* $(,)?) => {$(
@@ -98,7 +126,7 @@ macro_rules! stored_as_name {
         }
     )*};
 }
-pub(crate) use stored_as_name;
+pub(super) use stored_as_name;
 
 stored_as_name!(
     crate::context::Domain,
@@ -129,32 +157,4 @@ macro_rules! from_columns {
         }
     )*};
 }
-pub(crate) use from_columns;
-
-impl<DB: Database> Type<DB> for JsonText
-where
-    String: Type<DB>,
-{
-    fn type_info() -> DB::TypeInfo {
-        String::type_info()
-    }
-    fn compatible(ty: &DB::TypeInfo) -> bool {
-        String::compatible(ty)
-    }
-}
-impl<'q, DB: Database> Encode<'q, DB> for JsonText
-where
-    String: Encode<'q, DB>,
-{
-    fn encode_by_ref(&self, buf: &mut DB::ArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        self.get().to_owned().encode(buf)
-    }
-}
-impl<'r, DB: Database> Decode<'r, DB> for JsonText
-where
-    String: Decode<'r, DB>,
-{
-    fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
-        Ok(Self(serde_json::value::RawValue::from_string(String::decode(value)?)?))
-    }
-}
+pub(super) use from_columns;

@@ -27,7 +27,7 @@ use crate::model::usage::CounterKey;
 mod checks;
 mod rows;
 pub use checks::{Books, Check, LedgerConfig};
-use rows::{Booked, CHAINS, COUNTERS, ChainSum, Held, LEASES, RESERVATIONS, ROLLED_UP, RolledUp};
+use rows::{CHAINS, COUNTERS, ChainSum, CounterRow, Held, LEASES, RESERVATIONS, ROLLED_UP, RolledUp};
 
 /// Calls a closure with each row of a statement about one account, as they come.
 macro_rules! each {
@@ -241,7 +241,7 @@ async fn verify_counters(
         sums.add(chain("Alchemi_AllocationLeaseTable", &row.held)?, (Credits::ZERO, row.amount))
     })?;
     let Sums { mut sums, .. } = sums;
-    each!(tx, Booked, COUNTERS, account, |Booked { counter, cap }: Booked| {
+    each!(tx, CounterRow, COUNTERS, account, |CounterRow { counter, cap }: CounterRow| {
         let key = counter.key();
         if part.has(&key) {
             report.counters += 1;

@@ -10,9 +10,7 @@ use crate::clock::Timestamp;
 use crate::context::Tenant;
 use crate::id::Id;
 use crate::model::accounts::JsonText;
-use crate::model::guardrails::{
-    GuardType, GuardrailAssignment, GuardrailPattern, GuardrailPreset, MatchAction, PatternType, builtin,
-};
+use crate::model::guardrails::{GuardType, GuardrailPattern, GuardrailPreset, MatchAction, PatternType, builtin};
 
 mod assignments;
 
@@ -24,7 +22,6 @@ from_columns! {
         id, account_id, preset_id, guard_type, pattern_name, pattern_regex, pattern_type, action, enabled, is_system,
         created_by, created_at, updated_at, version,
     }
-    GuardrailAssignment { id, account_id, preset_id, scope_type, scope_id, created_by, created_at }
 }
 
 /// Which patterns are wanted.

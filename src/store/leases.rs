@@ -6,7 +6,7 @@
 //! each other in a circle. What is open in a lease's row is `leased` in each of its
 //! counters.
 //!
-//! Who holds them, and whether they live, is [`holders`]'s to know.
+//! Who holds them, and whether they live, is what a [`Holder`]'s row says.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -25,7 +25,7 @@ use crate::model::scope::{Scope, ScopeType};
 use crate::model::usage::{CostSource, CounterKey, Dimensions, EntryKind, LedgerRow, RouteKind, Tokens};
 use crate::policy::budget::Link;
 
-pub mod holders;
+mod holders;
 pub use holders::Holder;
 
 /// A slice of a chain's credits.

@@ -1,6 +1,6 @@
 use alchemi::model::usage::RouteKind;
 use alchemi::problem::Problem;
-use alchemi::proxy::ask::{AskError, AskRules, ParsedAsk, read, read_json};
+use alchemi::proxy::ask::{AskError, AskRules, ForbiddenFields, ParsedAsk, read, read_json};
 use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -414,6 +414,23 @@ proptest! {
             expected["max_tokens"] = json!(limit.min(bound));
         }
         prop_assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn a_name_is_forbidden_if_a_pattern_stands_for_it(
+        patterns in prop::collection::vec("[ab.]{0,3}\\*?|\\*[ab]{0,3}\\*?", 0..6),
+        name in "[ab.]{0,4}",
+    ) {
+        let stands_for = |pattern: &str| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+            (None, None) => pattern == name,
+            (None, Some(start)) => name.starts_with(start),
+            (Some(end), None) => name.ends_with(end),
+            (Some(_), Some(_)) => name.contains(pattern.trim_matches('*')),
+        };
+        let expected = patterns.iter().any(|pattern| stands_for(pattern));
+        let inside = patterns.iter().any(|pattern| pattern.strip_prefix("a.").is_some_and(stands_for));
+        let fields = ForbiddenFields::from(patterns);
+        prop_assert_eq!((fields.hold(&name), fields.hold_inside("a", &name)), (expected, inside));
     }
 
     #[test]

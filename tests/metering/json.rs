@@ -83,6 +83,46 @@ fn one_bad_part_spoils_no_other() {
     );
     assert_eq!(reported.tokens.map(|t| (t.input, t.output)), Some((3, 1)));
     assert_eq!(reported.cost, None);
+    let counts = r#""prompt_tokens":3,"completion_tokens":1"#;
+    for bad in [
+        r#","prompt_tokens_details":1e999"#,
+        r#","prompt_tokens_details":[7]"#,
+        r#","prompt_tokens_details":{"cached_tokens":1,"cached_tokens":2}"#,
+        r#","completion_tokens_details":"\ud800""#,
+        r#","total_tokens":1e999"#,
+    ] {
+        let reported = read(RouteKind::Chat, &format!(r#"{{"usage":{{{counts}{bad}}}}}"#));
+        assert_eq!(reported.tokens.map(|t| (t.input, t.output, t.cached)), Some((3, 1, 0)), "{bad}");
+    }
+    for usage in ["[3,1]", "1e999", r#""\ud800""#, r#"{"prompt_tokens":3,"prompt_tokens":4}"#] {
+        let reported = read(RouteKind::Images, &format!(r#"{{"usage":{usage},"data":[{{}},{{}}]}}"#));
+        assert_eq!((reported.images, reported.tokens), (Some(2), None), "{usage}");
+    }
+    let no_text = b"{\"choices\":[{\"text\":\"\xff\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}";
+    assert_eq!(read_usage(RouteKind::Chat, no_text).tokens.map(|t| (t.input, t.output)), Some((3, 1)));
+}
+
+#[test]
+fn details_in_both_spellings_are_one() {
+    let usage = r#"{"usage":{"prompt_tokens":9,"completion_tokens":5,"prompt_tokens_details":{"audio_tokens":2},
+        "input_tokens_details":{"cached_tokens":4},"output_tokens_details":{"reasoning_tokens":3},"completion_tokens_details":null}}"#;
+    let tokens = read(RouteKind::Chat, usage).tokens.unwrap();
+    assert_eq!((tokens.input, tokens.output, tokens.cached, tokens.audio_input, tokens.reasoning), (9, 5, 4, 2, 3));
+}
+
+#[test]
+fn of_two_counts_and_their_sum_one_may_be_missing() {
+    for (usage, expected) in [
+        (r#"{"prompt_tokens":100,"total_tokens":150}"#, (100, 50)),
+        (r#"{"prompt_tokens":100,"completion_tokens":-1,"total_tokens":150}"#, (100, 50)),
+        (r#"{"input_tokens":8,"output_tokens":"4","total_tokens":12}"#, (8, 4)),
+        (r#"{"completion_tokens":50,"total_tokens":150}"#, (100, 50)),
+        (r#"{"prompt_tokens":8,"total_tokens":8}"#, (8, 0)),
+        (r#"{"total_tokens":12}"#, (12, 0)),
+    ] {
+        let tokens = read(RouteKind::Chat, &format!(r#"{{"usage":{usage}}}"#)).tokens;
+        assert_eq!(tokens.map(|t| (t.input, t.output)), Some(expected), "{usage}");
+    }
 }
 
 #[test]

@@ -36,6 +36,8 @@ fn the_model_is_found_wherever_it_stands() {
     }
     let lists = form(&[field("model", "m"), field("include[]", "a"), field("include[]", "b"), field("metadata", "{}")]);
     assert!(parse(&lists).is_ok());
+    let unquoted = "--xYz\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--xYz--\r\n";
+    assert_eq!(parse(unquoted.as_bytes()).unwrap().ask.model.as_deref(), Some("m"));
 }
 
 #[test]
@@ -51,6 +53,10 @@ fn what_decides_is_a_single_plain_field() {
         (vec![field("model", "a"), field("fallbacks", "[\"b\"]")], "field_not_allowed"),
         (vec![field("model", "a"), field("metadata", "{\"tags\":[]}")], "field_not_allowed"),
         (vec![field("model", "a"), field("metadata[tags]", "x")], "field_not_allowed"),
+        (vec![field("model", "a"), field("api_base[x]", "http://x")], "field_not_allowed"),
+        (vec![field("model", "a"), field("extra_body[api_base]", "http://x")], "field_not_allowed"),
+        (vec![field("model", "a"), field("fallbacks[0][model]", "b")], "field_not_allowed"),
+        (vec![field("model", "a"), field("model[0]", "b")], "field_not_allowed"),
         (vec![field("model", "a"), field("metadata", "x")], "invalid_field"),
         (vec![field("model", "a,b")], "invalid_field"),
         (vec![field("model", "a"), field("stream", "yes")], "invalid_field"),
@@ -77,6 +83,13 @@ fn forms_that_two_parsers_read_differently_are_refused() {
         ("name=\"model\"", "name=\"mo\\del\""),
         ("name=\"model\"", "name=\"model\"; name=\"x\""),
         ("name=\"model\"", "name*=utf-8''model"),
+        // Some parsers strip what stands around a name.
+        ("name=\"model\"", "name= model"),
+        ("name=\"model\"", "name= \"model\""),
+        ("name=\"model\"", "name=<model>"),
+        ("name=\"model\"", "name=model ; filename=x"),
+        ("name=\"model\"", "name=mo\"del"),
+        ("name=\"model\"", "name="),
         ("form-data; ", "attachment; "),
         ("a\r\n--xYz--\r\n", "a\r\n--xYz--\r\ntrailer"),
         ("a\r\n--xYz--\r\n", "a\r\n--xYzz\r\n--xYz--\r\n"),

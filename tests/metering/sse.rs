@@ -97,6 +97,19 @@ fn the_last_usage_wins() {
     assert_eq!(report.reported.tokens.map(|t| (t.input, t.output)), Some((3, 2)));
     assert_eq!(report.output_bytes, 3);
     assert!(!report.complete);
+    // Usage only grows: what says less, or nothing that can be read, takes nothing back.
+    for less in [r#"{"prompt_tokens":0,"completion_tokens":0}"#, r#"{"prompt_tokens":-1}"#] {
+        let (_, report) =
+            whole(RouteKind::Chat, false, &format!("{stream}data: {{\"choices\":[],\"usage\":{less}}}\n\n"));
+        assert_eq!(report.reported.tokens.map(|t| (t.input, t.output)), Some((3, 2)), "{less}");
+    }
+}
+
+#[test]
+fn an_event_that_cannot_be_read_counts_by_its_bytes() {
+    let payload = r#"{"choices":[{"delta":{"content":"\ud800aaaa"}}]}"#;
+    let (_, report) = whole(RouteKind::Chat, false, &format!("data: {payload}\n\ndata: {{\"choices\":[{{"));
+    assert_eq!(report.output_bytes, payload.len() as u64, "what broke off in the middle of an event does not");
 }
 
 const MESSAGES: &str = "event: message_start\n\

@@ -133,9 +133,27 @@ async fn nested_models_and_references_are_not_the_callers_to_name() {
         // However the name is written.
         let escaped =
             body.to_string().replace("file_id\"", "file\\u005fid\"").replace("\"item_ref", "\"\\u0069tem_ref");
+        let escaped = escaped
+            .replace("\"container\"", "\"c\\u006fntainer\"")
+            .replace("\"model\":\"gpt-4o\"}", "\"mod\\u0065l\":\"gpt-4o\"}");
         let request = stage.ada.request(Method::POST, path).header("content-type", "application/json");
         let reply = stage.ada.send(request.body(escaped.clone())).await;
         assert_eq!((reply.status.as_u16(), reply.code().as_str()), (400, "field_not_allowed"), "{path} {escaped}");
+    }
+    // Nor is it passed over for a name or a number beside it that others read in their own way.
+    for beside in [r#""\ud800":1"#, r#""x":"\ud800""#, r#""x":1e999"#] {
+        for (member, value) in [
+            ("tools", r#"[{"type":"code_interpreter","container":"cntr_1",BESIDE}]"#),
+            ("tools", r#"[{"type":"mcp","server_url":"http://e",BESIDE}]"#),
+            ("tools", r#"[{"type":"file_search","vector_store_ids":["vs"],BESIDE}]"#),
+            ("moderation", r#"{"model":"gpt-4o",BESIDE}"#),
+        ] {
+            let value = value.replace("BESIDE", beside);
+            let body = format!(r#"{{"model":"gpt-4o-mini","input":"x","{member}":{value}}}"#);
+            let request = stage.ada.request(Method::POST, "/v1/responses").header("content-type", "application/json");
+            let reply = stage.ada.send(request.body(body.clone())).await;
+            assert_eq!(reply.status, 400, "{body}");
+        }
     }
     assert_eq!(stage.gateway.forwarded(), []);
     // What only looks like it.

@@ -325,7 +325,9 @@ async fn installations_are_one_for_a_scope_and_counted() {
         // What one does not see, one does not install.
         let unseen = format!("{MARKET}/{secret}/install");
         assert_eq!(as_ada.post(&unseen, json!({})).await.refused(404), "Marketplace listing not found");
-        assert_eq!(as_ada.delete(&unseen).await.refused(404), "Marketplace listing not found");
+        for of in ["", "?scope_type=team", &format!("?scope_type=team&scope_id={team}")] {
+            assert_eq!(as_ada.delete(&format!("{unseen}{of}")).await.refused(404), "Marketplace listing not found");
+        }
         assert_eq!(as_ada.get(&install).await.json["code"], "domain_admin_required");
         // Out of sight, it can be uninstalled all the same.
         admin.post(&format!("{one}/publish?publish=false"), json!(null)).await.ok();

@@ -43,7 +43,7 @@ impl ForbiddenFields {
         self.inside.get(outer).is_some_and(|names| names.hold(name))
     }
 
-    /// Whether any member of the outer member `outer` is refused.
+    /// Whether some members of the outer member `outer` are refused.
     pub(super) fn reach_into(&self, outer: &str) -> bool {
         self.inside.contains_key(outer)
     }

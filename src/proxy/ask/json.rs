@@ -292,10 +292,15 @@ pub(super) fn check_metadata(json: &str, rules: &AskRules) -> Result<(), AskErro
 }
 
 /// Refuses what is forbidden in an object, or in the objects of a list.
-fn check_inside(outer: &str, value: Option<&RawValue>, rules: &AskRules) -> Result<(), AskError> {
+fn check_inside(outer: &'static str, value: Option<&RawValue>, rules: &AskRules) -> Result<(), AskError> {
     let Some(value) = value.filter(|_| rules.forbidden_fields.reach_into(outer)) else { return Ok(()) };
     let items = serde_json::from_str(value.get()).unwrap_or_else(|_| vec![value]);
-    items.into_iter().filter_map(|item| names(item.get())).try_for_each(|names| check_names(outer, &names, rules))
+    items.into_iter().filter(|item| item.get().starts_with('{')).try_for_each(|item| {
+        // A name that is no text to us may be one to the upstream, and what is beside it is read there.
+        let names =
+            names(item.get()).ok_or(AskError::InvalidField { field: outer, expected: "has a name that is no text" })?;
+        check_names(outer, &names, rules)
+    })
 }
 
 fn check_names(outer: &str, names: &[Cow<'_, str>], rules: &AskRules) -> Result<(), AskError> {
@@ -422,6 +427,6 @@ fn integer(field: &'static str, raw: &RawValue) -> Result<Option<u64>, AskError>
         .map_err(|_| AskError::InvalidField { field, expected: "must be a whole number, at least 0" })
 }
 
-fn invalid_json(error: &serde_json::Error) -> AskError {
+pub(super) fn invalid_json(error: &serde_json::Error) -> AskError {
     AskError::InvalidJson { line: error.line(), column: error.column() }
 }

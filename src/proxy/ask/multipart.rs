@@ -39,8 +39,10 @@ pub(super) fn read(
     for part in parts(boundary, body)? {
         // LiteLLM reads `name[]` as `name`.
         let name = part.name.strip_suffix("[]").unwrap_or(part.name);
-        // It also reads `metadata[name]` as a member of `metadata`.
-        if rules.forbidden_fields.hold(name) || name.ends_with("fallbacks") || name.starts_with("metadata[") {
+        // It also reads `metadata[name]` as a member of `metadata`; others may do so with any name.
+        let outer = name.split('[').next().unwrap_or(name);
+        let inside = outer != name && matches!(outer, "metadata" | "model" | "stream" | "n" | "prompt");
+        if rules.forbidden_fields.hold(outer) || outer.ends_with("fallbacks") || inside {
             return Err(AskError::FieldNotAllowed(shown(name)));
         }
         // What is no text would be forwarded without having been screened.
@@ -170,7 +172,8 @@ fn disposition(headers: &[u8]) -> Result<(&str, bool), AskError> {
     found.ok_or(malformed)
 }
 
-/// `form-data; name="…"[; filename="…"]`.
+/// `form-data; name="…"[; filename="…"]`. What is not quoted is a token (RFC 9110 section 5.6.2):
+/// of spaces and angle brackets around it, some parsers make nothing.
 fn form_data(value: &str) -> Result<(&str, bool), AskError> {
     let malformed = || AskError::InvalidForm("a part has a malformed Content-Disposition");
     let mut rest = value.strip_prefix("form-data").ok_or_else(malformed)?.trim_start();
@@ -181,7 +184,12 @@ fn form_data(value: &str) -> Result<(&str, bool), AskError> {
         let (text, after) = if let Some(quoted) = after.strip_prefix('"') {
             quoted.split_once('"').ok_or_else(malformed)?
         } else {
-            after.split_at(after.find(';').unwrap_or(after.len()))
+            let (token, after) = after.split_at(after.find(';').unwrap_or(after.len()));
+            let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+            if token.is_empty() || !token.bytes().all(is_token) {
+                return Err(malformed());
+            }
+            (token, after)
         };
         if text.contains('\\') {
             return Err(malformed());

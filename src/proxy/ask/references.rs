@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::json::invalid_json;
 use super::{AskError, AskRules};
 use crate::model::usage::RouteKind;
 
@@ -28,15 +29,14 @@ struct Contents {
 /// [`AskError::FieldNotAllowed`].
 pub(super) fn check(kind: RouteKind, body: &str, tools: Option<&RawValue>, rules: &AskRules) -> Result<(), AskError> {
     if let Some(tools) =
-        tools.filter(|tools| tools.get().contains("container") && rules.forbidden_fields.hold("container"))
+        tools.filter(|tools| may_name_a_container(tools.get()) && rules.forbidden_fields.hold("container"))
     {
-        let tools: Value = serde_json::from_str(tools.get()).unwrap_or_default();
-        check_containers(&tools)?;
+        check_containers(&parsed(tools.get())?)?;
     }
     if !may_refer(kind, body) {
         return Ok(());
     }
-    let Ok(Contents { messages, input }) = serde_json::from_str(body) else { return Ok(()) };
+    let Contents { messages, input } = parsed(body)?;
     if kind == RouteKind::Responses && rules.forbidden_fields.hold("item_reference") {
         let items = input.as_array().map(Vec::as_slice).unwrap_or_default();
         if items.iter().any(is_item_reference) {
@@ -49,6 +49,11 @@ pub(super) fn check(kind: RouteKind, body: &str, tools: Option<&RawValue>, rules
     Ok(())
 }
 
+/// What cannot be read here may be read by the upstream: numbers that are too large, halves of characters.
+fn parsed<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, AskError> {
+    serde_json::from_str(json).map_err(|error| invalid_json(&error))
+}
+
 /// Most bodies hold nothing of the kind, and are read once alone. A name may be written with escapes;
 /// an item of a response is a reference also if it says nothing but its id.
 fn may_refer(kind: RouteKind, body: &str) -> bool {
@@ -56,6 +61,10 @@ fn may_refer(kind: RouteKind, body: &str) -> bool {
     let [file, escape, id] = &*SIGNS;
     let holds = |sign: &Finder<'_>| sign.find(body.as_bytes()).is_some();
     holds(file) || holds(escape) || (kind == RouteKind::Responses && holds(id))
+}
+
+fn may_name_a_container(tools: &str) -> bool {
+    tools.contains("container") || tools.contains("\\u00")
 }
 
 /// A container of one's own is made by the way; one that is named is somebody's.

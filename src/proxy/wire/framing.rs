@@ -323,7 +323,7 @@ impl Chunked {
             (Self::Size(size), _) => Self::Size(size.checked_mul(16)?.checked_add(hex(byte)?)?),
             (Self::TrailerStart, b'\r') => Self::EndLf,
             (Self::Trailer, b'\r') => Self::TrailerLf,
-            // Another parser may take a NUL for an end, and hyper takes it for text.
+            // A line ends with both its bytes, and another parser may take a NUL for an end.
             (Self::Extension(_) | Self::Trailer | Self::TrailerStart, 0..=8 | 10..=31 | 127) => return None,
             (Self::Extension(size), _) => Self::Extension(size),
             (Self::SizeLf(0), b'\n') | (Self::TrailerLf, b'\n') => Self::TrailerStart,

@@ -29,12 +29,12 @@ pub(super) const LEASES: &str = r#"SELECT amount, counters AS held FROM "Alchemi
     WHERE account_id = $1 AND state = 'open'"#;
 
 /// A counter with what it may have used and leased.
-pub(super) struct Booked {
+pub(super) struct CounterRow {
     pub(super) counter: Counter,
     pub(super) cap: Credits,
 }
 
-impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for Booked
+impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for CounterRow
 where
     Counter: sqlx::FromRow<'r, R>,
     Cap: sqlx::FromRow<'r, R>,

@@ -9,7 +9,9 @@ use crate::model::guardrails::{AssignedPreset, GuardrailAssignment, GuardrailPre
 use crate::model::scope::{Scope, ScopeType};
 use crate::store::changes::ChangeKind;
 use crate::store::page::{Page, Slice};
-use crate::store::{Result, Tx, find, on, remove};
+use crate::store::{Result, Tx, find, from_columns, on, remove};
+
+from_columns! { GuardrailAssignment { id, account_id, preset_id, scope_type, scope_id, created_by, created_at } }
 
 impl Tx<Tenant> {
     /// Assignments, or those to exactly `scope`, newest first.
@@ -49,7 +51,7 @@ impl Tx<Tenant> {
     /// Assigns a preset to a scope; whether that is new, and the row that is there now.
     ///
     /// # Errors
-    /// [`StoreError::ForeignKey`](super::StoreError::ForeignKey) when the preset is gone.
+    /// [`StoreError::ForeignKey`](crate::store::StoreError::ForeignKey) when the preset is gone.
     pub async fn assign_guardrail_preset(
         &mut self,
         preset: &Id<GuardrailPreset>,

@@ -23,7 +23,7 @@ impl Tx<Platform> {
     /// Notes a process that will take leases.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](crate::store::StoreError).
     pub async fn insert_lease_holder(&mut self, holder: &str, expires_at: Timestamp) -> Result<()> {
         run!(
             self,
@@ -38,7 +38,7 @@ impl Tx<Platform> {
     /// Says that the process lives. `false`: it was fenced.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](crate::store::StoreError).
     pub async fn renew_lease_holder(&mut self, holder: &str, expires_at: Timestamp) -> Result<bool> {
         let renewed = run!(
             self,
@@ -52,7 +52,7 @@ impl Tx<Platform> {
     /// Holders that are not fenced.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](crate::store::StoreError).
     pub async fn lease_holders(&mut self) -> Result<Vec<Holder>> {
         on!(self, |c| sqlx::query_as(r#"SELECT holder, expires_at FROM "Alchemi_LeaseHolderTable" WHERE fenced = 0"#)
             .fetch_all(c)
@@ -63,7 +63,7 @@ impl Tx<Platform> {
     /// process's clock either.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](crate::store::StoreError).
     pub async fn fence_silent_lease_holder(&mut self, silent: &Holder) -> Result<()> {
         run!(
             self,
@@ -79,7 +79,7 @@ impl Tx<Platform> {
     /// Fences every holder but this one.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](crate::store::StoreError).
     pub async fn fence_other_lease_holders(&mut self, holder: &str) -> Result<()> {
         run!(self, r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1 WHERE holder <> $1 AND fenced = 0"#, holder)?;
         Ok(())
@@ -88,7 +88,7 @@ impl Tx<Platform> {
     /// Fences one holder, at its own wish or because its journal was replayed.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](crate::store::StoreError).
     pub async fn fence_lease_holder(&mut self, holder: &str) -> Result<()> {
         run!(self, r#"UPDATE "Alchemi_LeaseHolderTable" SET fenced = 1 WHERE holder = $1"#, holder)?;
         Ok(())

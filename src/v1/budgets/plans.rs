@@ -94,7 +94,8 @@ pub async fn list_budget_plans(call: Call<CopilotAdmin>, Paging(slice): Paging<1
 
 /// Make a plan and put it in force
 ///
-/// The plan that was in force is kept, without effect.
+/// The plan that was in force is kept, without effect: what it gives to scopes no longer caps
+/// them, until it is put in force again.
 #[utoipa::path(post, path = "/v1/budgets/copilot/plans", tag = "budgets", params(Trial), request_body = NewPlan,
     responses((status = 200, description = "The new plan", body = Tried<Item<Plan>>), Refusals))]
 pub async fn create_budget_plan(

@@ -195,7 +195,14 @@ pub async fn uninstall_marketplace_listing(
     let chain = own_chain(&mut tx, &call.context, &standpoint.0).await?;
     // What is out of sight can be uninstalled all the same.
     let mut listing = known(tx.hold_listing(&at.marketplace_id).await?)?;
-    let scope = target(&call, &chain, of.scope_type.as_deref(), of.scope_id)?;
+    let scope = match target(&call, &chain, of.scope_type.as_deref(), of.scope_id) {
+        Ok(scope) => scope,
+        Err(problem) => {
+            // Whoever may not see it does not hear that it is there.
+            visible(&call, &mut tx, listing, &chain).await?;
+            return Err(problem.into());
+        }
+    };
     let Some(gone) = tx.installation(&listing.id, &scope).await? else {
         visible(&call, &mut tx, listing, &chain).await?;
         return call.done(tx, &Deleted { deleted: false }).await;
