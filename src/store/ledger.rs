@@ -138,7 +138,7 @@ impl Tx<Tenant> {
     /// then be dropped, not committed.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn reserve(&mut self, hold: &Hold<'_>) -> Result<bool> {
         if !self.hold_on_counters(hold.links, hold.amount, hold.over_cap).await? {
             return Ok(false);
@@ -201,7 +201,7 @@ impl Tx<Tenant> {
     /// Whether `subject` made the stored response with this id.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn owns_response(&mut self, subject: &str, response_id: &str) -> Result<bool> {
         let account = self.account.clone();
         let found: Option<String> = on!(self, |c| sqlx::query_scalar(
@@ -220,7 +220,7 @@ impl Tx<Tenant> {
     /// that it was made with. Whether there was one.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn unreserve(&mut self, request_id: &str, links: &[Link]) -> Result<bool> {
         let account = self.account.clone();
         let held: Option<Credits> = on!(self, |c| sqlx::query_scalar(
@@ -240,7 +240,7 @@ impl Tx<Tenant> {
     /// The counters behind `links`; those that were never touched are left out.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn counters(&mut self, links: &[Link]) -> Result<Vec<Counter>> {
         if links.is_empty() {
             return Ok(Vec::new());
@@ -262,7 +262,7 @@ impl Tx<Tenant> {
     /// `false`: a row with this request id exists, and nothing was changed.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn record(&mut self, row: &LedgerRow, links: &[Link]) -> Result<bool> {
         self.book(row, links.iter().map(Link::counter).collect()).await
     }
@@ -270,7 +270,7 @@ impl Tx<Tenant> {
     /// As [`Tx::record`], on counters of whatever window: those of a row that is undone.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn book(&mut self, row: &LedgerRow, counters: Vec<CounterKey>) -> Result<bool> {
         let settlement = Settlement::of(row.clone(), counters);
         let fresh = self.write_rows(std::slice::from_ref(&settlement)).await?;
@@ -296,7 +296,7 @@ impl Tx<Platform> {
     /// were new.
     ///
     /// # Errors
-    /// [`StoreError::ForeignKey`] when an account of the batch is gone.
+    /// [`StoreError::ForeignKey`](super::StoreError::ForeignKey) when an account of the batch is gone.
     pub async fn settle(&mut self, batch: &[Settlement]) -> Result<usize> {
         let fresh = self.write_rows(batch).await?;
         self.draw(batch, fresh).await
@@ -306,7 +306,7 @@ impl Tx<Platform> {
     /// is so, and cheaper to ask for.
     ///
     /// # Errors
-    /// [`StoreError::Unique`] when one was settled before; the transaction must then be
+    /// [`StoreError::Unique`](super::StoreError::Unique) when one was settled before; the transaction must then be
     /// dropped.
     pub async fn settle_first(&mut self, batch: &[Settlement]) -> Result<usize> {
         self.write_new_rows(batch).await?;
@@ -363,7 +363,7 @@ impl Tx<Platform> {
     /// Says that reservations are not abandoned before `until`.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn renew_reservations(&mut self, ids: &[Arc<str>], until: Timestamp) -> Result<()> {
         for chunk in ids.chunks(500) {
             on!(self, |c| {
@@ -383,7 +383,7 @@ impl Tx<Platform> {
     /// and the roll-ups keep them. Gives how many were new.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn settle_orphans(&mut self, batch: &[Settlement]) -> Result<usize> {
         let fresh = self.write_rows(batch).await?;
         self.add_to_rollups(&fresh).await?;
@@ -394,7 +394,7 @@ impl Tx<Platform> {
     /// Reservations that expired before `now`.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub async fn abandoned(&mut self, limit: u32) -> Result<Vec<Abandoned>> {
         let now = self.now;
         on!(self, |c| sqlx::query_as(
