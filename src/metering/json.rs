@@ -231,7 +231,7 @@ impl Usage {
         // Of two and their sum, the one that is not said; a sum alone is input, as embeddings have it.
         let rest = |of: Option<u64>| self.total_tokens.map(|total| total.saturating_sub(of.unwrap_or(0)));
         let output = self.completion_tokens.or(self.output_tokens);
-        let (input, output) = (told.or_else(|| rest(output)), output.or_else(|| told.and_then(|_| rest(told))));
+        let (input, output) = (told.or_else(|| rest(output)), output.or_else(|| told.and(rest(told))));
         if input.is_none() && output.is_none() {
             return None;
         }

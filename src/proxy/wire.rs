@@ -27,6 +27,7 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::problem::Problem;
+pub(super) use framing::is_token;
 use framing::{Framing, Stop, Verdict};
 
 /// What stands before the name of the refusal in the path that hyper is given.

@@ -12,6 +12,7 @@ use super::{AskError, AskRules, ParsedAsk, agreed_model, answers_asked, max_outp
 use crate::metering::count::TextSize;
 use crate::model::usage::RouteKind;
 use crate::policy::{Ask, AskSize};
+use crate::proxy::wire::is_token;
 
 /// The most parts of a form.
 const MAX_PARTS: usize = 128;
@@ -185,8 +186,7 @@ fn form_data(value: &str) -> Result<(&str, bool), AskError> {
             quoted.split_once('"').ok_or_else(malformed)?
         } else {
             let (token, after) = after.split_at(after.find(';').unwrap_or(after.len()));
-            let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-            if token.is_empty() || !token.bytes().all(is_token) {
+            if !is_token(token.as_bytes()) {
                 return Err(malformed());
             }
             (token, after)

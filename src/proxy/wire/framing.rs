@@ -239,7 +239,7 @@ impl Head {
 }
 
 /// Whether it is a token (RFC 9110 section 5.6.2).
-fn is_token(bytes: &[u8]) -> bool {
+pub(in crate::proxy) fn is_token(bytes: &[u8]) -> bool {
     let is_part = |byte: &u8| TOKEN.get(usize::from(*byte)) == Some(&true);
     !bytes.is_empty() && bytes.iter().all(is_part)
 }
