@@ -78,6 +78,10 @@ async fn run(options: DevOptions) -> Result<(), Failure> {
     let folder = std::path::absolute(&options.data_dir).map_err(Failure::failed)?;
     let tokens = write_tokens(&folder, &issuer, &master_key)?;
     say(&introduction(&gateway, &upstream, issuer.url(), &world, &tokens))?;
+    if world.found {
+        say(&format!("\nThis goes on from an earlier start. Remove {} to begin anew.", quoted(&folder)))?;
+    }
+    say("Ctrl-C stops it.")?;
     stop_signal().await;
     say("")?;
     say(&farewell(server.stop().await))
@@ -196,8 +200,7 @@ fn introduction(gateway: &str, upstream: &str, issuer: &str, world: &seed::World
          What Ada may spend, and what the admin and the operator see\n\
          \u{20} curl -s {gateway}/v1/me/allocation -H \"Authorization: Bearer $(cat {})\"\n\
          \u{20} curl -s {gateway}/v1/budgets/copilot/usage-by-scope -H \"Authorization: Bearer $(cat {})\"\n\
-         \u{20} curl -s {gateway}/v1/accounts -H \"Authorization: Bearer $(cat {})\"\n\n\
-         Ctrl-C stops it.",
+         \u{20} curl -s {gateway}/v1/accounts -H \"Authorization: Bearer $(cat {})\"\n",
         world.account_name,
         world.account_id,
         chat(&tokens.ada, allowed, ""),

@@ -67,7 +67,7 @@ async fn dev_prints_what_works_and_ends_with_what_it_settled() {
     dev.says("Ctrl-C stops it.");
     let gateway = address(&dev.says("gateway"));
     let printed = dev.out();
-    assert!(printed.contains(&gateway), "{printed}");
+    assert!(printed.contains(&gateway) && !printed.contains("earlier start"), "{printed}");
     let expected = [
         "\"content\":\"Hello!",
         "data: [DONE]",
@@ -96,6 +96,7 @@ async fn dev_prints_what_works_and_ends_with_what_it_settled() {
     assert_eq!(end(dev, "INT"), "alchemi has stopped: 2 requests settled, every connection ended");
     // Once more on what the first one left.
     let mut again = place.start(&started);
+    again.says("This goes on from an earlier start");
     again.says("Ctrl-C stops it.");
     end(again, "TERM");
 }

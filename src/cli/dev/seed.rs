@@ -20,6 +20,8 @@ pub(super) struct World {
     pub(super) account_name: &'static str,
     pub(super) allowed: String,
     pub(super) refused: String,
+    /// It was there before this start, with what was spent and changed since it was made.
+    pub(super) found: bool,
 }
 
 /// A model to grant and one to refuse, of those that the upstream lists.
@@ -84,7 +86,13 @@ pub(super) async fn plant(
     }
     let grant = json!({"model_name": allowed, "scope_type": "account", "scope_id": account_id});
     operator.call(Method::POST, "/v1/copilot/models/grants", Some(grant)).await?;
-    Ok(World { account_id, account_name: ACCOUNT_NAME, allowed: allowed.clone(), refused: refused.clone() })
+    Ok(World {
+        account_id,
+        account_name: ACCOUNT_NAME,
+        allowed: allowed.clone(),
+        refused: refused.clone(),
+        found: found.is_some(),
+    })
 }
 
 fn people(issuer: &DevIssuer) {

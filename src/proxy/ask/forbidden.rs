@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 /// Names of members that would steer the upstream around the policy.
 ///
-/// They are refused in the outer object and in fallbacks; with `metadata.` in front, in `metadata`,
-/// and likewise with `prompt.`, `tools.` and `moderation.`, in those and in each of a list of them.
-/// A `*` at the start or the end of a name stands for anything.
+/// They are refused in the outer object and in fallbacks; with `metadata.` in front, in `metadata`
+/// alone, and likewise with `prompt.`, `tools.` and `moderation.`, in those and in each of a list of
+/// them. A `*` at the start or the end of a name stands for anything.
 ///
 /// ```
 /// use alchemi::proxy::ask::ForbiddenFields;
@@ -26,6 +26,9 @@ pub struct ForbiddenFields {
     outer: Names,
     inside: BTreeMap<Box<str>, Names>,
 }
+
+/// Members of the outer object that are read into.
+const READ_INTO: [&str; 4] = ["metadata", "prompt", "tools", "moderation"];
 
 impl ForbiddenFields {
     /// The names, as they were given.
@@ -53,9 +56,9 @@ impl From<Vec<String>> for ForbiddenFields {
     fn from(patterns: Vec<String>) -> Self {
         let (mut outer, mut inside) = (Names::default(), BTreeMap::<Box<str>, Names>::new());
         for pattern in &patterns {
-            outer.add(pattern);
-            if let Some((member, name)) = pattern.split_once('.') {
-                inside.entry(member.into()).or_default().add(name);
+            match pattern.split_once('.').filter(|(member, _)| READ_INTO.contains(member)) {
+                Some((member, name)) => inside.entry(member.into()).or_default().add(name),
+                None => outer.add(pattern),
             }
         }
         Self { patterns, outer, inside }
