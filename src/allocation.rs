@@ -37,7 +37,7 @@ pub mod rules;
 mod ticket;
 
 pub use crate::model::budgets::Enforcement;
-use lease::{LeaseConfig, Leases, PATIENCE_WITH_OTHERS};
+use lease::{LeaseConfig, Leases, PATIENCE};
 use live::LiveRows;
 pub use outbox::{Finished, Outbox, Receipt};
 use ticket::Ticket;
@@ -287,24 +287,35 @@ impl Allocations {
         Err(ReserveError::Exhausted(Box::new(self.shortage(&ticket).await?)))
     }
 
-    /// Tries again with credits that lie idle in slices, here and in other processes.
+    /// Tries again with credits that lie idle in slices, here and in other processes, and with what requests
+    /// held that are over and on their way into the ledger.
     async fn hold_what_comes_back(&self, ticket: &mut Ticket, seen: u64) -> Result<bool, StoreError> {
-        let Some(leases) = &self.0.leases else { return Ok(false) };
-        let granted = Granted::system().over(ticket.account().clone());
-        let counters = self.0.store.read(&granted).await?.counters(ticket.links()).await?;
+        let counters = self.counters(ticket).await?;
         let Some(scopes) = scarce(&drawn(ticket.links(), &counters), ticket.hold) else { return Ok(false) };
-        if leases.gather(ticket.account(), &scopes, seen).await? && self.try_hold(ticket).await? {
-            return Ok(true);
+        if let Some(leases) = &self.0.leases {
+            if leases.gather(ticket.account(), &scopes, seen).await? && self.try_hold(ticket).await? {
+                return Ok(true);
+            }
+            leases.ask_others(ticket.account(), &scopes).await?;
         }
-        if leases.ask_others(ticket.account(), &scopes).await? {
-            for pause in PATIENCE_WITH_OTHERS {
-                tokio::time::sleep(pause).await;
-                if self.try_hold(ticket).await? {
-                    return Ok(true);
-                }
+        // Who is let through over the cap does not wait.
+        if ticket.enforcement() != Enforcement::Hard {
+            return Ok(false);
+        }
+        for pause in PATIENCE {
+            tokio::time::sleep(pause).await;
+            let counters = self.counters(ticket).await?;
+            let fits = drawn(ticket.links(), &counters).iter().all(|drawn| drawn.fits(ticket.hold));
+            if fits && self.try_hold(ticket).await? {
+                return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    async fn counters(&self, ticket: &Ticket) -> Result<Vec<Counter>, StoreError> {
+        let granted = Granted::system().over(ticket.account().clone());
+        self.0.store.read(&granted).await?.counters(ticket.links()).await
     }
 
     async fn try_hold(&self, ticket: &mut Ticket) -> Result<bool, StoreError> {
@@ -324,7 +335,8 @@ impl Allocations {
         if held {
             if let Err(error) = tx.commit().await {
                 // It may have been made all the same.
-                tokio::spawn(self.clone().undo(granted, Arc::clone(&ticket.request_id), ticket.links().to_vec()));
+                let store = self.0.store.clone();
+                tokio::spawn(undo(store, granted, Arc::clone(&ticket.request_id), ticket.links().to_vec()));
                 return Err(error);
             }
             ticket.row = Some(self.0.rows.insert(&ticket.request_id));
@@ -332,28 +344,10 @@ impl Allocations {
         Ok(held)
     }
 
-    /// Gives back a reservation of which nobody knows whether it was made.
-    async fn undo(self, granted: Granted<Tenant>, request_id: Arc<str>, links: Vec<Link>) {
-        let attempt = async || {
-            let mut tx = self.0.store.begin(&granted).await?;
-            let was_there = tx.unreserve(&request_id, &links).await?;
-            tx.commit().await.map(|()| was_there)
-        };
-        for pause in UNDO_AFTER_SECONDS {
-            tokio::time::sleep(Duration::from_secs(pause)).await;
-            match attempt().await {
-                // It may still come; what comes after the last look is charged as abandoned.
-                Ok(false) | Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => {}
-                Ok(true) | Err(_) => return,
-            }
-        }
-    }
-
     /// Which scope lacks how much; asked only after a refusal, so that the allow
     /// path does not pay for it.
     async fn shortage(&self, ticket: &Ticket) -> Result<Denial, StoreError> {
-        let granted = Granted::system().over(ticket.account().clone());
-        let counters = self.0.store.read(&granted).await?.counters(ticket.links()).await?;
+        let counters = self.counters(ticket).await?;
         Ok(shortage(&drawn(ticket.links(), &counters), ticket.hold).unwrap_or(Denial::AllocationMissing))
     }
 
@@ -374,16 +368,19 @@ impl Allocations {
     }
 
     /// Hands reservations that nobody settled to the settler, which charges them at
-    /// their estimate, marked `unsettled`; gives how many there were. One that is
-    /// still there at the next call is handed over again, and settled once.
+    /// their estimate, marked `unsettled`; gives how many there were. From then on this process
+    /// has them: they are renewed until they are in the ledger.
     ///
     /// # Errors
     /// [`StoreError`]; what was not charged is found again.
     pub async fn charge_abandoned(&self) -> Result<usize, StoreError> {
         let abandoned = self.0.store.read(&Granted::system()).await?.abandoned(MOST_ABANDONED).await?;
         let now = self.0.clock.now();
-        let settlements = abandoned.iter().filter_map(|row| ticket::unsettled(row, now));
-        Ok(settlements.filter(|s| self.0.outbox.send(Finished::abandoned(s.clone()))).count())
+        let finished = abandoned.iter().filter_map(|found| {
+            let row = self.0.rows.claim(&found.request_id)?;
+            Some(Finished::abandoned(ticket::unsettled(found, now)?, row))
+        });
+        Ok(finished.filter_map(|finished| self.0.outbox.send(finished).then_some(())).count())
     }
 
     /// Says of every reservation that has a row, and whose request this process has, that it
@@ -418,11 +415,31 @@ pub fn drawn<'a>(links: &'a [Link], counters: &[Counter]) -> Vec<Drawn<'a>> {
     links.iter().map(of).collect()
 }
 
+/// Gives back a reservation of which nobody knows whether it was made.
+async fn undo(store: Store, granted: Granted<Tenant>, request_id: Arc<str>, links: Vec<Link>) {
+    let attempt = async || {
+        let mut tx = store.begin(&granted).await?;
+        let was_there = tx.unreserve(&request_id, &links).await?;
+        tx.commit().await.map(|()| was_there)
+    };
+    for pause in UNDO_AFTER_SECONDS {
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+        match attempt().await {
+            // It may still come; what comes after the last look is charged as abandoned.
+            Ok(false) | Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => {}
+            Ok(true) | Err(_) => return,
+        }
+    }
+}
+
 /// Pauses before attempts to undo a reservation whose commit was interrupted: it may still come to its end.
 const UNDO_AFTER_SECONDS: [u64; 6] = [1, 5, 15, 60, 300, 900];
 
 /// How many abandoned reservations are handed over at once.
 const MOST_ABANDONED: u32 = 10_000;
+
+/// The mark of a request that never left.
+const NOT_FORWARDED: &str = "not_forwarded";
 
 /// Credits held for one admitted request, and the duty to settle.
 ///
@@ -453,14 +470,16 @@ impl Reservation {
         journal.synced(&ticket.entry).await
     }
 
-    /// Undoes a reservation that is in no journal, without a row if nothing is owed.
+    /// Undoes a reservation that the journal does not have for certain, without a row if nothing is owed.
     fn unmake(mut self) {
         let at = self.shared.clock.now();
         let Some(ticket) = &mut self.ticket else { return };
         if ticket.slice.is_some() {
-            ticket.put_back(&Bill::default(), at);
+            let unsent = Bill { marks: vec![NOT_FORWARDED], ..Bill::default() };
+            ticket.put_back(&unsent, at);
             if ticket.owed() == Credits::ZERO {
                 if let Some(journal) = &self.shared.journal {
+                    journal.finish(&ticket.entry, |out| record::settle(ticket, &unsent, at, out));
                     journal.release([std::mem::take(&mut ticket.entry)]);
                 }
                 self.ticket = None;
@@ -477,7 +496,7 @@ impl Reservation {
             journal.finish(&ticket.entry, |out| record::settle(&ticket, &bill, at, out));
         }
         if !shared.outbox.send(Finished::settled(ticket, bill, at)) {
-            // The settler is gone: the entry stays, and so does what the request holds.
+            // The settler is gone: the entry stays for the next process, and so does a reservation's row.
             tracing::error!(%request_id, "settled after the settler has stopped");
         }
     }
@@ -485,6 +504,6 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.send(Bill { marks: vec!["not_forwarded"], ..Bill::default() });
+        self.send(Bill { marks: vec![NOT_FORWARDED], ..Bill::default() });
     }
 }

@@ -26,8 +26,8 @@
 //!
 //! **A disk that is full or fails.** `journal.on_error` says whether an entry is then refused
 //! or goes on in memory alone. Half a record is cut off again. After a failed fsync nothing of
-//! that file is trusted: what is needed of it is written again in another (PostgreSQL's lesson,
-//! <https://wiki.postgresql.org/wiki/Fsync_Errors>).
+//! that file is trusted: what began in it and is not over is written again in another (PostgreSQL's
+//! lesson, <https://wiki.postgresql.org/wiki/Fsync_Errors>).
 //!
 //! **Why not a crate.** Tried with records of 450 bytes on one thread, release build, on the
 //! machine of benches/README.md, µs per record: one `write(2)` with a CRC32C 1.4, commitlog
@@ -297,6 +297,11 @@ impl Journal {
         self.0.shared.remove(&unneeded);
     }
 
+    /// Whether entries that the disk does not take go on in memory alone.
+    pub fn may_skip(&self) -> bool {
+        self.0.shared.on_error == OnError::Memory
+    }
+
     /// Notes something about this process in every segment.
     ///
     /// # Errors
@@ -348,7 +353,13 @@ impl Shared {
         let lock = segment::lock(folder)?;
         let boot = segment::boot();
         let recovery = Recovery::of(folder, &boot).map_err(failed)?;
-        let writer = Writer::new(folder.to_owned(), boot, version, config.max_bytes, recovery.next);
+        let writer = Writer::new(
+            folder.to_owned(),
+            boot,
+            version,
+            (config.max_bytes, config.fsync != Fsync::Off),
+            recovery.next,
+        );
         let shared = Self {
             writer: Mutex::new(writer),
             version,

@@ -66,6 +66,8 @@ pub struct AskSize {
     pub max_output: Option<u64>,
     /// How many answers are asked for, `n` for each prompt; at least 1.
     pub answers: u64,
+    /// Whether it asks for a `service_tier` that may be dearer than the plain one.
+    pub priority: bool,
 }
 
 /// Everything that holds for one subject in one domain.
@@ -177,6 +179,8 @@ pub enum Denial {
         remaining: Credits,
         /// What the request would hold.
         requested: Credits,
+        /// What requests under way hold of it, if that alone stands in the way.
+        held: Option<Credits>,
         /// When its window ends.
         resets_at: Option<Timestamp>,
     },
@@ -453,8 +457,8 @@ impl From<Denial> for Problem {
                 "This account has no credits: an operator sets them with POST /v1/budgets/account-allocation",
             )
             .with_header(http::HeaderName::from_static("x-should-retry"), "false"),
-            Denial::AllocationExhausted { scope, remaining, requested, resets_at } => {
-                exhausted(code, &scope, remaining, requested, resets_at)
+            Denial::AllocationExhausted { scope, remaining, requested, held, resets_at } => {
+                exhausted(code, &scope, (remaining, requested, held), resets_at)
             }
         }
     }
@@ -463,19 +467,26 @@ impl From<Denial> for Problem {
 fn exhausted(
     code: &'static str,
     scope: &Scope,
-    remaining: Credits,
-    requested: Credits,
+    (remaining, requested, held): (Credits, Credits, Option<Credits>),
     resets_at: Option<Timestamp>,
 ) -> Problem {
     let until = resets_at.map_or_else(String::new, |at| format!(" or wait until {at}"));
+    let way_out = match held {
+        Some(held) => format!("try again when the requests under way are over, which hold {held}"),
+        None => format!("ask an admin for more{until}"),
+    };
     let detail = format!(
-        "The {} has {remaining} credits left and the request may need {requested}: ask an admin for more{until}, or lower max_tokens",
+        "The {} has {remaining} credits left and the request may need {requested}: {way_out}, or lower max_tokens",
         scope.scope_type
     );
-    Problem::new(http::StatusCode::PAYMENT_REQUIRED, code, detail)
+    let problem = Problem::new(http::StatusCode::PAYMENT_REQUIRED, code, detail)
         .with("scope", scope)
         .with("remaining_credits", remaining)
         .with("requested_credits", requested)
-        .with("resets_at", resets_at)
-        .with_header(http::HeaderName::from_static("x-should-retry"), "false")
+        .with("resets_at", resets_at);
+    let should_retry = http::HeaderName::from_static("x-should-retry");
+    match held {
+        Some(_) => problem.with_header(should_retry, "true").with_header(http::header::RETRY_AFTER, "1"),
+        None => problem.with_header(should_retry, "false"),
+    }
 }

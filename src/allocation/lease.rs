@@ -109,8 +109,8 @@ impl Default for LeaseConfig {
 /// How often other processes are asked for the idle credits of one scope.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// When it is looked whether other processes have given back what they were asked for.
-pub(super) const PATIENCE_WITH_OTHERS: [Duration; 3] =
+/// When it is looked whether credits have come back: out of other processes, or with what has settled.
+pub(super) const PATIENCE: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(80), Duration::from_millis(200)];
 
 /// How long a request waits for a refill before it makes a reservation of its own.

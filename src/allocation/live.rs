@@ -20,6 +20,13 @@ impl LiveRows {
         LiveRow { request_id: Arc::clone(request_id), rows: Arc::clone(self) }
     }
 
+    /// None: this process has it already.
+    pub(super) fn claim(self: &Arc<Self>, request_id: &str) -> Option<LiveRow> {
+        let request_id: Arc<str> = Arc::from(request_id);
+        let new = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(&request_id));
+        new.then(|| LiveRow { request_id, rows: Arc::clone(self) })
+    }
+
     pub(super) fn ids(&self) -> Vec<Arc<str>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }

@@ -51,7 +51,7 @@ pub struct Finished(How);
 #[derive(Debug)]
 enum How {
     Settled { ticket: Box<Ticket>, bill: Bill, at: Timestamp },
-    Abandoned(Box<Settlement>),
+    Abandoned(Box<(Settlement, LiveRow)>),
 }
 
 /// What a finished request keeps until it is in the ledger: its entry in the journal, and its
@@ -74,15 +74,18 @@ impl Finished {
         Self(How::Settled { ticket, bill, at })
     }
 
-    pub(super) fn abandoned(settlement: Settlement) -> Self {
-        Self(How::Abandoned(Box::new(settlement)))
+    pub(super) fn abandoned(settlement: Settlement, row: LiveRow) -> Self {
+        Self(How::Abandoned(Box::new((settlement, row))))
     }
 
     /// What is written for it.
     pub fn settlement(self) -> (Settlement, Receipt) {
         match self.0 {
             How::Settled { ticket, bill, at } => ticket.settlement(bill, at),
-            How::Abandoned(settlement) => (*settlement, Receipt::default()),
+            How::Abandoned(abandoned) => {
+                let (settlement, row) = *abandoned;
+                (settlement, Receipt::new(Entry::default(), Some(row)))
+            }
         }
     }
 }

@@ -34,20 +34,28 @@ pub struct Note<'a> {
     pub holder: &'a str,
     /// The database that its requests are booked in; none in what earlier versions wrote.
     pub database: Option<&'a str>,
+    /// It may have admitted requests in memory alone.
+    pub in_memory: bool,
 }
+
+/// The third line of a note whose process may have admitted requests in memory alone.
+const IN_MEMORY: &str = "memory";
 
 impl<'a> Note<'a> {
     /// Its bytes.
     pub fn to_bytes(self) -> Vec<u8> {
-        [self.holder].into_iter().chain(self.database).collect::<Vec<_>>().join("\n").into_bytes()
+        let database = self.database.or(self.in_memory.then_some(""));
+        let lines = [self.holder].into_iter().chain(database).chain(self.in_memory.then_some(IN_MEMORY));
+        lines.collect::<Vec<_>>().join("\n").into_bytes()
     }
 
     /// Reads [`Note::to_bytes`]. None: it is no text.
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
-        Some(match text.split_once('\n') {
-            Some((holder, database)) => Self { holder, database: Some(database) },
-            None => Self { holder: text, database: None },
+        let mut lines = std::str::from_utf8(bytes).ok()?.split('\n');
+        Some(Self {
+            holder: lines.next().unwrap_or_default(),
+            database: lines.next().filter(|database| !database.is_empty()),
+            in_memory: lines.next() == Some(IN_MEMORY),
         })
     }
 }

@@ -92,7 +92,7 @@ impl Ticket {
     /// Puts back into its slice what the bill leaves over, and keeps the rest as its hold.
     pub(super) fn put_back(&mut self, bill: &Bill, now: Timestamp) {
         let Some(slice) = &self.slice else { return };
-        let used = self.permit.rules().factor.credits(bill.cost).unwrap_or(Credits::MAX);
+        let used = self.permit.rules().factor.credits(bill.cost).unwrap_or(LARGEST).min(LARGEST);
         self.drawn = slice.put_back(self.hold, used, now);
     }
 
@@ -147,6 +147,9 @@ impl Ticket {
         (Detail::of(&self).settlement(request, bill, now), receipt)
     }
 }
+
+/// The most that one request is charged, so that sums of many fit: some nine million credits.
+const LARGEST: Credits = Credits::from_nanos(i64::MAX >> 10);
 
 /// Of a reservation's row, what has a column of its own.
 #[derive(Debug)]
@@ -240,7 +243,7 @@ impl Detail {
             raw_cost: bill.cost,
             credit_factor: self.factor,
             // An amount that does not fit is held at the largest: the row must be written.
-            credits: self.factor.credits(bill.cost).unwrap_or(Credits::MAX),
+            credits: self.factor.credits(bill.cost).unwrap_or(LARGEST).min(LARGEST),
             cost_source: bill.source.unwrap_or(CostSource::Free),
             marks: marks.join(","),
             upstream_call_id: bill.upstream_call_id,

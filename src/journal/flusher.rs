@@ -1,7 +1,6 @@
 //! The thread that writes what waits, syncs, and keeps old segments from being kept.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
@@ -57,8 +56,6 @@ struct Round<'a> {
     synced: u64,
     synced_at: Instant,
     worked_at: Instant,
-    /// Segments whose entries stand in later ones; they go when all of those are on the disk.
-    carried: Vec<PathBuf>,
     /// Has the disk keep what was written.
     keep: fn(&Unsynced) -> io::Result<()>,
 }
@@ -66,7 +63,7 @@ struct Round<'a> {
 impl<'a> Round<'a> {
     fn new(shared: &'a Shared) -> Self {
         let now = Instant::now();
-        Self { shared, seen: 0, synced: 0, synced_at: now, worked_at: now, carried: Vec::new(), keep }
+        Self { shared, seen: 0, synced: 0, synced_at: now, worked_at: now, keep }
     }
 
     fn run(mut self) {
@@ -100,11 +97,7 @@ impl<'a> Round<'a> {
             self.worked_at = Instant::now();
         }
         drop(writer);
-        if self.shared.fsync == Fsync::Off {
-            self.shared.remove(&unneeded);
-        } else {
-            self.carried.extend(unneeded);
-        }
+        self.shared.remove(&unneeded);
         if let Err(error) = written.and(carried) {
             self.shared.failed(&error);
         }
@@ -113,7 +106,8 @@ impl<'a> Round<'a> {
     /// Whether there is nothing to do until somebody wakes this thread.
     fn rests(&self) -> bool {
         let mut writer = self.shared.writer();
-        writer.idle = !writer.waits() && (self.shared.fsync == Fsync::Off || writer.written == self.synced);
+        let synced = self.shared.fsync == Fsync::Off || (writer.written == self.synced && !writer.doubts());
+        writer.idle = !writer.waits() && synced;
         writer.idle
     }
 
@@ -156,9 +150,14 @@ impl<'a> Round<'a> {
     }
 
     /// Removes what stands elsewhere; while anything of that is in doubt, the first copies stay.
-    fn let_go(&mut self, doubts: bool) {
+    fn let_go(&self, doubts: bool) {
         if !doubts {
-            self.shared.remove(&std::mem::take(&mut self.carried));
+            let unneeded = {
+                let mut writer = self.shared.writer();
+                writer.is_safe(self.synced);
+                writer.take_unneeded(false)
+            };
+            self.shared.remove(&unneeded);
         }
     }
 }
@@ -215,5 +214,30 @@ mod tests {
         let bytes = std::fs::read(segment::path(folder.path(), 3)).unwrap();
         let begun = |found: &record::Found<'_>| matches!(found, record::Found::Record(r) if r.kind == Kind::Begin);
         assert_eq!(record::read(&bytes[segment::HEAD..]).filter(begun).count(), entries);
+    }
+
+    #[test]
+    fn what_is_released_takes_no_first_copy_along_before_the_disk_has_the_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shared, _) = Shared::open(folder.path(), &JournalConfig::default(), 1).unwrap();
+        let record = |kind| {
+            let mut record = Vec::new();
+            record::write(&mut record, kind, 1, |out| out.extend_from_slice(b"entry"));
+            record
+        };
+        let (stream, chat) = (record(Kind::Begin), record(Kind::Begin));
+        shared.writer().begin(&stream).unwrap();
+        let chat = shared.writer().begin(&chat).unwrap();
+        let mut round = Round::new(&shared);
+        round.sync();
+        // The stream moves to the second segment; what is over stays where it is, until the ledger has it.
+        shared.writer().distrust();
+        assert!(shared.writer().finish(chat, &record(Kind::Finish)));
+        round.write();
+        shared.writer().release([chat]);
+        assert_eq!(shared.writer().take_unneeded(false), [] as [std::path::PathBuf; 0]);
+        round.sync();
+        let left: Vec<u64> = segment::list(folder.path()).unwrap().into_iter().map(|(number, _)| number).collect();
+        assert_eq!(left, [2]);
     }
 }

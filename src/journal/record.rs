@@ -114,7 +114,7 @@ pub enum Found<'a> {
         /// How many.
         length: usize,
     },
-    /// Bytes after the last record that are none: it was being written, or is damaged.
+    /// The beginning of a record that was being written; nobody was told that it is there.
     Torn {
         /// Where they begin.
         at: usize,
@@ -138,10 +138,29 @@ pub(super) fn read(bytes: &[u8]) -> impl Iterator<Item = Found<'_>> {
         at += next.unwrap_or(rest.len());
         let length = at - begun;
         Some(match next {
-            Some(_) => Found::Damaged { at: begun, length },
-            None => Found::Torn { at: begun, length },
+            None if is_torn(rest) => Found::Torn { at: begun, length },
+            _ => Found::Damaged { at: begun, length },
         })
     })
+}
+
+/// Whether `bytes`, behind which there is nothing, are a record as far as it was written, and not a whole one that is
+/// damaged.
+fn is_torn(bytes: &[u8]) -> bool {
+    let head = || {
+        let (mark, rest) = bytes.split_first_chunk::<4>()?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        Some((mark, length, rest.split_first_chunk::<4>()))
+    };
+    let Some((mark, length, rest)) = head() else {
+        return bytes.starts_with(&MARK) || MARK.starts_with(bytes);
+    };
+    let missing = usize::try_from(u32::from_le_bytes(*length))
+        .is_ok_and(|length| length <= LONGEST && bytes.len() < HEAD + length);
+    let Some((crc, body)) = rest else { return *mark == MARK && missing };
+    // Of a whole one, the length itself may be what is damaged.
+    let length = u32::try_from(bytes.len().saturating_sub(HEAD)).unwrap_or(u32::MAX);
+    *mark == MARK && missing && checksum(length.to_le_bytes(), body) != u32::from_le_bytes(*crc)
 }
 
 #[cfg(test)]
@@ -223,7 +242,8 @@ mod tests {
             let lost: usize = read(&bytes)
                 .map(|found| match found {
                     Found::Record(_) => 0,
-                    Found::Damaged { length, .. } | Found::Torn { length, .. } => length,
+                    Found::Damaged { length, .. } => length,
+                    Found::Torn { .. } => panic!("bit {bit}: it was whole"),
                 })
                 .sum();
             assert_eq!(lost, records[hit].1.len() + HEAD, "bit {bit}: all that is lost is told");

@@ -83,10 +83,10 @@ impl Recovery {
     /// Removes the segments, once all that is in them is somewhere else, but for those that `stay`.
     ///
     /// # Errors
-    /// When a file cannot be removed; it will be read again.
+    /// When a file cannot be removed: the last such error, after the others are gone. It will be read again.
     pub fn remove(self, stay: &[PathBuf]) -> io::Result<()> {
-        let mut gone = self.segments.iter().filter(|segment| !stay.contains(&segment.path));
-        gone.try_for_each(|segment| std::fs::remove_file(&segment.path))
+        let gone = self.segments.iter().filter(|segment| !stay.contains(&segment.path));
+        gone.map(|segment| std::fs::remove_file(&segment.path)).fold(Ok(()), |all, one| one.and(all))
     }
 }
 

@@ -37,6 +37,8 @@ struct Segment {
     bytes: u64,
     /// Records in it that are needed still.
     pins: u64,
+    /// Up to where the kernel had what was written when something was last carried over out of it.
+    carried: u64,
     /// Its bytes may not be on the disk although the system said so: what is needed of it is
     /// written again.
     suspect: bool,
@@ -71,6 +73,8 @@ pub(super) struct Writer {
     bytes: u64,
     /// Bytes that the kernel was ever given.
     pub(super) written: u64,
+    /// Up to where the disk has what is needed; none: nobody asks it.
+    safe: Option<u64>,
     /// Files that are to be synced beside the last one.
     rolled: Vec<Arc<File>>,
     folder_changed: bool,
@@ -90,7 +94,8 @@ pub(super) struct Unsynced {
 }
 
 impl Writer {
-    pub(super) fn new(folder: PathBuf, boot: Boot, version: u8, most_bytes: u64, next: u64) -> Self {
+    /// `syncs`: somebody [takes](Self::take_unsynced) what is to be synced.
+    pub(super) fn new(folder: PathBuf, boot: Boot, version: u8, (most_bytes, syncs): (u64, bool), next: u64) -> Self {
         Self {
             folder,
             boot,
@@ -107,6 +112,7 @@ impl Writer {
             note: Vec::new(),
             bytes: 0,
             written: 0,
+            safe: syncs.then_some(0),
             rolled: Vec::new(),
             folder_changed: false,
             idle: true,
@@ -177,13 +183,13 @@ impl Writer {
         self.segments.iter_mut().rev().find(|segment| segment.number == number)
     }
 
-    /// Files that hold nothing which is needed; they are to be removed.
+    /// Files that hold nothing which is needed, or not on the disk elsewhere yet; they are to be removed.
     pub(super) fn take_unneeded(&mut self, all: bool) -> Vec<PathBuf> {
         let last = self.segments.back().filter(|_| self.open && !all).map(|segment| segment.number);
         let mut paths = Vec::new();
-        let bytes = &mut self.bytes;
+        let (bytes, safe) = (&mut self.bytes, self.safe.unwrap_or(u64::MAX));
         self.segments.retain(|segment| {
-            let keep = segment.pins > 0 || Some(segment.number) == last;
+            let keep = segment.pins > 0 || segment.carried > safe || Some(segment.number) == last;
             if !keep {
                 *bytes = bytes.saturating_sub(segment.bytes);
                 paths.push(segment.path.clone());
@@ -234,17 +240,19 @@ impl Writer {
         if self.bytes + begun + more > self.most_bytes {
             return Err(JournalError::Full);
         }
-        let (mut file, path) = segment::create(&self.folder, self.next, &self.boot)?;
+        // Whatever becomes of the file, its name is used.
+        let number = self.next;
+        self.next += 1;
+        let (mut file, path) = segment::create(&self.folder, number, &self.boot)?;
         if let Err(error) = file.write_all(&note) {
             let _ = std::fs::remove_file(&path);
             return Err(error.into());
         }
-        if let Some(before) = self.segments.back() {
+        if let Some(before) = self.segments.back().filter(|_| self.safe.is_some()) {
             self.rolled.push(Arc::clone(&before.file));
         }
-        let (number, file) = (self.next, Arc::new(file));
-        self.segments.push_back(Segment { number, path, file, bytes: begun, pins: 0, suspect: false });
-        self.next += 1;
+        let file = Arc::new(file);
+        self.segments.push_back(Segment { number, path, file, bytes: begun, pins: 0, carried: 0, suspect: false });
         self.bytes += begun;
         self.folder_changed = true;
         self.open = true;
@@ -257,6 +265,11 @@ impl Writer {
         files.extend(self.segments.back().map(|segment| Arc::clone(&segment.file)));
         let folder = std::mem::take(&mut self.folder_changed).then(|| self.folder.clone());
         Unsynced { files, folder, written: self.written, doubts: self.doubts() }
+    }
+
+    /// The disk has all that is needed of what was written up to here.
+    pub(super) fn is_safe(&mut self, up_to: u64) {
+        self.safe = self.safe.map(|safe| safe.max(up_to));
     }
 
     /// Whether something that is needed stands in a segment which is distrusted, and nowhere after it yet.
@@ -318,6 +331,10 @@ impl Writer {
             slot.at = end.saturating_sub(record.len() as u64);
         }
         self.unpin(*from);
+        let written = self.written;
+        if let Some(segment) = self.segment_mut(*from) {
+            segment.carried = written;
+        }
         Ok(())
     }
 
@@ -329,6 +346,14 @@ impl Writer {
         counts.bytes = self.bytes;
         counts.segments = self.segments.len() as u64;
         counts.entries = self.slots.len() as u64;
+    }
+}
+
+#[cfg(test)]
+impl Writer {
+    /// How many files wait to be synced beside the last one.
+    pub(super) fn rolled(&self) -> usize {
+        self.rolled.len()
     }
 }
 

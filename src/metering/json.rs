@@ -277,7 +277,10 @@ fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D:
 }
 
 /// More than this of anything nobody has used: such a count is as if absent.
-const MOST: u64 = 1_000_000_000_000;
+const MOST: u64 = 1_000_000_000;
+
+/// No request costs more: such an amount is as if absent.
+const MOST_USD: Usd = Usd::from_nanos(100_000 * 1_000_000_000);
 
 pub(crate) fn count(text: &str) -> Option<u64> {
     /// Integers above this are not exact in a float.
@@ -306,7 +309,7 @@ fn cost<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Usd>, D::Er
 
 /// A cost that an upstream wrote. A negative one is no cost: it would hand out credit.
 pub(crate) fn dollars(text: &str) -> Option<Usd> {
-    Usd::rounded(text.trim()).ok().filter(|cost| !cost.is_negative())
+    Usd::rounded(text.trim()).ok().filter(|cost| !cost.is_negative() && *cost <= MOST_USD)
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {

@@ -6,8 +6,9 @@
 //! deployments serve costs what the dearest of them costs, part by part, because
 //! an estimate must not be low. A special price (cached, reasoning, audio) that
 //! is not known is the plain input or output price. Prices that grow with the
-//! length of the context (`…_above_200k_tokens`) are not modelled: there the
-//! cost that the upstream reports is the true one.
+//! length of the context (`…_above_200k_tokens`), or with how long a cache is
+//! kept, count in what a request [may cost at most](PriceBook::ceiling) alone:
+//! of an answer, the cost that the upstream reports is the true one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -52,6 +53,29 @@ pub struct ModelPrice {
     /// One output token of audio.
     #[serde(rename = "output_cost_per_audio_token", deserialize_with = "configured")]
     pub audio_output: Option<UnitPrice>,
+    /// One input token of a request with a dearer `service_tier`.
+    #[serde(rename = "input_cost_per_token_priority", deserialize_with = "configured")]
+    pub priority_input: Option<UnitPrice>,
+    /// One output token of such a request.
+    #[serde(rename = "output_cost_per_token_priority", deserialize_with = "configured")]
+    pub priority_output: Option<UnitPrice>,
+    /// One input token where the context is long.
+    #[serde(
+        rename = "input_cost_per_token_above_200k_tokens",
+        alias = "input_cost_per_token_above_128k_tokens",
+        deserialize_with = "configured"
+    )]
+    pub long_input: Option<UnitPrice>,
+    /// One output token where the context is long.
+    #[serde(
+        rename = "output_cost_per_token_above_200k_tokens",
+        alias = "output_cost_per_token_above_128k_tokens",
+        deserialize_with = "configured"
+    )]
+    pub long_output: Option<UnitPrice>,
+    /// One input token written to a cache that is kept for an hour.
+    #[serde(rename = "cache_creation_input_token_cost_above_1hr", deserialize_with = "configured")]
+    pub cache_creation_hour: Option<UnitPrice>,
     /// One second of audio: `input_cost_per_second`, or `output_cost_per_second`.
     #[serde(rename = "input_cost_per_second", alias = "output_cost_per_second", deserialize_with = "configured")]
     pub second: Option<UnitPrice>,
@@ -78,6 +102,9 @@ pub struct Estimate {
     /// What that costs; `None` if the model has no price.
     pub cost: Option<Usd>,
 }
+
+/// From more tokens of input on a context may count as long.
+const LONG_CONTEXT: u64 = 128_000;
 
 /// A request that could cost more than books can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -170,13 +197,7 @@ impl PriceBook {
     /// # Ok::<(), alchemi::metering::price::PriceBookError>(())
     /// ```
     pub fn price(&self, model: &str, used: &Reported) -> Option<Usd> {
-        self.checked_price(model, used).ok().flatten()
-    }
-
-    /// As [`price`](Self::price), but what does not fit is told from what is not known.
-    fn checked_price(&self, model: &str, used: &Reported) -> Result<Option<Usd>, TooDear> {
-        let atto = self.get(model).map_or(Ok(None), |price| price.atto(used))?;
-        atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()
+        self.get(model)?.atto(used).ok().flatten().and_then(usd_from_atto)
     }
 
     /// The most output tokens that the model can make, if known.
@@ -195,7 +216,7 @@ impl PriceBook {
         let answers = size.answers.max(1);
         let (input, output) = (size.most_input.max(size.input_tokens), output.saturating_mul(answers));
         let used = Reported::expected(size, Tokens { input, output, ..Tokens::default() });
-        let atto = price.dearest(size.media > 0).atto(&used)?;
+        let atto = price.asked(size).dearest(size.media > 0, input).atto(&used)?;
         atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()
     }
 
@@ -207,7 +228,9 @@ impl PriceBook {
     pub fn estimate(&self, model: &str, size: &AskSize, default_max_output: u64) -> Result<Estimate, TooDear> {
         let output = output_bound(size, default_max_output, self.max_output(model));
         let tokens = Tokens { input: size.input_tokens, output, ..Tokens::default() };
-        Ok(Estimate { tokens, cost: self.checked_price(model, &Reported::expected(size, tokens))? })
+        let used = Reported::expected(size, tokens);
+        let atto = self.get(model).map_or(Ok(None), |price| price.asked(size).atto(&used))?;
+        Ok(Estimate { tokens, cost: atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()? })
     }
 }
 
@@ -262,12 +285,25 @@ impl ModelPrice {
         Ok(Some(sum))
     }
 
-    /// The same with every token at the price of the dearest kind; of heard audio only with media.
-    fn dearest(&self, media: bool) -> Self {
-        let audio = self.audio_input.filter(|_| media);
+    /// Plain tokens at the price of the tier that is asked for.
+    fn asked(&self, size: &AskSize) -> Self {
+        let dearer = |tier: Option<UnitPrice>, plain| if size.priority { max(tier, plain) } else { plain };
         Self {
-            input: max(max(self.input, audio), max(self.cached, self.cache_creation)),
-            output: max(max(self.output, self.audio_output), self.reasoning),
+            input: dearer(self.priority_input, self.input),
+            output: dearer(self.priority_output, self.output),
+            ..*self
+        }
+    }
+
+    /// The same with every token at the price of the dearest kind; of heard audio only with media, and of a
+    /// long context only with so much input.
+    fn dearest(&self, media: bool, input: u64) -> Self {
+        let audio = self.audio_input.filter(|_| media);
+        let long = |price: Option<UnitPrice>| price.filter(|_| input > LONG_CONTEXT);
+        let cache = [self.cached, self.cache_creation, self.cache_creation_hour];
+        Self {
+            input: cache.into_iter().chain([audio, long(self.long_input)]).fold(self.input, max),
+            output: [self.audio_output, self.reasoning, long(self.long_output)].into_iter().fold(self.output, max),
             ..*self
         }
     }
@@ -287,6 +323,11 @@ impl ModelPrice {
             reasoning: special(self.reasoning, self.output, other.reasoning, other.output),
             audio_input: special(self.audio_input, self.input, other.audio_input, other.input),
             audio_output: special(self.audio_output, self.output, other.audio_output, other.output),
+            priority_input: special(self.priority_input, self.input, other.priority_input, other.input),
+            priority_output: special(self.priority_output, self.output, other.priority_output, other.output),
+            long_input: special(self.long_input, self.input, other.long_input, other.input),
+            long_output: special(self.long_output, self.output, other.long_output, other.output),
+            cache_creation_hour: plain(self.cache_creation_hour, other.cache_creation_hour),
             second: plain(self.second, other.second),
             image: plain(self.image, other.image),
             character: plain(self.character, other.character),
@@ -304,6 +345,11 @@ impl ModelPrice {
             reasoning: self.reasoning.or(base.reasoning),
             audio_input: self.audio_input.or(base.audio_input),
             audio_output: self.audio_output.or(base.audio_output),
+            priority_input: self.priority_input.or(base.priority_input),
+            priority_output: self.priority_output.or(base.priority_output),
+            long_input: self.long_input.or(base.long_input),
+            long_output: self.long_output.or(base.long_output),
+            cache_creation_hour: self.cache_creation_hour.or(base.cache_creation_hour),
             second: self.second.or(base.second),
             image: self.image.or(base.image),
             character: self.character.or(base.character),
@@ -351,6 +397,13 @@ struct Info<'a> {
     output_cost_per_reasoning_token: Option<&'a RawValue>,
     input_cost_per_audio_token: Option<&'a RawValue>,
     output_cost_per_audio_token: Option<&'a RawValue>,
+    input_cost_per_token_priority: Option<&'a RawValue>,
+    output_cost_per_token_priority: Option<&'a RawValue>,
+    input_cost_per_token_above_128k_tokens: Option<&'a RawValue>,
+    output_cost_per_token_above_128k_tokens: Option<&'a RawValue>,
+    input_cost_per_token_above_200k_tokens: Option<&'a RawValue>,
+    output_cost_per_token_above_200k_tokens: Option<&'a RawValue>,
+    cache_creation_input_token_cost_above_1hr: Option<&'a RawValue>,
     input_cost_per_second: Option<&'a RawValue>,
     output_cost_per_second: Option<&'a RawValue>,
     input_cost_per_image: Option<&'a RawValue>,
@@ -373,6 +426,17 @@ impl Info<'_> {
             reasoning: price(self.output_cost_per_reasoning_token),
             audio_input: price(self.input_cost_per_audio_token),
             audio_output: price(self.output_cost_per_audio_token),
+            priority_input: price(self.input_cost_per_token_priority),
+            priority_output: price(self.output_cost_per_token_priority),
+            long_input: max(
+                price(self.input_cost_per_token_above_128k_tokens),
+                price(self.input_cost_per_token_above_200k_tokens),
+            ),
+            long_output: max(
+                price(self.output_cost_per_token_above_128k_tokens),
+                price(self.output_cost_per_token_above_200k_tokens),
+            ),
+            cache_creation_hour: price(self.cache_creation_input_token_cost_above_1hr),
             // Which of the two counts depends on the kind of model: the dearer one, because an estimate must not be low.
             second: max(price(self.input_cost_per_second), price(self.output_cost_per_second)),
             image: max(price(self.output_cost_per_image), price(self.input_cost_per_image)),

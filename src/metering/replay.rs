@@ -34,9 +34,8 @@ pub struct Replayed {
 }
 
 /// Writes what `recovery` holds and removes it, then ends the leases of the processes that wrote
-/// it: what they had not used is free, if nothing is missing, and else what `lost` says; `whole`
-/// is whether everything that was admitted was written down. Waits for the database as long as
-/// it takes.
+/// it: what they had not used is free, if nothing is missing, and else what `lost` says. Waits for
+/// the database as long as it takes to write what is there.
 ///
 /// # Errors
 /// [`StoreError`]; nothing is removed then, and doing it again counts nothing twice.
@@ -45,9 +44,8 @@ pub async fn replay(
     recovery: Recovery,
     clock: &SharedClock,
     lost: LostLease,
-    whole: bool,
 ) -> Result<Replayed, StoreError> {
-    let complete = whole && recovery.is_complete();
+    let complete = recovery.is_complete();
     let unread = recovery.unread();
     if recovery.segments().is_empty() {
         return Ok(Replayed { complete, left: unread, ..Replayed::default() });
@@ -116,6 +114,8 @@ impl Reading {
             self.foreign.push(segment.path().to_owned());
             return;
         }
+        // What was admitted in memory alone is in no journal.
+        self.done.complete &= !notes().any(|note| note.in_memory);
         self.holders.extend(notes().map(|note| note.holder).filter(|holder| !holder.is_empty()).map(str::to_owned));
         let damage = contents.damage(VERSION);
         if damage != Damage::default() {
@@ -163,13 +163,23 @@ async fn end_leases(store: &Store, holder: &str, lost: LostLease) -> Result<(), 
     }
     tx.commit().await?;
     loop {
-        let mut tx = store.begin(&Granted::system()).await?;
-        let open = tx.orphaned_leases(Some(holder), MOST_LEASES).await?;
+        let open = store.read(&Granted::system()).await?.orphaned_leases(Some(holder), MOST_LEASES).await?;
+        let mut ended = 0;
         for lease in &open {
-            tx.end_orphan(lease, lost).await?;
+            let mut tx = store.begin(&Granted::system()).await?;
+            match tx.end_orphan(lease, lost).await {
+                // It stays, and is no reason to leave the others, or not to start.
+                Err(error @ StoreError::Unreadable { .. }) => {
+                    tracing::error!(lease = lease.lease_id, %error, "a lost lease cannot be ended");
+                }
+                done => {
+                    done?;
+                    tx.commit().await?;
+                    ended += 1;
+                }
+            }
         }
-        tx.commit().await?;
-        if open.is_empty() {
+        if ended == 0 {
             return Ok(());
         }
     }
@@ -201,6 +211,10 @@ mod tests {
 
     /// A process that has leased 10, admitted one request for 3, which used 2, and one for 4, and is gone.
     async fn killed(fresh: &Fresh, account: &Id<Account>, folder: &Path) {
+        killed_with(fresh, account, folder, &JournalConfig::default()).await;
+    }
+
+    async fn killed_with(fresh: &Fresh, account: &Id<Account>, folder: &Path, config: &JournalConfig) {
         let window = Window { start: Timestamp::from_micros(0), end: None };
         let scope = Scope::new(ScopeType::Account, account.as_str());
         let links = [Link { scope, cap: Some(Credits::from_nanos(100)), window }];
@@ -213,10 +227,11 @@ mod tests {
         let mut tx = fresh.store.begin(&Granted::system().over(account.clone())).await.unwrap();
         assert_eq!(tx.take_lease(&lease).await.unwrap(), Taken::Yes);
         tx.commit().await.unwrap();
-        let (journal, _) = open(folder);
+        let (journal, _) = Journal::open(folder, config, VERSION).unwrap();
         let mut tx = fresh.store.read(&Granted::system()).await.unwrap();
         let database = tx.database_id().await.unwrap();
-        journal.note(&Note { holder: "gone", database: Some(&database) }.to_bytes()).unwrap();
+        let in_memory = journal.may_skip();
+        journal.note(&Note { holder: "gone", database: Some(&database), in_memory }.to_bytes()).unwrap();
         let entry = |id: &str, hold| {
             let payload = begun(id, account, Some("lease"), hold);
             journal.begin(|out| out.extend_from_slice(&payload)).unwrap()
@@ -237,7 +252,7 @@ mod tests {
     async fn again(fresh: &Fresh, folder: &Path) -> Replayed {
         let (_journal, recovery) = open(folder);
         let clock: SharedClock = Arc::<crate::clock::ManualClock>::clone(&fresh.clock);
-        replay(&fresh.store, recovery, &clock, LostLease::Charge, true).await.unwrap()
+        replay(&fresh.store, recovery, &clock, LostLease::Charge).await.unwrap()
     }
 
     #[tokio::test]
@@ -316,6 +331,37 @@ mod tests {
             let done = again(&fresh, folder.path()).await;
             assert_eq!(done, Replayed { unsettled: 1, ..Replayed::default() });
             assert_eq!(counter(&fresh, &account).await, (10, 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn where_requests_may_have_been_in_memory_alone_the_rest_of_the_lease_is_charged() {
+        for fresh in databases().await {
+            let account = fresh.account("Acme").await;
+            let folder = tempfile::tempdir().unwrap();
+            let config = JournalConfig { on_error: crate::journal::OnError::Memory, ..JournalConfig::default() };
+            killed_with(&fresh, &account, folder.path(), &config).await;
+            // Whatever the configuration says now.
+            let done = again(&fresh, folder.path()).await;
+            assert_eq!(done, Replayed { finished: 1, unsettled: 1, ..Replayed::default() });
+            assert_eq!(counter(&fresh, &account).await, (10, 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_cannot_be_read_is_no_reason_not_to_start() {
+        for fresh in databases().await {
+            let account = fresh.account("Acme").await;
+            let folder = tempfile::tempdir().unwrap();
+            killed(&fresh, &account, folder.path()).await;
+            fresh.spoil(r#"UPDATE "Alchemi_AllocationLeaseTable" SET counters = '?'"#).await;
+            let done = again(&fresh, folder.path()).await;
+            assert_eq!((done.finished, done.unsettled), (1, 1));
+            // The check of the books tells it, and looks at the rest.
+            let report = conservation::verify(&fresh.store).await.unwrap();
+            let told: Vec<_> = report.differences.iter().map(ToString::to_string).collect();
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told[0].contains("a row of Alchemi_AllocationLeaseTable should be readable"), "{told:?}");
         }
     }
 

@@ -85,6 +85,11 @@ impl Drawn<'_> {
         Some(self.link.cap?.saturating_sub(self.used).saturating_sub(self.reserved))
     }
 
+    /// The same when nothing is held any more.
+    fn with_all_back(&self) -> Self {
+        Self { reserved: Credits::ZERO, ..*self }
+    }
+
     /// Whether the counter would take `amount`.
     pub fn fits(&self, amount: Credits) -> bool {
         self.remaining().is_none_or(|left| amount <= left)
@@ -92,14 +97,21 @@ impl Drawn<'_> {
 }
 
 /// The refusal of a request that does not fit into its chain, by the scope with the least
-/// left; none of a chain without caps.
+/// left of those that lack credits whatever is given back, or if there is none of all; none of
+/// a chain without caps.
 pub fn shortage(chain: &[Drawn<'_>], requested: Credits) -> Option<Denial> {
-    let left = chain.iter().filter_map(|drawn| Some((drawn.link, drawn.remaining()?)));
-    let (link, remaining) = left.min_by_key(|(_, left)| *left)?;
+    let least = |chain: &mut dyn Iterator<Item = &Drawn<'_>>| {
+        let left = chain.filter_map(|drawn| Some((drawn.link, drawn.reserved, drawn.remaining()?)));
+        left.min_by_key(|(.., left)| *left).map(|(link, reserved, left)| (link.clone(), reserved, left))
+    };
+    let spent = least(&mut chain.iter().filter(|drawn| !drawn.with_all_back().fits(requested)));
+    let is_held = spent.is_none();
+    let (link, reserved, remaining) = spent.or_else(|| least(&mut chain.iter()))?;
     Some(Denial::AllocationExhausted {
-        scope: link.scope.clone(),
+        scope: link.scope,
         remaining: remaining.max(Credits::ZERO),
         requested,
+        held: is_held.then_some(reserved),
         resets_at: link.window.end,
     })
 }
@@ -108,8 +120,7 @@ pub fn shortage(chain: &[Drawn<'_>], requested: Credits) -> Option<Denial> {
 /// `requested`: those with the least left, if none of the chain lacks any by now. None: more is
 /// used of a scope than leaves room for it, whatever is given back.
 pub fn scarce(chain: &[Drawn<'_>], requested: Credits) -> Option<Vec<Scope>> {
-    let with_all_back = |drawn: &Drawn<'_>| Drawn { reserved: Credits::ZERO, ..*drawn }.fits(requested);
-    if !chain.iter().all(with_all_back) {
+    if !chain.iter().all(|drawn| drawn.with_all_back().fits(requested)) {
         return None;
     }
     let left = chain.iter().filter_map(Drawn::remaining).min()?;

@@ -92,14 +92,13 @@ pub(super) async fn open_journal(
     let folder = config.data_dir.join("journal");
     match Journal::open(&folder, &config.journal, record::VERSION) {
         Ok((journal, recovery)) => {
-            // What was admitted in memory alone is in no journal.
-            let whole = config.journal.on_error == OnError::Refuse;
-            let replayed = replay(store, recovery, clock, config.allocation.leases.lost, whole).await?;
+            let replayed = replay(store, recovery, clock, config.allocation.leases.lost).await?;
             journal.leaves(replayed.left);
             // From here on what is written is for this database; under whose leases, the holder adds.
             let database = store.read(&Granted::system()).await?.database_id().await?;
             // Where it cannot be noted now, the next segment has it.
-            let _ = journal.note(&Note { holder: "", database: Some(&database) }.to_bytes());
+            let note = Note { holder: "", database: Some(&database), in_memory: journal.may_skip() };
+            let _ = journal.note(&note.to_bytes());
             Ok(Some(journal))
         }
         Err(error @ OpenError::Folder { .. }) if config.journal.on_error == OnError::Memory => {

@@ -129,7 +129,13 @@ pub async fn verify_at_leisure(store: &Store, rest: u32) -> Result<Report> {
         let begun = Instant::now();
         let mut tx = store.read(&Granted::system()).await?;
         let Some(account) = tx.next_account(&after).await? else { return Ok(report) };
-        verify_account(&mut tx, &account, &mut report).await?;
+        match verify_account(&mut tx, &account, &mut report).await {
+            // It is told like anything else that does not fit, and the other accounts are looked at.
+            Err(StoreError::Unreadable { table, reason }) => {
+                report.differs(&account, format!("a row of {table}"), "readable", reason);
+            }
+            done => done?,
+        }
         drop(tx);
         if rest > 0 {
             tokio::time::sleep(begun.elapsed().saturating_mul(rest).min(LONGEST_REST)).await;

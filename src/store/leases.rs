@@ -202,7 +202,8 @@ impl Tx<Tenant> {
     /// [`StoreError`].
     pub async fn leased_elsewhere(&mut self, holder: &str, scopes: &[Scope]) -> Result<bool> {
         let account = self.account.clone();
-        // As it stands in the text of a lease's counters, between their braces.
+        // As it stands in the text of a lease's counters, between their braces: the scope's members are the first of a
+        // `CounterKey`, in the same order.
         let texts = scopes.iter().filter_map(|scope| serde_json::to_string(scope).ok());
         let texts: Vec<_> = texts.map(|text| text.trim_matches(['{', '}']).to_owned() + ",").collect();
         let other: Option<String> = on!(self, |c| {
@@ -230,15 +231,16 @@ impl Tx<Tenant> {
 }
 
 impl Tx<Platform> {
-    /// Open leases of fenced holders, of one of them or of all.
+    /// Open leases of holders that are fenced or forgotten, of one of them or of all.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn orphaned_leases(&mut self, holder: Option<&str>, limit: u32) -> Result<Vec<Orphan>> {
         on!(self, |c| sqlx::query_as(
             r#"SELECT l.lease_id, l.account_id, l.holder, l.domain, l.counters FROM "Alchemi_AllocationLeaseTable" l
-               JOIN "Alchemi_LeaseHolderTable" h ON h.holder = l.holder
-               WHERE l.state = 'open' AND h.fenced = 1 AND ($1 = '' OR h.holder = $1) ORDER BY l.lease_id LIMIT $2"#
+               LEFT JOIN "Alchemi_LeaseHolderTable" h ON h.holder = l.holder
+               WHERE l.state = 'open' AND (h.fenced = 1 OR h.holder IS NULL) AND ($1 = '' OR l.holder = $1)
+               ORDER BY l.lease_id LIMIT $2"#
         )
         .bind(holder.unwrap_or_default())
         .bind(i64::from(limit))

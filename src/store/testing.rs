@@ -60,6 +60,13 @@ impl Fresh {
         tx.commit().await.unwrap();
     }
 
+    /// Changes the database behind everybody's back.
+    pub(crate) async fn spoil(&self, sql: &'static str) {
+        let mut tx = self.store.begin(&Granted::system()).await.unwrap();
+        super::run!(tx, sql).unwrap();
+        tx.commit().await.unwrap();
+    }
+
     /// Holds `credits` on the account for an hour.
     pub(crate) async fn reserve(&self, account: &Id<Account>, request_id: &str, credits: i64) {
         let counter = counter(account);

@@ -266,8 +266,9 @@ pub async fn update_account(
     call.expects(before.version)?;
     let after = change.over(before.clone())?;
     let zone = zone_of(&after.metadata);
-    if zone_of(&before.metadata) != zone {
-        tx.change_zone(zone).await?;
+    if zone_of(&before.metadata) != zone && !tx.change_zone(zone).await? {
+        let detail = "The account's time zone was changed too often: each change may move the end of a budget's window";
+        return Err(Problem::conflict("too_many_time_zones", detail).into());
     }
     store_change(&call, tx, &before, after).await
 }

@@ -84,6 +84,10 @@ pub async fn adjust_usage(
     if !tx.book(&row, counters).await? {
         return Err(Problem::conflict("already_reversed", "The row was reversed before").into());
     }
+    if tx.booked().await?.credits_incurred.is_negative() {
+        let detail = "It would take the account's books below 0: what the row charged was given back in another way";
+        return Err(Problem::conflict("not_reversible", detail).into());
+    }
     let item = UsageEntry::from(row);
     let entry =
         Entry { action: Action::Create, table: "Alchemi_UsageLedgerTable", id: &item.id, label: Label::Copilot };

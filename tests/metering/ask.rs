@@ -44,10 +44,7 @@ fn sizes_of_every_kind() {
     assert_eq!(size(RouteKind::Embeddings, json!({"model":"m","input":[[1,2,3],[4]]})), (4, Some(0), 1));
     assert_eq!(size(RouteKind::Embeddings, json!({"model":"m","input":["abcd","ef"]})), (2, Some(0), 1));
     assert_eq!(
-        size(
-            RouteKind::Responses,
-            json!({"model":"m","instructions":"abcd","input":"efgh","max_output_tokens":9,"max_tokens":1})
-        ),
+        size(RouteKind::Responses, json!({"model":"m","instructions":"abcd","input":"efgh","max_output_tokens":9})),
         (2, Some(9), 1)
     );
     assert_eq!(
@@ -303,6 +300,34 @@ fn usage_is_asked_for_in_the_callers_bytes() {
     let body = Bytes::from_static(br#"{"model":"m"}"#);
     let same = chat(r#"{"model":"m"}"#).unwrap().forwarded(&body, None);
     assert_eq!(same.as_ptr(), body.as_ptr(), "nothing is copied when nothing changes");
+}
+
+/// LiteLLM hands what it does not know on to providers, some of which take it for their limit.
+#[test]
+fn a_limit_that_another_api_has_is_refused() {
+    for (kind, own, other) in [
+        (RouteKind::Chat, "max_completion_tokens", "max_output_tokens"),
+        (RouteKind::Completion, "max_tokens", "max_completion_tokens"),
+        (RouteKind::Messages, "max_tokens", "max_output_tokens"),
+        (RouteKind::Responses, "max_output_tokens", "max_tokens"),
+    ] {
+        let read = |body: Value| read_json(kind, None, body.to_string().as_bytes(), &AskRules::default());
+        assert_eq!(read(json!({"model":"m",own:9})).unwrap().ask.size.max_output, Some(9));
+        assert_eq!(read(json!({"model":"m",own:9,other:9})), Err(AskError::FieldNotAllowed(other.into())), "{kind:?}");
+    }
+    let embedded = json!({"model":"m","input":"x","max_tokens":9}).to_string();
+    assert!(read_json(RouteKind::Embeddings, None, embedded.as_bytes(), &AskRules::default()).is_ok());
+}
+
+#[test]
+fn a_dearer_tier_is_told() {
+    for (tier, dearer) in
+        [("null", false), (r#""auto""#, false), (r#""flex""#, false), (r#""priority""#, true), (r#""fl\u0065x""#, true)]
+    {
+        let body = format!(r#"{{"model":"m","service_tier":{tier}}}"#);
+        assert_eq!(chat(&body).unwrap().ask.size.priority, dearer, "{tier}");
+    }
+    assert!(!chat(r#"{"model":"m"}"#).unwrap().ask.size.priority);
 }
 
 #[test]

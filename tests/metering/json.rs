@@ -70,6 +70,7 @@ fn zero_is_zero_and_nothing_is_nothing() {
         r#"{"usage":{"prompt_tokens":null,"cost":null}}"#,
         r#"{"usage":{"prompt_tokens":-1,"cost":-0.5}}"#,
         r#"{"usage":{"cost":"NaN"}}"#,
+        r#"{"usage":{"prompt_tokens":1000000001,"cost":100000.01}}"#,
     ] {
         assert!(read(RouteKind::Chat, nothing).is_empty(), "{nothing}");
     }

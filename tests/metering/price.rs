@@ -198,6 +198,28 @@ fn estimates_are_bounded_by_request_and_model() {
     assert_eq!(estimate("picture", None, 2).2, Some(80_000_000));
 }
 
+#[test]
+fn a_dearer_tier_a_long_context_and_a_cache_for_an_hour_count_in_what_a_request_may_cost() {
+    let book = book(json!([{"model_name":"m","model_info":{
+        "input_cost_per_token":1e-6, "output_cost_per_token":2e-6,
+        "input_cost_per_token_priority":3e-6, "output_cost_per_token_priority":4e-6,
+        "input_cost_per_token_above_200k_tokens":5e-6, "output_cost_per_token_above_200k_tokens":6e-6}},
+        {"model_name":"kept","model_info":{"input_cost_per_token":1e-6, "output_cost_per_token":0,
+        "cache_creation_input_token_cost":1.25e-6, "cache_creation_input_token_cost_above_1hr":2e-6}}]));
+    let cost = |model: &str, most_input, priority| {
+        let (input_tokens, max_output) = (most_input / 4, Some(10));
+        let size = AskSize { input_tokens, most_input, max_output, priority, ..AskSize::default() };
+        let estimate = book.estimate(model, &size, 1024).unwrap().cost.map(Usd::nanos).unwrap();
+        (estimate, book.ceiling(model, &size, 10).unwrap().map(Usd::nanos).unwrap())
+    };
+    assert_eq!(cost("m", 100, false), (25_000 + 20_000, 100_000 + 20_000));
+    assert_eq!(cost("m", 100, true), (75_000 + 40_000, 300_000 + 40_000));
+    assert_eq!(cost("m", 200_004, true), (150_003_000 + 40_000, 1_000_020_000 + 60_000));
+    assert_eq!(cost("kept", 100, false), (25_000, 200_000));
+    let dearest = book.price("m", &Tokens { input: 25, output: 10, ..Tokens::default() }.into());
+    assert_eq!(dearest.map(Usd::nanos), Some(45_000), "an answer is priced plainly");
+}
+
 /// What does not fit is not what has no price: it would be let in as free.
 #[test]
 fn an_estimate_that_does_not_fit_is_none() {

@@ -64,10 +64,12 @@ impl Watch {
         let (pool, stopped) = (world.cluster.pool.clone(), Arc::clone(&stop));
         let upstream = Arc::clone(&world.upstream.shared);
         let watching = tokio::spawn(async move {
-            let (mut violations, mut most) = (Vec::new(), 0);
+            let (mut violations, mut most, mut looks) = (Vec::new(), 0, 0);
             while !stopped.load(Ordering::Relaxed) {
                 // The server may be down.
-                for (account, taken) in taken(&pool).await.unwrap_or_default() {
+                let found = taken(&pool).await.unwrap_or_default();
+                looks += u32::from(!found.is_empty());
+                for (account, taken) in found {
                     let (cap, excess) = (caps[&account].load(Ordering::SeqCst), upstream.excess(&account));
                     most = most.max(taken - cap);
                     if taken > cap + excess {
@@ -77,6 +79,9 @@ impl Watch {
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if looks == 0 {
+                violations.push("nothing was ever seen of the counters".to_owned());
             }
             (violations, most)
         });

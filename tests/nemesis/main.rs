@@ -87,6 +87,9 @@ async fn run(seed: u64) -> Option<(Vec<Episode>, Vec<String>)> {
         let possible: Vec<_> = faults.into_iter().filter(|fault| is_possible(*fault, &world)).collect();
         if !possible.is_empty() {
             episodes.push(episode(&mut world, episodes.len(), possible, &dice).await);
+            // What comes after it is told from what came before.
+            world.upstream.enter(episodes.len());
+            episodes.push(Episode::default());
         }
         tokio::time::sleep(dice.millis(100..500)).await;
     }
@@ -156,6 +159,5 @@ async fn episode(world: &mut World, number: usize, faults: Vec<Fault>, dice: &Di
         world.heal(injury);
     }
     let recovery = world.recovery().await;
-    world.upstream.enter(0);
     Episode { faults, recovery, ..Episode::default() }
 }

@@ -59,6 +59,27 @@ async fn of_64_requests_a_budget_for_10_admits_exactly_10() {
     }
 }
 
+/// What a request that is over has held is there when the next one comes, wherever it stands on its way into the books.
+#[tokio::test]
+async fn who_asks_one_after_another_is_not_refused_for_what_is_over() {
+    for backend in backends().await {
+        for leases in [true, false] {
+            let gateway =
+                Gateway::start_with(backend.clone(), |config| config.allocation.leases.enabled = leases).await;
+            let account = gateway.account(if leases { "Acme" } else { "Beta" }).await;
+            gateway.open_models(&account).await;
+            gateway.allocate(&account, "0.015").await;
+            let ada = gateway.as_end_user(&account, "ada");
+            for n in 0..15 {
+                let reply = ada.post("/v1/chat/completions", chat("gpt-4o")).await;
+                assert_eq!(reply.status, 200, "{n}, leases {leases}: {}", reply.text());
+            }
+            gateway.settled(&account, 15).await;
+            assert_eq!(gateway.verify_books().await.differences, []);
+        }
+    }
+}
+
 /// What costs by the image, the character or the second holds that much too.
 #[tokio::test]
 async fn what_is_not_billed_by_tokens_is_held_all_the_same() {
@@ -110,6 +131,10 @@ async fn what_is_not_used_of_a_hold_is_there_for_the_next() {
         tokio::time::timeout(crate::common::gateway::PATIENCE, arrived).await.unwrap();
         let reply = ada.post("/v1/chat/completions", chat("gpt-4o")).await;
         assert_eq!((reply.status.as_u16(), reply.code().as_str()), (402, "allocation_exhausted"));
+        // It would fit without what is held: that is another matter than having spent it.
+        assert_eq!((reply.header("x-should-retry"), reply.header("retry-after")), ("true", "1"));
+        let detail = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(detail.contains("try again when the requests under way are over"), "{detail}");
         waiting.abort();
         gateway.settled(&account, 6).await;
         gateway.upstream.behave(alchemi::dev::Behaviour::default());

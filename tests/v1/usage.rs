@@ -330,6 +330,14 @@ async fn what_is_recorded_and_taken_back_leaves_no_trace_in_caps() {
             let undo = json!({"reverses": recorded["item"]["id"], "reason": "Too much"});
             acme.operator.post(&path, undo).await.ok();
         }
+        // Given back in another way, it cannot be taken back once more.
+        let recorded = acme.record(json!({"user_id": acme.ids[2], "raw_cost": 5})).await.ok();
+        acme.operator.post(&path, json!({"credits": -10, "reason": "Goodwill"})).await.ok();
+        let undo = json!({"reverses": recorded["item"]["id"], "reason": "Too much"});
+        let refused = acme.operator.post(&path, undo).await;
+        assert_eq!((refused.status, &refused.json["code"]), (409, &json!("not_reversible")));
+        acme.operator.post(&path, json!({"credits": 10, "reason": "It was right"})).await.ok();
+        acme.operator.post(&path, json!({"reverses": recorded["item"]["id"], "reason": "Too much"})).await.ok();
         acme.record(json!({"user_id": acme.ids[2], "raw_cost": 1})).await.ok();
         let usage = acme.admin.get(&format!("{BUDGETS}/usage-by-scope")).await.ok();
         assert_eq!(column(&usage, "used"), [2, 2, 2]);

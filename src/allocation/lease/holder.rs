@@ -75,7 +75,8 @@ impl Leases {
         tx.commit().await?;
         // Before the first request under it: where it cannot be noted now, the next segment has it.
         if let Some(journal) = &self.0.journal {
-            let _ = journal.note(&Note { holder: &holder, database: Some(&database) }.to_bytes());
+            let note = Note { holder: &holder, database: Some(&database), in_memory: journal.may_skip() };
+            let _ = journal.note(&note.to_bytes());
         }
         *self.0.holder.write().unwrap_or_else(PoisonError::into_inner) = holder;
         self.0.renewed_at.store(now.as_micros(), Ordering::Release);

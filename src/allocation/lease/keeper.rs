@@ -42,8 +42,8 @@ impl Keeper {
 
     /// Keeps leases until it is dropped.
     ///
-    /// Neither a sign of life nor a refill waits for the slices that are looked after, however
-    /// many there are.
+    /// A sign of life waits for nothing that is done for slices; a refill waits for one slice of its
+    /// account at a time.
     pub async fn run(self) {
         let Self { leases, mut inbox } = self;
         let errands = stream::poll_fn(move |context| inbox.poll_recv(context));
@@ -110,16 +110,19 @@ impl Leases {
 
     /// Idle credits go back, and so does what is more than the chain burns.
     async fn tend(&self, purse: &Purse) -> Result<(), StoreError> {
-        let _moving = purse.moving.lock().await;
         let slices = purse.slices();
         let mut idle = Vec::new();
         for slice in &slices {
             match slice.end_beat() {
                 None => idle.push(slice),
                 Some(0) => {}
-                Some(excess) => self.give_back(slice, excess).await?,
+                Some(excess) => {
+                    let _moving = purse.moving.lock().await;
+                    self.give_back(slice, excess).await?;
+                }
             }
         }
+        let _moving = purse.moving.lock().await;
         self.close(purse, &idle).await
     }
 

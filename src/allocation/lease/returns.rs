@@ -7,10 +7,9 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
-use super::slice::{Asked, Purse, Slice};
-use super::{ASK_EVERY, Leases, PATIENCE_WITH_OTHERS};
+use super::slice::{Purse, Slice};
+use super::{ASK_EVERY, Leases};
 use crate::context::{Granted, Tenant};
 use crate::id::Id;
 use crate::model::accounts::Account;
@@ -47,37 +46,32 @@ impl Leases {
         Ok(purse.returns() != seen)
     }
 
-    /// Asks other processes for what lies idle there on these scopes. Whether it is worth
-    /// waiting for: they are asked now, or were a moment ago.
+    /// Asks other processes for what lies idle there on these scopes, unless they were a moment ago.
     pub(in crate::allocation) async fn ask_others(
         &self,
         account: &Id<Account>,
         scopes: &[Scope],
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         if self.0.store.backend() == "sqlite" {
-            return Ok(false);
+            return Ok(());
         }
         let purse = self.purse(account);
         let mut asked = purse.asked.lock().await;
         let now = self.0.clock.now();
-        asked.retain(|_, ask| ask.at <= now && now < ask.at.plus(ASK_EVERY));
-        let patience: Duration = PATIENCE_WITH_OTHERS.iter().sum();
-        let worth = scopes.iter().filter_map(|scope| asked.get(scope)).any(|a| a.heard && now < a.at.plus(patience));
+        asked.retain(|_, at| *at <= now && now < at.plus(ASK_EVERY));
         let due: Vec<_> = scopes.iter().filter(|scope| !asked.contains_key(scope)).cloned().collect();
         if due.is_empty() {
-            return Ok(worth);
+            return Ok(());
         }
-        asked.extend(due.iter().map(|scope| (scope.clone(), Asked { at: now, heard: false })));
+        asked.extend(due.iter().map(|scope| (scope.clone(), now)));
         purse.tighten(&due, now);
         let holder = self.holder();
         let mut tx = self.0.store.begin(&Granted::system().over(account.clone())).await?;
         if !tx.leased_elsewhere(&holder, &due).await? {
-            return Ok(worth);
+            return Ok(());
         }
         tx.recall_leases(&due);
-        tx.commit().await?;
-        asked.extend(due.into_iter().map(|scope| (scope, Asked { at: now, heard: true })));
-        Ok(true)
+        tx.commit().await
     }
 
     async fn begin_for(&self, purse: &Purse) -> Result<Tx<Tenant>, StoreError> {

@@ -16,6 +16,9 @@ use crate::model::scope::Scope;
 use crate::policy::budget::Link;
 use crate::store::leases::Lease;
 
+/// Longest time after which a refill is tried again, in microseconds.
+const LONGEST_PAUSE: i64 = super::REFILL_PAUSE.as_micros() as i64;
+
 /// For how long a scope that ran short is not leased from, in microseconds.
 const TIGHT: i64 = 3_000_000;
 
@@ -31,21 +34,13 @@ pub(super) struct Purse {
     pub(super) account: Id<Account>,
     /// Scopes that ran short, and until when nothing is leased from them, in microseconds.
     tight: Mutex<HashMap<Scope, i64>>,
-    /// Scopes whose idle credits other processes were asked for.
-    pub(super) asked: tokio::sync::Mutex<HashMap<Scope, Asked>>,
+    /// Scopes whose idle credits other processes were asked for, and when.
+    pub(super) asked: tokio::sync::Mutex<HashMap<Scope, Timestamp>>,
     /// How often credits went back.
     returns: AtomicU64,
     /// Held while credits move between a slice and the database.
     pub(super) moving: tokio::sync::Mutex<()>,
     slices: Mutex<Vec<Arc<Slice>>>,
-}
-
-/// That other processes were asked for idle credits.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
-    pub(super) at: Timestamp,
-    /// Somebody has leases on the scope, and is told.
-    pub(super) heard: bool,
 }
 
 impl Purse {
@@ -191,7 +186,9 @@ impl Slice {
     }
 
     pub(super) fn may_fill(&self, now: Timestamp) -> bool {
-        now.as_micros() >= self.fill_after.load(Ordering::Relaxed) && !self.is_tight(now)
+        let pause = self.fill_after.load(Ordering::Relaxed).saturating_sub(now.as_micros());
+        // One that lies further ahead was noted before the clock was set back.
+        !(1..=LONGEST_PAUSE).contains(&pause) && !self.is_tight(now)
     }
 
     /// A chain with a request now and then is not busy.
@@ -306,5 +303,18 @@ mod tests {
         assert_eq!(tight(at(50)), [false; 3]);
         purse.tighten(&[Scope::new(ScopeType::Account, "acme")], at(50));
         assert_eq!(tight(at(51)), [true; 3]);
+    }
+
+    #[test]
+    fn a_refill_is_tried_again_after_its_pause_and_when_the_clock_was_set_back() {
+        let purse = Arc::new(Purse::of(Id::stored("acme")));
+        let slice = slice(&purse, "ada");
+        let at = Timestamp::from_micros;
+        assert!(slice.may_fill(at(0)));
+        slice.fill_after.store(9_000_000, Ordering::Relaxed);
+        assert_eq!(
+            [8_750_000, 8_999_999, 9_000_000, 1_000].map(|now| slice.may_fill(at(now))),
+            [false, false, true, true]
+        );
     }
 }

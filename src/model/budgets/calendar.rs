@@ -14,6 +14,10 @@ use crate::model::accounts::JsonText;
 /// How long a change of the time zone is remembered: until no window can have begun before it.
 const REMEMBERED: Duration = Duration::from_secs(800 * 24 * 3600);
 
+/// Most changes of the time zone that are remembered: beyond them there is none, because each may have moved the end of
+/// a window.
+const MOST_CHANGES: usize = 32;
+
 /// An account's calendar: its time zone, and which others it had until when.
 ///
 /// A change of the time zone moves the end of the window that it falls into, and not its
@@ -22,7 +26,7 @@ const REMEMBERED: Duration = Duration::from_secs(800 * 24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Calendar {
     zone: TimeZone,
-    /// Oldest first.
+    /// Oldest first, no two until the same time.
     former: Vec<(TimeZone, Timestamp)>,
 }
 
@@ -59,19 +63,33 @@ impl Calendar {
         &self.zone
     }
 
-    /// The calendar when the time zone is another one from `at` on.
-    #[must_use]
-    pub fn changed(mut self, zone: TimeZone, at: Timestamp) -> Self {
-        self.former.push((std::mem::replace(&mut self.zone, zone), at));
-        self.former.retain(|(_, until)| *until > at.minus(REMEMBERED));
-        self
+    /// The calendar when the time zone is another one from `at` on, or from the last change on if that
+    /// was later; none after too many changes.
+    pub fn changed(mut self, zone: TimeZone, at: Timestamp) -> Option<Self> {
+        let before = std::mem::replace(&mut self.zone, zone);
+        // What was in force for no time moved nothing.
+        if self.former.last().is_none_or(|(_, until)| *until < at) {
+            self.former.retain(|(_, until)| *until > at.minus(REMEMBERED));
+            self.former.push((before, at));
+        }
+        (self.former.len() <= MOST_CHANGES).then_some(self)
     }
 
     /// The calendar with the time zones of before, as [`former`](Self::former) gives them.
     pub(crate) fn with_former(self, former: &JsonText) -> Self {
         let former: Vec<FormerZone> = former.read().unwrap_or_default();
         let zone = |name: &str| TimeZone::get(name).unwrap_or(TimeZone::UTC);
-        Self { former: former.iter().map(|f| (zone(&f.zone), f.until)).collect(), ..self }
+        // An earlier version kept them in another order, and without number.
+        let mut until = Timestamp::from_micros(i64::MIN);
+        let mut ordered = Vec::new();
+        for FormerZone { zone: name, until: end } in &former {
+            if until < *end {
+                until = *end;
+                ordered.push((zone(name), *end));
+            }
+        }
+        let latest = ordered.len().saturating_sub(MOST_CHANGES);
+        Self { former: ordered.into_iter().skip(latest).collect(), ..self }
     }
 
     /// The time zones of before, to be stored.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::{Calendar, Cycle, Window};
 use crate::clock::Timestamp;
+use crate::model::accounts::JsonText;
 
 const HOUR: i64 = 3_600_000_000;
 const NEVER: Timestamp = Timestamp::from_micros(i64::MIN);
@@ -113,7 +114,7 @@ proptest! {
         let mut change = seconds * 1_000_000;
         for (zone, later) in others {
             let former = calendar.clone();
-            calendar = calendar.changed(TimeZone::get(&zone).unwrap(), Timestamp::from_micros(change));
+            calendar = calendar.changed(TimeZone::get(&zone).unwrap(), Timestamp::from_micros(change)).unwrap();
             for cycle in Cycle::ALL.into_iter().filter(|cycle| *cycle != Cycle::None) {
                 // What is counted at that moment is counted in the same window, unless that is over in the other zone.
                 let (start, _) = window_in(cycle, change, &calendar, NEVER);
@@ -141,7 +142,7 @@ fn a_change_of_the_time_zone_moves_the_end_of_a_window() {
         (window.start.to_string(), window.end.unwrap().to_string())
     };
     let window = |start: &str, end: &str| (format!("{start}Z"), format!("{end}Z"));
-    let changed = |at: &str| Calendar::from(honolulu.clone()).changed(tokyo.clone(), at.parse().unwrap());
+    let changed = |at: &str| Calendar::from(honolulu.clone()).changed(tokyo.clone(), at.parse().unwrap()).unwrap();
     let calendar = changed("2026-03-20T12:00:00Z");
     for at in ["2026-03-02T00:00:00Z", "2026-03-25T00:00:00Z"] {
         assert_eq!(month(&calendar, at), window("2026-03-01T10:00:00", "2026-03-31T15:00:00"));
@@ -151,12 +152,38 @@ fn a_change_of_the_time_zone_moves_the_end_of_a_window() {
     assert_eq!(month(&calendar, "2026-03-31T19:00:00Z"), window("2026-03-01T10:00:00", "2026-03-31T20:00:00"));
     assert_eq!(month(&calendar, "2026-03-31T21:00:00Z"), window("2026-03-31T20:00:00", "2026-04-30T15:00:00"));
     // And the other way round it is March still, which has been.
-    let calendar = Calendar::from(tokyo).changed(honolulu, "2026-03-31T20:00:00Z".parse().unwrap());
+    let calendar = Calendar::from(tokyo).changed(honolulu, "2026-03-31T20:00:00Z".parse().unwrap()).unwrap();
     for at in ["2026-03-31T19:00:00Z", "2026-03-31T21:00:00Z"] {
         assert_eq!(month(&calendar, at), window("2026-03-31T15:00:00", "2026-05-01T10:00:00"));
     }
     assert_eq!(calendar.day_of("2026-03-31T19:00:00Z".parse().unwrap()), "2026-04-01");
     assert_eq!(calendar.day_of("2026-03-31T21:00:00Z".parse().unwrap()), "2026-03-31");
+}
+
+#[test]
+fn changes_that_come_out_of_their_order_or_by_the_thousand_are_looked_up_at_once() {
+    let zones = ["Asia/Tokyo", "UTC"].map(|zone| TimeZone::get(zone).unwrap());
+    let mut calendar = Calendar::default();
+    let mut changes = 0;
+    for n in 0..1_000_i64 {
+        // Those who wait for the account's row have read the clock before.
+        let at = Timestamp::from_secs(1_800_000_000 + n - 3 * (n % 2));
+        let Some(next) = calendar.clone().changed(zones[n as usize % 2].clone(), at) else { break };
+        (calendar, changes) = (next, n);
+    }
+    assert!((10..100).contains(&changes), "{changes}");
+    for cycle in Cycle::ALL {
+        cycle.window(Timestamp::from_secs(1_799_999_000), &calendar, NEVER);
+    }
+    // What was stored before there was an order.
+    let stored: Vec<_> = (0..5_000_i64)
+        .map(|n| serde_json::json!({"zone": "Asia/Tokyo", "until": Timestamp::from_secs(1_800_000_000 + (n ^ 1))}))
+        .collect();
+    let calendar = Calendar::default().with_former(&JsonText::of(&stored));
+    for at in [1_700_000_000, 1_800_004_999, 1_900_000_000].map(Timestamp::from_secs) {
+        let window = Cycle::Monthly.window(at, &calendar, NEVER);
+        assert!(window.start <= at && window.end.is_some_and(|end| at < end));
+    }
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub(super) fn read(
         Some(_) => return Err(AskError::InvalidField { field: "stream", expected: "must be true or false" }),
     };
     let (usage, usage_asked) = fields.stream_options.map_or(Ok((UsageEdit::Options, false)), |raw| usage(raw, text))?;
-    let limits = fields.limits(limit_names(kind), text)?;
+    let limits = fields.limits(kind, text)?;
     let mut answers = 1;
     for (field, raw) in [("n", fields.n), ("best_of", fields.best_of)] {
         let asked = raw.map_or(Ok(None), |raw| integer(field, raw))?;
@@ -69,6 +69,7 @@ pub(super) fn read(
         input_tokens: rules.count.input(&fields.text).saturating_add(tools),
         max_output: max_output(kind, limits.iter().filter_map(|limit| limit.tokens).max()),
         answers,
+        priority: fields.service_tier.is_some_and(|tier| !PLAIN_TIERS.contains(&tier.get())),
     };
     let previous_response =
         fields.previous_response.map(|raw| string("previous_response_id", raw)).transpose()?.flatten();
@@ -101,6 +102,7 @@ struct Fields<'a> {
     n: Option<&'a RawValue>,
     best_of: Option<&'a RawValue>,
     previous_response: Option<&'a RawValue>,
+    service_tier: Option<&'a RawValue>,
     fallbacks: [Option<&'a RawValue>; 3],
     prompt: Option<&'a RawValue>,
     tools: Option<&'a RawValue>,
@@ -127,15 +129,20 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn limits(&self, names: &[&str], text: &str) -> Result<Vec<Limit>, AskError> {
+    fn limits(&self, kind: RouteKind, text: &str) -> Result<Vec<Limit>, AskError> {
+        let names = limit_names(kind);
         let all = [
             ("max_tokens", self.max_tokens),
             ("max_completion_tokens", self.max_completion_tokens),
             ("max_output_tokens", self.max_output_tokens),
         ];
-        let set = all.into_iter().filter(|(name, _)| names.contains(name));
-        set.filter_map(|(name, raw)| {
-            raw.map(|raw| Ok(Limit { at: range_of(raw.get(), text), tokens: integer(name, raw)? }))
+        let set = all.into_iter().filter_map(|(name, raw)| Some((name, raw?))).filter(|_| !names.is_empty());
+        set.map(|(name, raw)| {
+            // LiteLLM hands what it does not know on to providers, some of which take it for their limit.
+            if !names.contains(&name) {
+                return Err(AskError::FieldNotAllowed(name.into()));
+            }
+            Ok(Limit { at: range_of(raw.get(), text), tokens: integer(name, raw)? })
         })
         .collect()
     }
@@ -149,6 +156,9 @@ fn prompts(kind: RouteKind, prompt: Option<&RawValue>) -> u64 {
     let several = items.iter().filter(|item| item.get().starts_with(['"', '['])).count();
     u64::try_from(several).unwrap_or(u64::MAX).max(1)
 }
+
+/// Values of `service_tier` that cost no more than none.
+const PLAIN_TIERS: [&str; 5] = ["null", "\"auto\"", "\"default\"", "\"flex\"", "\"standard_only\""];
 
 /// The members that limit output on this kind of route; the first is the one to add.
 const fn limit_names(kind: RouteKind) -> &'static [&'static str] {
@@ -193,6 +203,7 @@ impl<'a> Scan<'a, '_> {
             "n" => &mut fields.n,
             "best_of" => &mut fields.best_of,
             "previous_response_id" => &mut fields.previous_response,
+            "service_tier" => &mut fields.service_tier,
             "moderation" => &mut fields.moderation,
             "fallbacks" | "context_window_fallbacks" | "content_policy_fallbacks" => {
                 let [a, b, c] = &mut fields.fallbacks;

@@ -85,6 +85,7 @@ pub(super) fn read(
         seconds: rules.count.seconds(file_bytes),
         max_output: max_output(kind, None),
         answers,
+        priority: false,
     };
     Ok(ParsedAsk {
         ask: Ask { kind, model: Some(agreed_model(path_model, model)?), fallbacks: Vec::new(), stream, size },

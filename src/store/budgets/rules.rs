@@ -204,17 +204,17 @@ impl Tx<Tenant> {
     }
 
     /// Notes that the account's time zone is another one from now on; what was carried into the
-    /// present window lasts as long as it does.
+    /// present window lasts as long as it does. `false`, and nothing noted: it was changed too often.
     ///
     /// # Errors
     /// [`StoreError`](crate::store::StoreError).
-    pub async fn change_zone(&mut self, zone: TimeZone) -> Result<()> {
+    pub async fn change_zone(&mut self, zone: TimeZone) -> Result<bool> {
         let plan = match self.active_plan().await? {
             Some(plan) => self.locked_plan(&plan.id).await?,
             None => None,
         };
         let (before, _) = self.account_terms().await?;
-        let after = before.clone().changed(zone, self.now);
+        let Some(after) = before.clone().changed(zone, self.now) else { return Ok(false) };
         run!(
             self,
             r#"INSERT INTO "Alchemi_AccountCalendarTable" (account_id, former_zones) VALUES ($1, $2)
@@ -233,7 +233,7 @@ impl Tx<Tenant> {
                 plan.window(self.now, &before).end
             )?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What `plan` gives now: to the scopes of `place` and the pool, or to everybody.

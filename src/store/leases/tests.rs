@@ -68,6 +68,19 @@ async fn lose(fresh: &Fresh, lost: LostLease) -> Vec<Option<Credits>> {
     charged
 }
 
+/// Its last lease was on its way when it was fenced and, having none, forgotten.
+#[tokio::test]
+async fn a_lease_whose_holder_is_forgotten_is_an_orphan_too() {
+    for fresh in testing::databases().await {
+        let account = fresh.account("Acme").await;
+        hold(&fresh, "a").await;
+        assert_eq!(take(&fresh, &account, ("l", "a"), 6).await, Taken::Yes);
+        fresh.spoil(r#"DELETE FROM "Alchemi_LeaseHolderTable""#).await;
+        assert_eq!(lose(&fresh, LostLease::Release).await, [Some(Credits::ZERO)]);
+        assert_eq!(counter(&fresh.store, &account).await, (0, 0));
+    }
+}
+
 #[tokio::test]
 async fn leases_never_take_more_than_the_cap_and_are_drawn_down_by_settlements() {
     for fresh in testing::databases().await {
