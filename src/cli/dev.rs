@@ -13,7 +13,7 @@ use crate::clock::SystemClock;
 use crate::config::{Config, LogConfig, TelemetryConfig};
 use crate::dev::{DevIssuer, DevUpstream, UpstreamOptions};
 use crate::id::RandomIds;
-use crate::server::{Server, Surroundings};
+use crate::server::{Server, StartError, Surroundings};
 use crate::telemetry;
 
 mod seed;
@@ -70,7 +70,7 @@ async fn run(options: DevOptions) -> Result<(), Failure> {
     };
     let master_key = crate::id::hex(&super::maintenance::random_key()?);
     let config = configuration(&options, &issuer, &upstream, key.as_deref(), &master_key)?;
-    let server = Server::start(&config, Surroundings::default()).await.map_err(start_failure)?;
+    let server = Server::start(&config, Surroundings::default()).await.map_err(in_words_of_dev)?;
     let gateway = format!("http://{}", server.address());
     let models = seed::models(&upstream, key.as_deref()).await?;
     let world = seed::plant(&gateway, &master_key, &issuer, &models).await?;
@@ -85,6 +85,18 @@ async fn run(options: DevOptions) -> Result<(), Failure> {
     stop_signal().await;
     say("")?;
     say(&farewell(server.stop().await))
+}
+
+/// `dev` reads no file and none of the gateway's variables: it names its own options.
+fn in_words_of_dev(error: StartError) -> Failure {
+    match error {
+        StartError::Listen { address, reason, .. } => Failure::misconfigured(format!(
+            "--port {}: {reason}; choose another one, or 0 for any that is free",
+            address.port()
+        )),
+        StartError::Journal(error) => Failure::misconfigured(format!("--data-dir: {error}")),
+        other => start_failure(other),
+    }
 }
 
 fn configuration(

@@ -85,8 +85,13 @@ impl Recovery {
     /// # Errors
     /// When a file cannot be removed: the last such error, after the others are gone. It will be read again.
     pub fn remove(self, stay: &[PathBuf]) -> io::Result<()> {
-        let gone = self.segments.iter().filter(|segment| !stay.contains(&segment.path));
-        gone.map(|segment| std::fs::remove_file(&segment.path)).fold(Ok(()), |all, one| one.and(all))
+        let mut done = Ok(());
+        for segment in self.segments.iter().filter(|segment| !stay.contains(&segment.path)) {
+            if let Err(error) = std::fs::remove_file(&segment.path) {
+                done = Err(error);
+            }
+        }
+        done
     }
 }
 

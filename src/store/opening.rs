@@ -91,6 +91,9 @@ async fn sqlite(config: &DatabaseConfig) -> Result<Pools> {
     if let Some(folder) = options.get_filename().parent().filter(|p| !p.as_os_str().is_empty()) {
         private_folder(folder).map_err(|e| setup(&e))?;
     }
+    if !options.get_filename().is_file() {
+        tracing::info!(file = %options.get_filename().display(), "a new database is made");
+    }
     let lease_lock = FileLock::beside(options.get_filename());
     let options = options
         .create_if_missing(true)

@@ -167,7 +167,7 @@ fn a_second_gateway_in_one_folder_is_told_whose_it_is() {
     let second = place.run(&["dev", "--port", "0"]);
     assert_eq!(second.status, 2, "{second:?}");
     assert!(
-        second.err.contains("data_dir (ALCHEMI_DATA_DIR)") && second.err.contains("in use by process"),
+        second.err.contains("--data-dir") && second.err.contains("in use by process"),
         "{second:?}"
     );
     drop(first);

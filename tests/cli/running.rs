@@ -79,6 +79,12 @@ async fn dev_prints_what_works_and_ends_with_what_it_settled() {
     ];
     let commands = commands(&printed);
     assert_eq!(commands.len(), expected.len(), "{printed}");
+    // Who starts it twice is told which options are dev's own.
+    let port = gateway.rsplit(':').next().unwrap();
+    let beside = place.run(&["dev", "--port", port, "--data-dir", "elsewhere"]);
+    assert!(beside.status == 2 && beside.err.contains(&format!("--port {port}: ")), "{beside:?}");
+    let beside = place.run(&["dev", "--port", "0", "--data-dir", "it's here"]);
+    assert!(beside.status == 2 && beside.err.contains("--data-dir: the journal in"), "{beside:?}");
     if curl_is_there() {
         for (command, says) in commands.iter().zip(expected) {
             let pasted = Command::new("sh").args(["-c", command]).current_dir("/").output().unwrap();
