@@ -43,6 +43,7 @@ pub mod connections;
 pub mod context;
 pub mod costs;
 pub mod directory;
+pub mod entries;
 pub mod explain;
 pub mod features;
 pub mod guardrails;
@@ -340,6 +341,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(usage::get_own_usage))
         .routes(routes!(costs::get_budget_cost_breakdown))
         .routes(routes!(costs::get_cost_breakdown))
+        .routes(routes!(entries::list_ledger_entries))
 }
 
 /// The routes, ready to be mounted. A layer outside must put a

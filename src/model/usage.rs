@@ -257,6 +257,16 @@ pub struct LedgerRow {
     pub created_at: Timestamp,
 }
 
+/// Remarks on a row of the ledger: in the database separated by commas, in JSON a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marks(pub String);
+
+impl Serialize for Marks {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.split(',').filter(|mark| !mark.is_empty()))
+    }
+}
+
 /// A row of the ledger as it is shown.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct UsageEntry {
@@ -297,6 +307,11 @@ pub struct UsageEntry {
     pub credits_incurred: Credits,
     /// How the cost is known.
     pub cost_source: CostSource,
+    /// Remarks: `over_cap`, `would_refuse`, `cut`, `not_forwarded`, `unsettled`, `lost_lease`.
+    #[schema(value_type = Vec<String>)]
+    pub marks: Marks,
+    /// The upstream's status; 0 when it never answered, or was not asked.
+    pub status: i64,
     /// The caller's notes on recorded usage.
     #[schema(value_type = Object)]
     pub metadata: JsonText,
@@ -326,6 +341,8 @@ impl From<LedgerRow> for UsageEntry {
             credit_factor: row.credit_factor,
             credits_incurred: row.credits,
             cost_source: row.cost_source,
+            marks: Marks(row.marks),
+            status: i64::from(row.status),
             metadata: serde_json::from_str(&row.metadata).unwrap_or_else(|_| JsonText::empty_object()),
             created_at: row.created_at,
         }

@@ -88,6 +88,7 @@ pub fn migrations(backend: &str) -> Result<&'static [Migration]> {
                 step!($folder, 18, "0018", "renewed_credits"),
                 step!($folder, 19, "0019", "calendars"),
                 step!($folder, 20, "0020", "ranked_budgets"),
+                step!($folder, 21, "0021", "listed_usage"),
             ]
         };
     }

@@ -16,7 +16,7 @@ use crate::id::Id;
 use crate::model::accounts::Account;
 use crate::model::directory::User;
 use crate::model::scope::{Scope, ScopeType};
-use crate::model::usage::{CostDimension, UsageEntry};
+use crate::model::usage::{CostDimension, EntryKind, UsageEntry};
 
 /// Which roll-ups are added up. Days are `YYYY-MM-DD`, both included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,29 @@ impl CostFilter {
     pub fn of(domain: Domain) -> Self {
         Self { domain, from: None, to: None, org: None, team: None, user: None }
     }
+
+    /// Beside the domain, what a row has to be.
+    fn conditions(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let all = [
+            (" AND day >= ", &self.from),
+            (" AND day <= ", &self.to),
+            (" AND org_id = ", &self.org),
+            (" AND team_id = ", &self.team),
+            (" AND user_id = ", &self.user),
+        ];
+        all.into_iter().filter_map(|(condition, value)| Some((condition, value.as_ref()?)))
+    }
+}
+
+/// Which rows of the ledger are listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryFilter {
+    /// Whose, and of which days.
+    pub costs: CostFilter,
+    /// Only usage, or only corrections of a kind.
+    pub entry: Option<EntryKind>,
+    /// Only rows with this mark.
+    pub mark: Option<String>,
 }
 
 /// How many dimensions a sum can be broken down by.
@@ -95,7 +118,7 @@ from_columns! {
     UsageEntry {
         id, account_id, kind, entry, domain, org_id, team_id, user_id, agent_id, model_name, connection_id,
         guardrail_code, input_tokens, output_tokens, raw_cost, credit_factor, credits_incurred, cost_source,
-        metadata, created_at,
+        marks, status, metadata, created_at,
     }
 }
 
@@ -168,16 +191,40 @@ impl Tx<Tenant> {
         let account = self.account.clone();
         let (at, id) = slice.before();
         let rows: Vec<UsageEntry> = on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(
-                r#"SELECT request_id AS id, account_id, kind, entry, domain, org_id, team_id, user_id, agent_id, model_name,
-                   connection_id, guardrail_code, input_tokens, output_tokens, raw_cost, credit_factor, credits_incurred,
-                   cost_source, metadata, created_at FROM "Alchemi_UsageLedgerTable" WHERE account_id = "#,
-            );
+            let mut q = sqlx::QueryBuilder::new(ENTRIES);
             q.push_bind(&account);
             match user {
                 Some(user) => q.push(" AND user_id = ").push_bind(user),
                 None => q.push(" AND user_id IS NULL AND subject = ").push_bind(subject),
             };
+            q.push(" AND (created_at, request_id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
+            q.push(" ORDER BY created_at DESC, request_id DESC LIMIT ").push_bind(slice.fetch());
+            q.push(" OFFSET ").push_bind(slice.skip());
+            q.build_query_as().fetch_all(c).await
+        })?;
+        Ok(slice.page(rows, |r| (r.created_at, r.id.as_str())))
+    }
+
+    /// Ledger rows that `filter` lets through, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`](super::StoreError).
+    pub async fn usage_entries(&mut self, filter: &EntryFilter, slice: &Slice) -> Result<Page<UsageEntry>> {
+        let account = self.account.clone();
+        let (at, id) = slice.before();
+        let rows: Vec<UsageEntry> = on!(self, |c| {
+            let mut q = sqlx::QueryBuilder::new(ENTRIES);
+            q.push_bind(&account).push(" AND domain = ").push_bind(filter.costs.domain);
+            for (condition, value) in filter.costs.conditions() {
+                q.push(condition).push_bind(value);
+            }
+            if let Some(entry) = filter.entry {
+                q.push(" AND entry = ").push_bind(entry);
+            }
+            if let Some(mark) = &filter.mark {
+                let mark = format!(",{mark},");
+                q.push(" AND REPLACE(',' || marks || ',', ").push_bind(mark).push(", '') <> ',' || marks || ','");
+            }
             q.push(" AND (created_at, request_id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
             q.push(" ORDER BY created_at DESC, request_id DESC LIMIT ").push_bind(slice.fetch());
             q.push(" OFFSET ").push_bind(slice.skip());
@@ -204,16 +251,8 @@ impl Tx<Tenant> {
                 q.push(column).push(" AS ").push(key).push(", ");
             }
             q.push(SUMS).push_bind(&account).push(" AND domain = ").push_bind(filter.domain);
-            for (condition, value) in [
-                (" AND day >= ", &filter.from),
-                (" AND day <= ", &filter.to),
-                (" AND org_id = ", &filter.org),
-                (" AND team_id = ", &filter.team),
-                (" AND user_id = ", &filter.user),
-            ] {
-                if let Some(value) = value {
-                    q.push(condition).push_bind(value);
-                }
+            for (condition, value) in filter.conditions() {
+                q.push(condition).push_bind(value);
             }
             for (place, dimension) in dimensions.iter().take(MAX_DIMENSIONS).enumerate() {
                 q.push(if place == 0 { " GROUP BY " } else { ", " }).push(dimension.column());
@@ -254,6 +293,10 @@ const NAMES: [(ScopeType, &str); 3] = [
         r#" UNION ALL SELECT 'user', id, COALESCE(display_name, email) FROM "Alchemi_UserTable" WHERE account_id = "#,
     ),
 ];
+
+const ENTRIES: &str = r#"SELECT request_id AS id, account_id, kind, entry, domain, org_id, team_id, user_id, agent_id, model_name,
+    connection_id, guardrail_code, input_tokens, output_tokens, raw_cost, credit_factor, credits_incurred, cost_source,
+    marks, status, metadata, created_at FROM "Alchemi_UsageLedgerTable" WHERE account_id = "#;
 
 const SUMS: &str = r#"CAST(COALESCE(SUM(requests), 0) AS BIGINT) AS requests,
     CAST(COALESCE(SUM(input_tokens), 0) AS BIGINT) AS input_tokens,

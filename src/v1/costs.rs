@@ -36,7 +36,7 @@ pub struct Days {
 
 impl Days {
     /// Reads the days and writes them into `filter`.
-    async fn read(&self, tx: &mut Tx<Tenant>, filter: CostFilter) -> Result<CostFilter, Halt> {
+    pub(super) async fn read(&self, tx: &mut Tx<Tenant>, filter: CostFilter) -> Result<CostFilter, Halt> {
         if self.from.is_none() && self.to.is_none() {
             return Ok(filter);
         }
@@ -229,7 +229,7 @@ pub struct Breakdown {
     group_by: Option<String>,
 }
 
-fn copilot() -> Domain {
+pub(super) fn copilot() -> Domain {
     Domain::Copilot
 }
 

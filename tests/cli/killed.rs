@@ -166,9 +166,6 @@ fn a_second_gateway_in_one_folder_is_told_whose_it_is() {
     let first = start(&place);
     let second = place.run(&["dev", "--port", "0"]);
     assert_eq!(second.status, 2, "{second:?}");
-    assert!(
-        second.err.contains("--data-dir") && second.err.contains("in use by process"),
-        "{second:?}"
-    );
+    assert!(second.err.contains("--data-dir") && second.err.contains("in use by process"), "{second:?}");
     drop(first);
 }

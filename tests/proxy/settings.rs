@@ -72,6 +72,13 @@ async fn an_account_has_its_own_enforcement() {
         assert_eq!(ask().await.status, 200);
         let marks: Vec<_> = stage.settled(4).await.iter().map(|row| text(row, "marks").to_owned()).collect();
         assert_eq!(marks, ["over_cap", "would_refuse", "", ""]);
+        for (mark, found) in [("over_cap", 1), ("would_refuse", 1), ("over", 0), ("%", 0)] {
+            let path = format!("/v1/costs/entries?mark={}", if mark == "%" { "%25" } else { mark });
+            let listed = stage.gateway.as_account_admin(&stage.account).get(&path).await.ok();
+            let items = listed["items"].as_array().unwrap();
+            assert_eq!(items.len(), found, "{mark}: {listed}");
+            assert!(items.iter().all(|item| item["marks"] == json!([mark]) && item["status"] == 200), "{listed}");
+        }
         assert_eq!(stage.gateway.metric("reservations_over_cap_total").await, 1);
         assert_eq!(stage.gateway.metric("reservations_shadowed_total").await, 1);
         assert_eq!(stage.gateway.verify_books().await.differences, []);

@@ -155,6 +155,7 @@ const GUARDS: &[(Guard, &[&str])] = &[
             "POST /v1/budgets/copilot/usage/record",
             // Of the domain that the query names, which is copilot unless it names one.
             "GET /v1/costs/breakdown",
+            "GET /v1/costs/entries",
             "GET /v1/features/entitlements",
             "POST /v1/features/entitlements",
             "GET /v1/features/effective",

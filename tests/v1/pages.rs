@@ -108,6 +108,7 @@ async fn pages_hold_every_row_once_when_all_are_of_one_moment() {
         paths.extend(["/v1/copilot/connections".to_owned(), shared]);
         let budgets = ["allocations", "overrides", "usage-by-scope", "effective-allocation", "alerts?threshold=1"];
         paths.extend(budgets.map(|list| format!("/v1/budgets/copilot/{list}")));
+        paths.push("/v1/costs/entries".to_owned());
         for number in 0..7 {
             let renewal = json!({
                 "cycle_start": format!("2025-0{}-01T00:00:00Z", number + 1),

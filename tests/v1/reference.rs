@@ -116,6 +116,7 @@ const ADDED: Table = &[
     ("/copilot/teams/{team_id}/members", &["GET", "POST"]),
     ("/copilot/teams/{team_id}/members/{user_id}", &["PATCH", "DELETE"]),
     ("/copilot/users/{user_id}", &["GET", "PATCH", "DELETE"]),
+    ("/costs/entries", &["GET"]),
     ("/features/entitlements/{entitlement_id}", &["GET", "DELETE"]),
     ("/me/agents", &["GET"]),
     ("/me/allocation", &["GET"]),

@@ -296,6 +296,43 @@ async fn costs_add_up_however_they_are_broken_down() {
 }
 
 #[tokio::test]
+async fn an_admin_lists_the_rows_of_the_ledger() {
+    for gateway in gateways(|app| app).await {
+        let acme = acme(&gateway).await;
+        let [org, team, user] = &acme.ids;
+        acme.record(json!({"user_id": user, "raw_cost": 1})).await.ok();
+        let second = acme.record(json!({"team_id": team, "raw_cost": 2})).await.ok();
+        let undo = json!({"reverses": second["item"]["id"], "reason": "Recorded twice"});
+        acme.operator.post(&format!("{BUDGETS}/adjustments"), undo).await.ok();
+        acme.operator.post(&format!("{BUDGETS}/adjustments"), json!({"credits": 3, "reason": "Support"})).await.ok();
+        let listed = async |query: &str| acme.admin.get(&format!("/costs/entries?{query}")).await.ok();
+        let costs = async |query: &str| {
+            let listed = listed(query).await;
+            column(&listed, "credits_incurred").into_iter().map(|c| c.as_i64().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(costs("").await, [3, -4, 4, 2], "the newest first");
+        assert_eq!(costs(&format!("user_id={user}")).await, [2]);
+        assert_eq!(costs(&format!("team_id={team}")).await, [-4, 4, 2]);
+        assert_eq!(costs(&format!("org_id={org}&entry=usage")).await, [4, 2]);
+        assert_eq!(costs("entry=reversal").await, [-4]);
+        assert_eq!(costs("mark=cut").await, [] as [i64; 0]);
+        assert_eq!(costs("domain=console").await, [] as [i64; 0]);
+        assert_eq!(costs("from=2001-01-01&to=2001-01-31").await, [] as [i64; 0]);
+        let first = listed("limit=1").await;
+        assert_eq!((&first["items"][0]["marks"], &first["items"][0]["status"]), (&json!([]), &json!(0)));
+        let next = first["next_cursor"].as_str().unwrap();
+        assert_eq!(costs(&format!("cursor={next}")).await, [-4, 4, 2]);
+        // A row's id is what undoes it.
+        let id = listed("entry=adjustment").await["items"][0]["id"].clone();
+        acme.operator.post(&format!("{BUDGETS}/adjustments"), json!({"reverses": id, "reason": "No"})).await.ok();
+        for query in ["entry=refund", "mark=", "domain=x", "from=yesterday", "limit=0"] {
+            acme.admin.get(&format!("/costs/entries?{query}")).await.refused(422);
+        }
+        acme.ada.get("/costs/entries").await.refused(403);
+    }
+}
+
+#[tokio::test]
 async fn a_member_sees_their_own_usage() {
     for gateway in gateways(|app| app).await {
         let acme = acme(&gateway).await;

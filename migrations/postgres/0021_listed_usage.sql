@@ -1,0 +1,2 @@
+-- Pages of an account's ledger, newest first, for its admins.
+CREATE INDEX IF NOT EXISTS "Alchemi_UsageLedgerTable_listed_idx" ON "Alchemi_UsageLedgerTable" (account_id, domain, created_at, request_id);
