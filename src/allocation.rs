@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::clock::SharedClock;
-use crate::context::{Granted, Tenant};
+use crate::context::Granted;
 use crate::credits::{Credits, Usd};
 use crate::id::Id;
 use crate::journal::{Journal, JournalError};
@@ -38,7 +38,7 @@ mod ticket;
 
 pub use crate::model::budgets::Enforcement;
 use lease::{LeaseConfig, Leases, PATIENCE};
-use live::LiveRows;
+use live::{LiveRows, undo};
 pub use outbox::{Finished, Outbox, Receipt};
 use ticket::Ticket;
 
@@ -414,26 +414,6 @@ pub fn drawn<'a>(links: &'a [Link], counters: &[Counter]) -> Vec<Drawn<'a>> {
     };
     links.iter().map(of).collect()
 }
-
-/// Gives back a reservation of which nobody knows whether it was made.
-async fn undo(store: Store, granted: Granted<Tenant>, request_id: Arc<str>, links: Vec<Link>) {
-    let attempt = async || {
-        let mut tx = store.begin(&granted).await?;
-        let was_there = tx.unreserve(&request_id, &links).await?;
-        tx.commit().await.map(|()| was_there)
-    };
-    for pause in UNDO_AFTER_SECONDS {
-        tokio::time::sleep(Duration::from_secs(pause)).await;
-        match attempt().await {
-            // It may still come; what comes after the last look is charged as abandoned.
-            Ok(false) | Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => {}
-            Ok(true) | Err(_) => return,
-        }
-    }
-}
-
-/// Pauses before attempts to undo a reservation whose commit was interrupted: it may still come to its end.
-const UNDO_AFTER_SECONDS: [u64; 6] = [1, 5, 15, 60, 300, 900];
 
 /// How many abandoned reservations are handed over at once.
 const MOST_ABANDONED: u32 = 10_000;

@@ -382,6 +382,7 @@ impl Config {
             }
             Enforcement::Off => warnings.push("allocation: enforcement = \"off\" holds nobody to a budget".to_owned()),
         }
+        warnings.extend(self.metering.warning().map(str::to_owned));
         if self.passthrough {
             warnings.push(
                 "passthrough: whoever has a key of the upstream's own (sk-…) uses it on every route, past policy and budgets"

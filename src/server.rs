@@ -38,7 +38,7 @@ use crate::proxy::catalogue::Catalogue;
 use crate::proxy::ingress;
 use crate::proxy::metrics::GatewayMetrics;
 use crate::proxy::{Gateway, GatewayParts};
-use crate::store::conservation::Books;
+use crate::store::conservation::LastCheck;
 use crate::store::{Store, StoreError, migrate};
 use crate::telemetry::{self, Metrics};
 use crate::v1;
@@ -165,7 +165,7 @@ impl Server {
         ));
         let gateway_metrics = GatewayMetrics::default();
         let provisioner = provisioner(config, &store, &identity, &clock)?;
-        let books = Books::default();
+        let books = LastCheck::default();
         let (keys, outbound) = (config.secrets.keys.clone(), config.outbound.clone());
         let alerts = Alerts::new(store.clone(), Arc::clone(&clock), keys, outbound, config.alerts.clone())
             .map_err(|e| wrong(format!("TLS towards alert webhooks: {e}")))?;

@@ -20,7 +20,7 @@ use crate::metering::settler::SettlerCounts;
 use crate::proxy::balance::Balancer;
 use crate::proxy::metrics::GatewayMetrics;
 use crate::store::Store;
-use crate::store::conservation::{Books, Check};
+use crate::store::conservation::{Check, LastCheck};
 use crate::zitadel::ManagementMetrics;
 
 mod otlp;
@@ -83,7 +83,7 @@ pub struct Metrics {
     balancer: Arc<Balancer>,
     store: Store,
     journal: Option<Journal>,
-    books: Books,
+    books: LastCheck,
 }
 
 impl Metrics {
@@ -99,7 +99,7 @@ impl Metrics {
     ) -> Self {
         let mut registry = Registry::with_prefix("alchemi");
         gateway.register(&mut registry);
-        let (alerts, journal, books) = (Arc::default(), None, Books::default());
+        let (alerts, journal, books) = (Arc::default(), None, LastCheck::default());
         Self { registry, identity, rules, allocations, settler, alerts, balancer, store, journal, books }
     }
 
@@ -111,7 +111,7 @@ impl Metrics {
 
     /// With what checks of the ledger find.
     #[must_use]
-    pub fn with_books(self, books: Books) -> Self {
+    pub fn with_books(self, books: LastCheck) -> Self {
         Self { books, ..self }
     }
 

@@ -92,9 +92,10 @@ pub struct LeaseConfig {
     /// Whether credits are leased at all; else each request makes its own reservation in
     /// the database.
     pub enabled: bool,
-    /// After how many seconds without a sign of life a gateway's leases are lost.
+    /// After how many seconds without a sign of life a gateway's leases are lost; at least 10.
     pub lease_seconds: u64,
-    /// How often idle credits are given back, in milliseconds.
+    /// The beat in milliseconds, at least 10, at which idle credits are given back, and it is looked whether a
+    /// sign of life is due and whether others have given theirs.
     pub heartbeat_ms: u64,
     /// What becomes of a lost lease: `charge` or `release`.
     pub lost: LostLease,

@@ -2,6 +2,11 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::context::{Granted, Tenant};
+use crate::policy::budget::Link;
+use crate::store::{Store, StoreError};
 
 /// Reservations with a row whose requests this process has: they are renewed.
 #[derive(Debug, Default)]
@@ -35,5 +40,25 @@ impl LiveRows {
 impl Drop for LiveRow {
     fn drop(&mut self) {
         self.rows.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request_id);
+    }
+}
+
+/// Pauses before attempts to undo a reservation whose commit was interrupted: it may still come to its end.
+const UNDO_AFTER_SECONDS: [u64; 6] = [1, 5, 15, 60, 300, 900];
+
+/// Gives back a reservation of which nobody knows whether it was made.
+pub(super) async fn undo(store: Store, granted: Granted<Tenant>, request_id: Arc<str>, links: Vec<Link>) {
+    let attempt = async || {
+        let mut tx = store.begin(&granted).await?;
+        let was_there = tx.unreserve(&request_id, &links).await?;
+        tx.commit().await.map(|()| was_there)
+    };
+    for pause in UNDO_AFTER_SECONDS {
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+        match attempt().await {
+            // It may still come; what comes after the last look is charged as abandoned.
+            Ok(false) | Err(StoreError::Unavailable(_) | StoreError::ReadOnly(_)) => {}
+            Ok(true) | Err(_) => return,
+        }
     }
 }

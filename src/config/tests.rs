@@ -79,6 +79,17 @@ fn a_mistake_is_one_sentence_that_names_the_key() {
 }
 
 #[test]
+fn what_is_allowed_and_bounds_less_than_it_says_is_warned_of() {
+    let warned = |text: &str| {
+        let config =
+            Config::from_toml(&format!("master_key = '{}'\n[metering]\nstrict = true\n{text}", KEY.1)).unwrap();
+        config.warnings().iter().any(|warning| warning.contains("strict bounds nothing"))
+    };
+    assert!(warned(""));
+    assert!(!warned("unpriced = \"deny\"") && !warned("unpriced = \"flat:1\""));
+}
+
+#[test]
 fn secrets_are_masked() {
     let text = r#"
         master_key = "hidden-1"

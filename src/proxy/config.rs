@@ -125,6 +125,12 @@ impl Default for MeteringConfig {
 }
 
 impl MeteringConfig {
+    /// What is allowed and leaves less bounded than it says.
+    pub fn warning(&self) -> Option<&'static str> {
+        let free = self.strict && self.unpriced == Unpriced::Allow;
+        free.then_some("metering: strict bounds nothing for a model without a price; unpriced = \"deny\" refuses those")
+    }
+
     /// What a request for `model` is expected to use, and to cost: by its price, else by
     /// what holds for a model without one.
     ///

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::context::Granted;
 use crate::secret::KeyRing;
-use crate::store::conservation::{Books, Check, verify_at_leisure};
+use crate::store::conservation::{Check, LastCheck, verify_at_leisure};
 use crate::store::{Store, StoreError};
 
 /// Says which keys the database's secrets need and the configuration does not have.
@@ -29,7 +29,7 @@ const LOOK_AT_BOOKS: Duration = Duration::from_secs(60);
 const REST: u32 = 9;
 
 /// Has the ledger added up every so often by one of the gateways, and tells what was found.
-pub(super) async fn verify_ledger(store: Store, every: Duration, books: Books) {
+pub(super) async fn verify_ledger(store: Store, every: Duration, books: LastCheck) {
     let look = every.min(LOOK_AT_BOOKS);
     loop {
         // Not at once: a gateway that is started has better things to do.
@@ -40,7 +40,7 @@ pub(super) async fn verify_ledger(store: Store, every: Duration, books: Books) {
     }
 }
 
-async fn verify_if_due(store: &Store, every: Duration, books: &Books) -> Result<(), StoreError> {
+async fn verify_if_due(store: &Store, every: Duration, books: &LastCheck) -> Result<(), StoreError> {
     let mut tx = store.begin(&Granted::system()).await?;
     let started_at = tx.now();
     let claimed = tx.claim_ledger_check(every).await?;

@@ -17,7 +17,7 @@ use crate::proxy::ingress::Peer;
 use crate::proxy::routes::method_not_allowed;
 use crate::secret::KeyRing;
 use crate::store::Store;
-use crate::store::conservation::Books;
+use crate::store::conservation::LastCheck;
 use crate::telemetry::Metrics;
 
 /// What is to be said of how accounts are bound to organisations and issuers.
@@ -57,7 +57,7 @@ pub(super) struct Operations {
     /// What secrets are sealed under.
     pub(super) secrets: KeyRing,
     /// What the last check of the ledger has found.
-    pub(super) books: Books,
+    pub(super) books: LastCheck,
     /// What the configuration leaves open, a sentence each.
     pub(super) warnings: Arc<[String]>,
 }

@@ -26,7 +26,7 @@ use crate::model::usage::CounterKey;
 
 mod checks;
 mod rows;
-pub use checks::{Books, Check, LedgerConfig};
+pub use checks::{Check, LastCheck, LedgerConfig};
 use rows::{CHAINS, COUNTERS, ChainSum, CounterRow, Held, LEASES, RESERVATIONS, ROLLED_UP, RolledUp};
 
 /// Calls a closure with each row of a statement about one account, as they come.

@@ -41,9 +41,9 @@ from_columns! { Check { started_at, finished_at, ledger_rows, differences, first
 
 /// The last check that this process has heard of, for metrics and readiness.
 #[derive(Debug, Clone, Default)]
-pub struct Books(Arc<RwLock<Option<Check>>>);
+pub struct LastCheck(Arc<RwLock<Option<Check>>>);
 
-impl Books {
+impl LastCheck {
     /// None: there has been no check yet.
     pub fn last(&self) -> Option<Check> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
