@@ -32,6 +32,7 @@ use crate::store::{Store, StoreError};
 pub mod lease;
 mod live;
 mod outbox;
+mod patience;
 pub mod record;
 pub mod rules;
 mod ticket;
@@ -40,6 +41,7 @@ pub use crate::model::budgets::Enforcement;
 use lease::{LeaseConfig, Leases, PATIENCE};
 use live::{LiveRows, undo};
 pub use outbox::{Finished, Outbox, Receipt};
+use patience::Patience;
 use ticket::Ticket;
 
 /// How allocations are enforced.
@@ -95,6 +97,7 @@ struct Shared {
     leases: Option<Leases>,
     journal: Option<Journal>,
     rows: Arc<LiveRows>,
+    patience: Arc<Patience>,
     counts: Counts,
 }
 
@@ -197,6 +200,7 @@ impl Allocations {
             leases,
             journal,
             rows: Arc::default(),
+            patience: Arc::default(),
             counts: Counts::default(),
         }))
     }
@@ -298,10 +302,9 @@ impl Allocations {
             }
             leases.ask_others(ticket.account(), &scopes).await?;
         }
-        // Who is let through over the cap does not wait.
-        if ticket.enforcement() != Enforcement::Hard {
-            return Ok(false);
-        }
+        // Who is let through over the cap, and told so, does not wait; a trial of caps is one of this, too.
+        let waits = matches!(ticket.enforcement(), Enforcement::Hard | Enforcement::Shadow);
+        let Some(_waiting) = self.0.patience.wait(ticket.account()).filter(|_| waits) else { return Ok(false) };
         for pause in PATIENCE {
             tokio::time::sleep(pause).await;
             let counters = self.counters(ticket).await?;
@@ -418,9 +421,6 @@ pub fn drawn<'a>(links: &'a [Link], counters: &[Counter]) -> Vec<Drawn<'a>> {
 /// How many abandoned reservations are handed over at once.
 const MOST_ABANDONED: u32 = 10_000;
 
-/// The mark of a request that never left.
-const NOT_FORWARDED: &str = "not_forwarded";
-
 /// Credits held for one admitted request, and the duty to settle.
 ///
 /// Dropped without [`settle`](Self::settle), it is given back whole and the ledger
@@ -450,18 +450,14 @@ impl Reservation {
         journal.synced(&ticket.entry).await
     }
 
-    /// Undoes a reservation that the journal does not have for certain, without a row if nothing is owed.
+    /// Undoes a reservation that could not be written down, without a row if nothing is owed.
     fn unmake(mut self) {
         let at = self.shared.clock.now();
         let Some(ticket) = &mut self.ticket else { return };
-        if ticket.slice.is_some() {
-            let unsent = Bill { marks: vec![NOT_FORWARDED], ..Bill::default() };
-            ticket.put_back(&unsent, at);
+        // What the journal has, synced or not, is settled like anything that was not forwarded.
+        if ticket.slice.is_some() && !ticket.entry.is_written() {
+            ticket.put_back(&Bill::default(), at);
             if ticket.owed() == Credits::ZERO {
-                if let Some(journal) = &self.shared.journal {
-                    journal.finish(&ticket.entry, |out| record::settle(ticket, &unsent, at, out));
-                    journal.release([std::mem::take(&mut ticket.entry)]);
-                }
                 self.ticket = None;
             }
         }
@@ -484,6 +480,6 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.send(Bill { marks: vec![NOT_FORWARDED], ..Bill::default() });
+        self.send(Bill { marks: vec!["not_forwarded"], ..Bill::default() });
     }
 }

@@ -150,6 +150,13 @@ pub struct Entry {
     written: u64,
 }
 
+impl Entry {
+    /// Whether the journal has it, rather than memory alone.
+    pub fn is_written(&self) -> bool {
+        self.key.is_some()
+    }
+}
+
 /// What the journal has and has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -298,7 +305,7 @@ impl Journal {
     }
 
     /// Whether entries that the disk does not take go on in memory alone.
-    pub fn may_skip(&self) -> bool {
+    pub fn goes_on_in_memory(&self) -> bool {
         self.0.shared.on_error == OnError::Memory
     }
 

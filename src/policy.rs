@@ -179,7 +179,7 @@ pub enum Denial {
         remaining: Credits,
         /// What the request would hold.
         requested: Credits,
-        /// What requests under way hold of it, if that alone stands in the way.
+        /// What is held of it, by requests under way or ahead of them, if that alone stands in the way.
         held: Option<Credits>,
         /// When its window ends.
         resets_at: Option<Timestamp>,
@@ -472,7 +472,7 @@ fn exhausted(
 ) -> Problem {
     let until = resets_at.map_or_else(String::new, |at| format!(" or wait until {at}"));
     let way_out = match held {
-        Some(held) => format!("try again when the requests under way are over, which hold {held}"),
+        Some(held) => format!("try again in a moment, when others have given back of the {held} that they hold"),
         None => format!("ask an admin for more{until}"),
     };
     let detail = format!(

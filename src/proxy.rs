@@ -355,6 +355,10 @@ impl Gateway {
         let (mut answer, body) = answered.inspect_err(|error| admitted.failed(error))?.into_parts();
         own.metrics.decided(Some(kind), "allow");
         own.metrics.answered(kind, answer.status.as_u16(), asked_at.elapsed());
+        if answer.status == http::StatusCode::UNAUTHORIZED {
+            // The client, who gets it, can do nothing about it.
+            tracing::warn!(request_id = %exchange.id, "the upstream refuses the gateway's own credential: see upstream.api_key");
+        }
         if let Some(meter) = admitted.meter() {
             meter.answered(answer.status.as_u16(), &answer.headers);
         }

@@ -136,7 +136,7 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("postgres", 18, "renewed_credits", "dc9212d2ba4474748febf8d80a9963f518fefef5aa68e2581c955b698d265764"),
     ("postgres", 19, "calendars", "8406797d86090bfc59cbd3a32e3eea7a7ff9f15e193c10b2eec0e77773ae6b88"),
     ("postgres", 20, "ranked_budgets", "c39d95af04d3d006053d52e483bacdc48a4ebebc26e190844ec21d0348a5e0ff"),
-    ("postgres", 21, "listed_usage", "f147de9f7499ec993cfef370527fe53f14b3aa09a35abe390c982ac39697f89c"),
+    ("postgres", 21, "listed_usage", "87b3784499f6fae02595794c2d4723d9f5d53f6b6957f8270e9a35c57ddea6cf"),
     ("sqlite", 1, "init", "f0a7a9b659d09332d5ae9414bff7a4d3d0be5fbc215f554f2dbb12e7239a16fa"),
     ("sqlite", 2, "connections", "71a3cfc117da26e9f1e80401f1d13b22e8fdd2ee1c0c7fa2ff587f66575cc540"),
     ("sqlite", 3, "guardrails", "3b7519684a520c47680327af02ef1b0ab47556ce71b1810224795d6ae5fac86b"),
@@ -157,7 +157,7 @@ const MIGRATIONS: &[(&str, i64, &str, &str)] = &[
     ("sqlite", 18, "renewed_credits", "ad420b42ec7adffae7d809c33069b8838de86655bd339bcad8f4a2e9fcec2bfe"),
     ("sqlite", 19, "calendars", "8406797d86090bfc59cbd3a32e3eea7a7ff9f15e193c10b2eec0e77773ae6b88"),
     ("sqlite", 20, "ranked_budgets", "0155d5342b63b34d602be98072ff48c29b444164eecae120e76720b0f41574b6"),
-    ("sqlite", 21, "listed_usage", "f147de9f7499ec993cfef370527fe53f14b3aa09a35abe390c982ac39697f89c"),
+    ("sqlite", 21, "listed_usage", "87b3784499f6fae02595794c2d4723d9f5d53f6b6957f8270e9a35c57ddea6cf"),
 ];
 
 /// A source file, by its path below `src`.

@@ -34,19 +34,19 @@ pub struct Note<'a> {
     pub holder: &'a str,
     /// The database that its requests are booked in; none in what earlier versions wrote.
     pub database: Option<&'a str>,
-    /// It may have admitted requests in memory alone.
-    pub in_memory: bool,
+    /// Whether it may have admitted requests in memory alone; none where an earlier version does not say.
+    pub in_memory: Option<bool>,
 }
-
-/// The third line of a note whose process may have admitted requests in memory alone.
-const IN_MEMORY: &str = "memory";
 
 impl<'a> Note<'a> {
     /// Its bytes.
     pub fn to_bytes(self) -> Vec<u8> {
-        let database = self.database.or(self.in_memory.then_some(""));
-        let lines = [self.holder].into_iter().chain(database).chain(self.in_memory.then_some(IN_MEMORY));
-        lines.collect::<Vec<_>>().join("\n").into_bytes()
+        let in_memory = match self.in_memory {
+            Some(true) => "memory",
+            Some(false) => "disk",
+            None => "",
+        };
+        [self.holder, self.database.unwrap_or_default(), in_memory].join("\n").into_bytes()
     }
 
     /// Reads [`Note::to_bytes`]. None: it is no text.
@@ -55,7 +55,7 @@ impl<'a> Note<'a> {
         Some(Self {
             holder: lines.next().unwrap_or_default(),
             database: lines.next().filter(|database| !database.is_empty()),
-            in_memory: lines.next() == Some(IN_MEMORY),
+            in_memory: lines.next().map(|place| place == "memory"),
         })
     }
 }

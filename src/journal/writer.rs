@@ -183,7 +183,8 @@ impl Writer {
         self.segments.iter_mut().rev().find(|segment| segment.number == number)
     }
 
-    /// Files that hold nothing which is needed, or not on the disk elsewhere yet; they are to be removed.
+    /// Files that hold nothing which is needed, and of whose entries the disk has those elsewhere that were carried
+    /// over; they are to be removed.
     pub(super) fn take_unneeded(&mut self, all: bool) -> Vec<PathBuf> {
         let last = self.segments.back().filter(|_| self.open && !all).map(|segment| segment.number);
         let mut paths = Vec::new();

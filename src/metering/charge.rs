@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::json::{Reported, dollars};
+use super::json::{MOST_USD, Reported, dollars};
 use super::price::PriceBook;
 use crate::credits::Usd;
 use crate::model::usage::{CostSource, Tokens};
@@ -174,7 +174,7 @@ pub fn charge(inputs: &ChargeInputs<'_>) -> Charge {
         if reported.is_empty() { (inputs.counted, CostSource::Estimated) } else { (*reported, CostSource::Priced) };
     let tokens = used.tokens.unwrap_or_default();
     match inputs.prices.price(inputs.model, &used) {
-        Some(cost) => Charge { cost, tokens, source },
+        Some(cost) => Charge { cost: cost.min(MOST_USD), tokens, source },
         None => Charge { cost: inputs.unpriced.cost(), tokens, source: CostSource::Unpriced },
     }
 }

@@ -280,7 +280,7 @@ fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D:
 const MOST: u64 = 1_000_000_000;
 
 /// No request costs more: such an amount is as if absent.
-const MOST_USD: Usd = Usd::from_nanos(100_000 * 1_000_000_000);
+pub(super) const MOST_USD: Usd = Usd::from_nanos(100_000 * 1_000_000_000);
 
 pub(crate) fn count(text: &str) -> Option<u64> {
     /// Integers above this are not exact in a float.

@@ -403,7 +403,9 @@ struct Info<'a> {
     output_cost_per_token_above_128k_tokens: Option<&'a RawValue>,
     input_cost_per_token_above_200k_tokens: Option<&'a RawValue>,
     output_cost_per_token_above_200k_tokens: Option<&'a RawValue>,
+    cache_creation_input_token_cost_above_200k_tokens: Option<&'a RawValue>,
     cache_creation_input_token_cost_above_1hr: Option<&'a RawValue>,
+    cache_creation_input_token_cost_above_1hr_above_200k_tokens: Option<&'a RawValue>,
     input_cost_per_second: Option<&'a RawValue>,
     output_cost_per_second: Option<&'a RawValue>,
     input_cost_per_image: Option<&'a RawValue>,
@@ -428,10 +430,14 @@ impl Info<'_> {
             audio_output: price(self.output_cost_per_audio_token),
             priority_input: price(self.input_cost_per_token_priority),
             priority_output: price(self.output_cost_per_token_priority),
-            long_input: max(
-                price(self.input_cost_per_token_above_128k_tokens),
-                price(self.input_cost_per_token_above_200k_tokens),
-            ),
+            // Also what is written to a cache.
+            long_input: [
+                self.input_cost_per_token_above_200k_tokens,
+                self.cache_creation_input_token_cost_above_200k_tokens,
+                self.cache_creation_input_token_cost_above_1hr_above_200k_tokens,
+            ]
+            .into_iter()
+            .fold(price(self.input_cost_per_token_above_128k_tokens), |dearest, other| max(dearest, price(other))),
             long_output: max(
                 price(self.output_cost_per_token_above_128k_tokens),
                 price(self.output_cost_per_token_above_200k_tokens),

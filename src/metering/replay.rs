@@ -34,8 +34,9 @@ pub struct Replayed {
 }
 
 /// Writes what `recovery` holds and removes it, then ends the leases of the processes that wrote
-/// it: what they had not used is free, if nothing is missing, and else what `lost` says. Waits for
-/// the database as long as it takes to write what is there.
+/// it: what they had not used is free, if nothing is missing, and else what `lost` says. Something may
+/// be if such a process went on in memory; where it does not say, `in_memory` is whether this one would.
+/// Waits for the database as long as it takes to write what is there.
 ///
 /// # Errors
 /// [`StoreError`]; nothing is removed then, and doing it again counts nothing twice.
@@ -44,6 +45,7 @@ pub async fn replay(
     recovery: Recovery,
     clock: &SharedClock,
     lost: LostLease,
+    in_memory: bool,
 ) -> Result<Replayed, StoreError> {
     let complete = recovery.is_complete();
     let unread = recovery.unread();
@@ -51,7 +53,7 @@ pub async fn replay(
         return Ok(Replayed { complete, left: unread, ..Replayed::default() });
     }
     let database = store.read(&Granted::system()).await?.database_id().await?;
-    let mut reading = Reading::into(store, database, complete);
+    let mut reading = Reading { in_memory, ..Reading::into(store, database, complete) };
     for segment in recovery.segments() {
         reading.read(segment).await;
     }
@@ -79,6 +81,8 @@ struct Reading {
     batch: Vec<Settlement>,
     /// Under whose leases requests were admitted.
     holders: BTreeSet<String>,
+    /// Whether a process that does not say so may have gone on in memory.
+    in_memory: bool,
     /// Something in the segments is for another time.
     stays: bool,
     /// Segments that were written for another database.
@@ -91,7 +95,7 @@ impl Reading {
         let done = Replayed { complete, ..Replayed::default() };
         let (found, batch, holders) = (Replay::default(), Vec::with_capacity(BATCH), BTreeSet::new());
         let (books, foreign) = (Books::of(store.clone()), Vec::new());
-        Self { books, database, found, batch, holders, stays: false, foreign, done }
+        Self { books, database, found, batch, holders, in_memory: false, stays: false, foreign, done }
     }
 
     async fn read(&mut self, segment: &Recovered) {
@@ -115,7 +119,7 @@ impl Reading {
             return;
         }
         // What was admitted in memory alone is in no journal.
-        self.done.complete &= !notes().any(|note| note.in_memory);
+        self.done.complete &= !notes().any(|note| note.in_memory.unwrap_or(self.in_memory));
         self.holders.extend(notes().map(|note| note.holder).filter(|holder| !holder.is_empty()).map(str::to_owned));
         let damage = contents.damage(VERSION);
         if damage != Damage::default() {
@@ -179,7 +183,7 @@ async fn end_leases(store: &Store, holder: &str, lost: LostLease) -> Result<(), 
                 }
             }
         }
-        if ended == 0 {
+        if ended == 0 || open.len() < MOST_LEASES as usize {
             return Ok(());
         }
     }
@@ -230,7 +234,7 @@ mod tests {
         let (journal, _) = Journal::open(folder, config, VERSION).unwrap();
         let mut tx = fresh.store.read(&Granted::system()).await.unwrap();
         let database = tx.database_id().await.unwrap();
-        let in_memory = journal.may_skip();
+        let in_memory = Some(journal.goes_on_in_memory());
         journal.note(&Note { holder: "gone", database: Some(&database), in_memory }.to_bytes()).unwrap();
         let entry = |id: &str, hold| {
             let payload = begun(id, account, Some("lease"), hold);
@@ -252,7 +256,7 @@ mod tests {
     async fn again(fresh: &Fresh, folder: &Path) -> Replayed {
         let (_journal, recovery) = open(folder);
         let clock: SharedClock = Arc::<crate::clock::ManualClock>::clone(&fresh.clock);
-        replay(&fresh.store, recovery, &clock, LostLease::Charge).await.unwrap()
+        replay(&fresh.store, recovery, &clock, LostLease::Charge, false).await.unwrap()
     }
 
     #[tokio::test]

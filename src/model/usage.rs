@@ -261,6 +261,14 @@ pub struct LedgerRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marks(pub String);
 
+impl Marks {
+    /// The same without one of them.
+    #[must_use]
+    pub fn without(&self, unwanted: &str) -> Self {
+        Self(self.0.split(',').filter(|mark| *mark != unwanted).collect::<Vec<_>>().join(","))
+    }
+}
+
 impl Serialize for Marks {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.0.split(',').filter(|mark| !mark.is_empty()))
@@ -307,7 +315,7 @@ pub struct UsageEntry {
     pub credits_incurred: Credits,
     /// How the cost is known.
     pub cost_source: CostSource,
-    /// Remarks: `over_cap`, `would_refuse`, `cut`, `not_forwarded`, `unsettled`, `lost_lease`.
+    /// Remarks: `over_cap`, `would_refuse`, `cut`, `not_forwarded`, `unsettled`, `late`, `lost_lease`.
     #[schema(value_type = Vec<String>)]
     pub marks: Marks,
     /// The upstream's status; 0 when it never answered, or was not asked.

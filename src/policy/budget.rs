@@ -75,7 +75,7 @@ pub struct Drawn<'a> {
     pub link: &'a Link,
     /// Credits of settled requests.
     pub used: Credits,
-    /// Credits that requests under way hold.
+    /// Credits that are held, by requests under way or by gateways ahead of them.
     pub reserved: Credits,
 }
 

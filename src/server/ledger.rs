@@ -92,12 +92,13 @@ pub(super) async fn open_journal(
     let folder = config.data_dir.join("journal");
     match Journal::open(&folder, &config.journal, record::VERSION) {
         Ok((journal, recovery)) => {
-            let replayed = replay(store, recovery, clock, config.allocation.leases.lost).await?;
+            let (lost, in_memory) = (config.allocation.leases.lost, journal.goes_on_in_memory());
+            let replayed = replay(store, recovery, clock, lost, in_memory).await?;
             journal.leaves(replayed.left);
             // From here on what is written is for this database; under whose leases, the holder adds.
             let database = store.read(&Granted::system()).await?.database_id().await?;
             // Where it cannot be noted now, the next segment has it.
-            let note = Note { holder: "", database: Some(&database), in_memory: journal.may_skip() };
+            let note = Note { holder: "", database: Some(&database), in_memory: Some(journal.goes_on_in_memory()) };
             let _ = journal.note(&note.to_bytes());
             Ok(Some(journal))
         }

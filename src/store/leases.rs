@@ -65,7 +65,7 @@ pub enum LostLease {
     Release,
 }
 
-/// A lease whose holder was fenced.
+/// A lease whose holder was fenced, or forgotten since.
 #[derive(Debug, Clone)]
 pub struct Orphan {
     /// The lease.

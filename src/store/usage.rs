@@ -223,7 +223,9 @@ impl Tx<Tenant> {
             }
             if let Some(mark) = &filter.mark {
                 let mark = format!(",{mark},");
-                q.push(" AND REPLACE(',' || marks || ',', ").push_bind(mark).push(", '') <> ',' || marks || ','");
+                q.push(" AND marks <> '' AND REPLACE(',' || marks || ',', ")
+                    .push_bind(mark)
+                    .push(", '') <> ',' || marks || ','");
             }
             q.push(" AND (created_at, request_id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
             q.push(" ORDER BY created_at DESC, request_id DESC LIMIT ").push_bind(slice.fetch());

@@ -63,7 +63,8 @@ impl NewAdjustment {
 ///
 /// With `reverses`, what a row cost is given back to every scope and window that it was
 /// counted in, once; tokens stay counted. With `credits`, that many are charged or given back
-/// now, to the account and to whom the request names. Either way the correction is a row of
+/// now, to the account and to whom the request names: what is given back makes room, also beyond
+/// what was used. Either way the correction is a row of
 /// its own: what was settled never changes. For operators, in the account that `X-Account-Id`
 /// names: it moves what counts towards the limit that they have set for the account.
 #[utoipa::path(post, path = "/v1/budgets/copilot/adjustments", tag = "budgets", params(Trial),
@@ -84,7 +85,7 @@ pub async fn adjust_usage(
     if !tx.book(&row, counters).await? {
         return Err(Problem::conflict("already_reversed", "The row was reversed before").into());
     }
-    if tx.booked().await?.credits_incurred.is_negative() {
+    if row.credits.is_negative() && tx.booked().await?.credits_incurred.is_negative() {
         let detail = "It would take the account's books below 0: what the row charged was given back in another way";
         return Err(Problem::conflict("not_reversible", detail).into());
     }

@@ -34,7 +34,7 @@ pub struct WantedEntries {
     #[param(inline)]
     entry: Option<EntryKind>,
     /// Only rows with this mark: `over_cap` and `would_refuse` (let through by soft and shadow
-    /// enforcement), `cut`, `not_forwarded`, `unsettled` (charged at the estimate), `lost_lease`.
+    /// enforcement), `cut`, `not_forwarded`, `unsettled` (charged at the estimate), `late`, `lost_lease`.
     #[param(value_type = Option<String>, example = "would_refuse")]
     mark: Option<Name>,
 }
@@ -42,8 +42,8 @@ pub struct WantedEntries {
 /// List the rows of the ledger
 ///
 /// Each request with what it cost, the newest first, and what corrects them. A row's `id` is the request id that its
-/// caller was told in `x-alchemi-request-id`, and what `reverses` of an adjustment names. Needs the admin rights of the
-/// domain that is asked for.
+/// caller was told in `x-request-id`; in the copilot domain, `reverses` of an adjustment names it. Needs the admin rights
+/// of the domain that is asked for.
 #[utoipa::path(get, path = "/v1/costs/entries", tag = "costs", params(WantedEntries, Days, PageParams),
     responses((status = 200, description = "A page of the ledger", body = Items<UsageEntry>), Refusals))]
 pub async fn list_ledger_entries(

@@ -16,7 +16,7 @@ use crate::id::Id;
 use crate::model::accounts::JsonText;
 use crate::model::alerts::AlertLevel;
 use crate::model::audit::{Action, Label};
-use crate::model::budgets::{Cycle, EffectiveAllocation, Plan, Window};
+use crate::model::budgets::{Cycle, EffectiveAllocation, Enforcement, Plan, Window};
 use crate::model::directory::{Org, Placement, Team, User};
 use crate::model::scope::{Scope, ScopeType};
 use crate::model::text::Name;
@@ -383,6 +383,9 @@ pub async fn get_own_usage(call: Call<Member>, standpoint: Standpoint, Paging(sl
         Some(user) => Some(own_totals(&mut tx, standpoint.domain, user).await?),
         None => None,
     };
+    // Who is let through by way of trial is not told.
+    let untold = Enforcement::Shadow.mark();
+    let page = page.map(|entry| UsageEntry { marks: entry.marks.without(untold), ..entry });
     let Items { items, next_cursor } = Items::from(page);
     Ok(Answer::of(&OwnUsage { totals, items, next_cursor }))
 }

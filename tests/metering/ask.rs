@@ -313,6 +313,7 @@ fn a_limit_that_another_api_has_is_refused() {
     ] {
         let read = |body: Value| read_json(kind, None, body.to_string().as_bytes(), &AskRules::default());
         assert_eq!(read(json!({"model":"m",own:9})).unwrap().ask.size.max_output, Some(9));
+        assert!(read(json!({"model":"m",own:9,other:null})).is_ok());
         assert_eq!(read(json!({"model":"m",own:9,other:9})), Err(AskError::FieldNotAllowed(other.into())), "{kind:?}");
     }
     let embedded = json!({"model":"m","input":"x","max_tokens":9}).to_string();

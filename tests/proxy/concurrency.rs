@@ -134,7 +134,7 @@ async fn what_is_not_used_of_a_hold_is_there_for_the_next() {
         // It would fit without what is held: that is another matter than having spent it.
         assert_eq!((reply.header("x-should-retry"), reply.header("retry-after")), ("true", "1"));
         let detail = reply.json()["error"]["message"].as_str().unwrap().to_owned();
-        assert!(detail.contains("try again when the requests under way are over"), "{detail}");
+        assert!(detail.contains("try again in a moment"), "{detail}");
         waiting.abort();
         gateway.settled(&account, 6).await;
         gateway.upstream.behave(alchemi::dev::Behaviour::default());

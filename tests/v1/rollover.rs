@@ -289,6 +289,24 @@ async fn a_window_goes_on_in_another_time_zone() {
 }
 
 #[tokio::test]
+async fn a_time_zone_is_changed_so_often_and_no_more() {
+    for backend in backends().await {
+        let acme = Acme::new(backend, rolling(json!({}))).await;
+        let (operator, path) = (acme.gateway.operator(), format!("/v1/accounts/{}", acme.account));
+        let zone = |n: u32| if n.is_multiple_of(2) { "Asia/Tokyo" } else { "UTC" };
+        for n in 0..32 {
+            acme.clock.advance(Duration::from_secs(1));
+            operator.patch(&path, json!({"metadata": {"timezone": zone(n)}})).await.ok();
+        }
+        acme.clock.advance(Duration::from_secs(1));
+        let refused = operator.patch(&path, json!({"metadata": {"timezone": zone(32)}})).await;
+        assert_eq!((refused.status.as_u16(), refused.code().as_str()), (409, "too_many_time_zones"));
+        assert_eq!(operator.get(&path).await.ok()["account"]["metadata"]["timezone"], zone(31));
+        operator.patch(&path, json!({"metadata": {"timezone": zone(31), "note": "as it is"}})).await.ok();
+    }
+}
+
+#[tokio::test]
 async fn what_was_carried_over_lasts_to_the_end_of_the_window_in_any_time_zone() {
     // The end of February there, with an hour before and behind it.
     for (zone, hours) in [("Asia/Tokyo", 15 - 24), ("America/New_York", 5)] {

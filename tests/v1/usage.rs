@@ -305,6 +305,10 @@ async fn an_admin_lists_the_rows_of_the_ledger() {
         let undo = json!({"reverses": second["item"]["id"], "reason": "Recorded twice"});
         acme.operator.post(&format!("{BUDGETS}/adjustments"), undo).await.ok();
         acme.operator.post(&format!("{BUDGETS}/adjustments"), json!({"credits": 3, "reason": "Support"})).await.ok();
+        let beta = gateway.account("Beta").await;
+        let other = gateway.as_admin_of(&beta).await;
+        other.post(&format!("{BUDGETS}/usage/record"), json!({"raw_cost": 7})).await.ok();
+        assert_eq!(column(&other.get("/costs/entries").await.ok(), "raw_cost"), [7]);
         let listed = async |query: &str| acme.admin.get(&format!("/costs/entries?{query}")).await.ok();
         let costs = async |query: &str| {
             let listed = listed(query).await;
@@ -318,6 +322,8 @@ async fn an_admin_lists_the_rows_of_the_ledger() {
         assert_eq!(costs("mark=cut").await, [] as [i64; 0]);
         assert_eq!(costs("domain=console").await, [] as [i64; 0]);
         assert_eq!(costs("from=2001-01-01&to=2001-01-31").await, [] as [i64; 0]);
+        let day = listed("limit=1").await["items"][0]["created_at"].as_str().unwrap()[..10].to_owned();
+        assert_eq!(costs(&format!("from={day}&to={day}")).await, [3, -4, 4, 2]);
         let first = listed("limit=1").await;
         assert_eq!((&first["items"][0]["marks"], &first["items"][0]["status"]), (&json!([]), &json!(0)));
         let next = first["next_cursor"].as_str().unwrap();

@@ -75,7 +75,8 @@ impl Leases {
         tx.commit().await?;
         // Before the first request under it: where it cannot be noted now, the next segment has it.
         if let Some(journal) = &self.0.journal {
-            let note = Note { holder: &holder, database: Some(&database), in_memory: journal.may_skip() };
+            let note =
+                Note { holder: &holder, database: Some(&database), in_memory: Some(journal.goes_on_in_memory()) };
             let _ = journal.note(&note.to_bytes());
         }
         *self.0.holder.write().unwrap_or_else(PoisonError::into_inner) = holder;

@@ -171,7 +171,8 @@ fn changes_that_come_out_of_their_order_or_by_the_thousand_are_looked_up_at_once
         let Some(next) = calendar.clone().changed(zones[n as usize % 2].clone(), at) else { break };
         (calendar, changes) = (next, n);
     }
-    assert!((10..100).contains(&changes), "{changes}");
+    // Every other one comes too late to have been in force.
+    assert_eq!(calendar.former().read::<Vec<serde_json::Value>>().unwrap().len(), 32, "after {changes}");
     for cycle in Cycle::ALL {
         cycle.window(Timestamp::from_secs(1_799_999_000), &calendar, NEVER);
     }

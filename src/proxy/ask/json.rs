@@ -137,6 +137,8 @@ impl<'a> Fields<'a> {
             ("max_output_tokens", self.max_output_tokens),
         ];
         let set = all.into_iter().filter_map(|(name, raw)| Some((name, raw?))).filter(|_| !names.is_empty());
+        // Another API's name without a value limits nothing.
+        let set = set.filter(|(name, raw)| names.contains(name) || raw.get() != "null");
         set.map(|(name, raw)| {
             // LiteLLM hands what it does not know on to providers, some of which take it for their limit.
             if !names.contains(&name) {
