@@ -301,7 +301,7 @@ async fn a_time_zone_is_changed_so_often_and_no_more() {
         acme.clock.advance(Duration::from_secs(1));
         let refused = operator.patch(&path, json!({"metadata": {"timezone": zone(32)}})).await;
         assert_eq!((refused.status.as_u16(), refused.code().as_str()), (409, "too_many_time_zones"));
-        assert_eq!(operator.get(&path).await.ok()["account"]["metadata"]["timezone"], zone(31));
+        assert_eq!(operator.get(&path).await.ok()["item"]["metadata"]["timezone"], zone(31));
         operator.patch(&path, json!({"metadata": {"timezone": zone(31), "note": "as it is"}})).await.ok();
     }
 }
