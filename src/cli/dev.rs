@@ -79,7 +79,7 @@ async fn run(options: DevOptions) -> Result<(), Failure> {
     let tokens = write_tokens(&folder, &issuer, &master_key)?;
     say(&introduction(&gateway, &upstream, issuer.url(), &world, &tokens))?;
     if world.found {
-        say(&format!("\nThis goes on from an earlier start. Remove {} to begin anew.", quoted(&folder)))?;
+        say(&format!("This goes on from an earlier start. Remove {} to begin anew.", quoted(&folder)))?;
     }
     say("Ctrl-C stops it.")?;
     stop_signal().await;
