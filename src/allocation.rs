@@ -302,9 +302,11 @@ impl Allocations {
             }
             leases.ask_others(ticket.account(), &scopes).await?;
         }
-        // Who is let through over the cap, and told so, does not wait; a trial of caps is one of this, too.
-        let waits = matches!(ticket.enforcement(), Enforcement::Hard | Enforcement::Shadow);
-        let Some(_waiting) = self.0.patience.wait(ticket.account()).filter(|_| waits) else { return Ok(false) };
+        // Who is let through over the cap does not wait; whoever tries caps out does, to see whom they would refuse.
+        if ticket.enforcement() == Enforcement::Soft {
+            return Ok(false);
+        }
+        let Some(_waiting) = self.0.patience.wait(ticket.account()) else { return Ok(false) };
         for pause in PATIENCE {
             tokio::time::sleep(pause).await;
             let counters = self.counters(ticket).await?;
@@ -383,7 +385,7 @@ impl Allocations {
             let row = self.0.rows.claim(&found.request_id)?;
             Some(Finished::abandoned(ticket::unsettled(found, now)?, row))
         });
-        Ok(finished.filter_map(|finished| self.0.outbox.send(finished).then_some(())).count())
+        Ok(finished.map(|finished| self.0.outbox.send(finished)).filter(|sent| *sent).count())
     }
 
     /// Says of every reservation that has a row, and whose request this process has, that it

@@ -73,6 +73,7 @@ mod keeper;
 mod returns;
 mod slice;
 
+pub(crate) use holder::end_orphans;
 pub use keeper::Keeper;
 pub(super) use slice::Slice;
 

@@ -197,7 +197,7 @@ impl PriceBook {
     /// # Ok::<(), alchemi::metering::price::PriceBookError>(())
     /// ```
     pub fn price(&self, model: &str, used: &Reported) -> Option<Usd> {
-        self.get(model)?.atto(used).ok().flatten().and_then(usd_from_atto)
+        self.get(model)?.cost(used).ok().flatten()
     }
 
     /// The most output tokens that the model can make, if known.
@@ -216,8 +216,7 @@ impl PriceBook {
         let answers = size.answers.max(1);
         let (input, output) = (size.most_input.max(size.input_tokens), output.saturating_mul(answers));
         let used = Reported::expected(size, Tokens { input, output, ..Tokens::default() });
-        let atto = price.asked(size).dearest(size.media > 0, input).atto(&used)?;
-        atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()
+        price.asked(size).dearest(size.media > 0, input).cost(&used)
     }
 
     /// What a request will use at most, as far as can be told: its input, and its
@@ -229,8 +228,8 @@ impl PriceBook {
         let output = output_bound(size, default_max_output, self.max_output(model));
         let tokens = Tokens { input: size.input_tokens, output, ..Tokens::default() };
         let used = Reported::expected(size, tokens);
-        let atto = self.get(model).map_or(Ok(None), |price| price.asked(size).atto(&used))?;
-        Ok(Estimate { tokens, cost: atto.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()? })
+        let cost = self.get(model).map_or(Ok(None), |price| price.asked(size).cost(&used))?;
+        Ok(Estimate { tokens, cost })
     }
 }
 
@@ -240,7 +239,12 @@ impl ModelPrice {
         Self { max_output: None, ..*self } != Self::default()
     }
 
-    /// The cost in units of 1e-18 dollars; `None` if a price is missing.
+    /// The cost; `None` if a price is missing.
+    fn cost(&self, used: &Reported) -> Result<Option<Usd>, TooDear> {
+        self.atto(used)?.map(|atto| usd_from_atto(atto).ok_or(TooDear)).transpose()
+    }
+
+    /// The same in units of 1e-18 dollars.
     fn atto(&self, used: &Reported) -> Result<Option<i128>, TooDear> {
         let by_token = match used.tokens {
             Some(tokens) if self.input.is_some() || self.output.is_some() => match self.tokens(&tokens)? {

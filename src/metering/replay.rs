@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::settler::Books;
+use crate::allocation::lease::end_orphans;
 use crate::allocation::record::{Note, Replay, VERSION};
 use crate::clock::{SharedClock, Timestamp};
 use crate::context::Granted;
@@ -14,9 +15,6 @@ use crate::store::{Store, StoreError};
 
 /// Most requests in one transaction.
 const BATCH: usize = 500;
-
-/// How many leases are ended at once.
-const MOST_LEASES: u32 = 500;
 
 /// What was found and done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +51,7 @@ pub async fn replay(
         return Ok(Replayed { complete, left: unread, ..Replayed::default() });
     }
     let database = store.read(&Granted::system()).await?.database_id().await?;
-    let mut reading = Reading { in_memory, ..Reading::into(store, database, complete) };
+    let mut reading = Reading::into(store, database, complete, in_memory);
     for segment in recovery.segments() {
         reading.read(segment).await;
     }
@@ -91,11 +89,11 @@ struct Reading {
 }
 
 impl Reading {
-    fn into(store: &Store, database: String, complete: bool) -> Self {
+    fn into(store: &Store, database: String, complete: bool, in_memory: bool) -> Self {
         let done = Replayed { complete, ..Replayed::default() };
         let (found, batch, holders) = (Replay::default(), Vec::with_capacity(BATCH), BTreeSet::new());
         let (books, foreign) = (Books::of(store.clone()), Vec::new());
-        Self { books, database, found, batch, holders, in_memory: false, stays: false, foreign, done }
+        Self { books, database, found, batch, holders, in_memory, stays: false, foreign, done }
     }
 
     async fn read(&mut self, segment: &Recovered) {
@@ -166,27 +164,7 @@ async fn end_leases(store: &Store, holder: &str, lost: LostLease) -> Result<(), 
         tx.reverse_lost_leases(holder).await?;
     }
     tx.commit().await?;
-    loop {
-        let open = store.read(&Granted::system()).await?.orphaned_leases(Some(holder), MOST_LEASES).await?;
-        let mut ended = 0;
-        for lease in &open {
-            let mut tx = store.begin(&Granted::system()).await?;
-            match tx.end_orphan(lease, lost).await {
-                // It stays, and is no reason to leave the others, or not to start.
-                Err(error @ StoreError::Unreadable { .. }) => {
-                    tracing::error!(lease = lease.lease_id, %error, "a lost lease cannot be ended");
-                }
-                done => {
-                    done?;
-                    tx.commit().await?;
-                    ended += 1;
-                }
-            }
-        }
-        if ended == 0 || open.len() < MOST_LEASES as usize {
-            return Ok(());
-        }
-    }
+    end_orphans(store, Some(holder), lost).await
 }
 
 #[cfg(test)]

@@ -257,22 +257,9 @@ pub struct LedgerRow {
     pub created_at: Timestamp,
 }
 
-/// Remarks on a row of the ledger: in the database separated by commas, in JSON a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Marks(pub String);
-
-impl Marks {
-    /// The same without one of them.
-    #[must_use]
-    pub fn without(&self, unwanted: &str) -> Self {
-        Self(self.0.split(',').filter(|mark| *mark != unwanted).collect::<Vec<_>>().join(","))
-    }
-}
-
-impl Serialize for Marks {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.split(',').filter(|mark| !mark.is_empty()))
-    }
+/// Marks as a list, which are kept separated by commas.
+fn listed<S: serde::Serializer>(marks: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(marks.split(',').filter(|mark| !mark.is_empty()))
 }
 
 /// A row of the ledger as it is shown.
@@ -316,8 +303,9 @@ pub struct UsageEntry {
     /// How the cost is known.
     pub cost_source: CostSource,
     /// Remarks: `over_cap`, `would_refuse`, `cut`, `not_forwarded`, `unsettled`, `late`, `lost_lease`.
+    #[serde(serialize_with = "listed")]
     #[schema(value_type = Vec<String>)]
-    pub marks: Marks,
+    pub marks: String,
     /// The upstream's status; 0 when it never answered, or was not asked.
     pub status: i64,
     /// The caller's notes on recorded usage.
@@ -349,7 +337,7 @@ impl From<LedgerRow> for UsageEntry {
             credit_factor: row.credit_factor,
             credits_incurred: row.credits,
             cost_source: row.cost_source,
-            marks: Marks(row.marks),
+            marks: row.marks,
             status: i64::from(row.status),
             metadata: serde_json::from_str(&row.metadata).unwrap_or_else(|_| JsonText::empty_object()),
             created_at: row.created_at,

@@ -100,18 +100,16 @@ impl Drawn<'_> {
 /// left of those that lack credits whatever is given back, or if there is none of all; none of
 /// a chain without caps.
 pub fn shortage(chain: &[Drawn<'_>], requested: Credits) -> Option<Denial> {
-    let least = |chain: &mut dyn Iterator<Item = &Drawn<'_>>| {
-        let left = chain.filter_map(|drawn| Some((drawn.link, drawn.reserved, drawn.remaining()?)));
-        left.min_by_key(|(.., left)| *left).map(|(link, reserved, left)| (link.clone(), reserved, left))
-    };
-    let spent = least(&mut chain.iter().filter(|drawn| !drawn.with_all_back().fits(requested)));
-    let is_held = spent.is_none();
-    let (link, reserved, remaining) = spent.or_else(|| least(&mut chain.iter()))?;
+    let spent: Vec<_> = chain.iter().filter(|drawn| !drawn.with_all_back().fits(requested)).collect();
+    let is_held = spent.is_empty();
+    let lacking = if is_held { chain.iter().collect() } else { spent };
+    let left = lacking.into_iter().filter_map(|drawn| Some((drawn, drawn.remaining()?)));
+    let (Drawn { link, reserved, .. }, remaining) = left.min_by_key(|(_, left)| *left)?;
     Some(Denial::AllocationExhausted {
-        scope: link.scope,
+        scope: link.scope.clone(),
         remaining: remaining.max(Credits::ZERO),
         requested,
-        held: is_held.then_some(reserved),
+        held: is_held.then_some(*reserved),
         resets_at: link.window.end,
     })
 }

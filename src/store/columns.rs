@@ -8,7 +8,6 @@ use crate::clock::Timestamp;
 use crate::credits::{Credits, Factor, Usd};
 use crate::id::Id;
 use crate::model::accounts::JsonText;
-use crate::model::usage::Marks;
 
 macro_rules! stored_as_integer {
     ($($type:ty, $get:ident, $make:ident;)*) => {$(
@@ -94,26 +93,6 @@ where
 {
     fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
         Ok(Self(serde_json::value::RawValue::from_string(String::decode(value)?)?))
-    }
-}
-
-impl<DB: Database> Type<DB> for Marks
-where
-    String: Type<DB>,
-{
-    fn type_info() -> DB::TypeInfo {
-        String::type_info()
-    }
-    fn compatible(ty: &DB::TypeInfo) -> bool {
-        String::compatible(ty)
-    }
-}
-impl<'r, DB: Database> Decode<'r, DB> for Marks
-where
-    String: Decode<'r, DB>,
-{
-    fn decode(value: DB::ValueRef<'r>) -> Result<Self, BoxDynError> {
-        String::decode(value).map(Self)
     }
 }
 

@@ -65,6 +65,13 @@ pub struct EntryFilter {
     pub mark: Option<String>,
 }
 
+/// Whose rows are listed.
+enum Wanted<'a> {
+    /// Of one person: the directory's user, else the token's subject.
+    Person(Option<&'a Id<User>>, &'a str),
+    Of(&'a EntryFilter),
+}
+
 /// How many dimensions a sum can be broken down by.
 pub const MAX_DIMENSIONS: usize = 4;
 
@@ -188,21 +195,7 @@ impl Tx<Tenant> {
         subject: &str,
         slice: &Slice,
     ) -> Result<Page<UsageEntry>> {
-        let account = self.account.clone();
-        let (at, id) = slice.before();
-        let rows: Vec<UsageEntry> = on!(self, |c| {
-            let mut q = sqlx::QueryBuilder::new(ENTRIES);
-            q.push_bind(&account);
-            match user {
-                Some(user) => q.push(" AND user_id = ").push_bind(user),
-                None => q.push(" AND user_id IS NULL AND subject = ").push_bind(subject),
-            };
-            q.push(" AND (created_at, request_id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
-            q.push(" ORDER BY created_at DESC, request_id DESC LIMIT ").push_bind(slice.fetch());
-            q.push(" OFFSET ").push_bind(slice.skip());
-            q.build_query_as().fetch_all(c).await
-        })?;
-        Ok(slice.page(rows, |r| (r.created_at, r.id.as_str())))
+        self.entries(&Wanted::Person(user, subject), slice).await
     }
 
     /// Ledger rows that `filter` lets through, newest first.
@@ -210,22 +203,34 @@ impl Tx<Tenant> {
     /// # Errors
     /// [`StoreError`](super::StoreError).
     pub async fn usage_entries(&mut self, filter: &EntryFilter, slice: &Slice) -> Result<Page<UsageEntry>> {
+        self.entries(&Wanted::Of(filter), slice).await
+    }
+
+    async fn entries(&mut self, wanted: &Wanted<'_>, slice: &Slice) -> Result<Page<UsageEntry>> {
         let account = self.account.clone();
         let (at, id) = slice.before();
         let rows: Vec<UsageEntry> = on!(self, |c| {
             let mut q = sqlx::QueryBuilder::new(ENTRIES);
-            q.push_bind(&account).push(" AND domain = ").push_bind(filter.costs.domain);
-            for (condition, value) in filter.costs.conditions() {
-                q.push(condition).push_bind(value);
-            }
-            if let Some(entry) = filter.entry {
-                q.push(" AND entry = ").push_bind(entry);
-            }
-            if let Some(mark) = &filter.mark {
-                let mark = format!(",{mark},");
-                q.push(" AND marks <> '' AND REPLACE(',' || marks || ',', ")
-                    .push_bind(mark)
-                    .push(", '') <> ',' || marks || ','");
+            q.push_bind(&account);
+            match wanted {
+                Wanted::Person(Some(user), _) => _ = q.push(" AND user_id = ").push_bind(*user),
+                Wanted::Person(None, subject) => {
+                    q.push(" AND user_id IS NULL AND subject = ").push_bind(*subject);
+                }
+                Wanted::Of(EntryFilter { costs, entry, mark }) => {
+                    q.push(" AND domain = ").push_bind(costs.domain);
+                    for (condition, value) in costs.conditions() {
+                        q.push(condition).push_bind(value);
+                    }
+                    if let Some(entry) = entry {
+                        q.push(" AND entry = ").push_bind(*entry);
+                    }
+                    if let Some(mark) = mark {
+                        q.push(" AND marks <> '' AND REPLACE(',' || marks || ',', ")
+                            .push_bind(format!(",{mark},"))
+                            .push(", '') <> ',' || marks || ','");
+                    }
+                }
             }
             q.push(" AND (created_at, request_id) < (").push_bind(at).push(", ").push_bind(&id).push(")");
             q.push(" ORDER BY created_at DESC, request_id DESC LIMIT ").push_bind(slice.fetch());

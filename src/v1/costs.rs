@@ -206,14 +206,14 @@ fn or_none(key: &str) -> Option<String> {
     (!key.is_empty()).then(|| key.to_owned())
 }
 
-/// Which costs, and how they are broken down.
+/// Whose costs.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Breakdown {
+pub struct Payer {
     /// The product domain.
     #[serde(default = "copilot")]
     #[param(required = false)]
-    domain: Domain,
+    pub(super) domain: Domain,
     /// Only this org's.
     #[param(value_type = Option<String>)]
     org_id: Option<Id<Org>>,
@@ -223,13 +223,19 @@ pub struct Breakdown {
     /// Only this user's.
     #[param(value_type = Option<String>)]
     user_id: Option<Id<User>>,
+}
+
+/// How they are broken down.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Breakdown {
     /// Up to three of agent, llm, connection, guardrail, org, team, user and day,
     /// separated by commas; the first four unless said.
     #[param(example = "llm,day")]
     group_by: Option<String>,
 }
 
-pub(super) fn copilot() -> Domain {
+fn copilot() -> Domain {
     Domain::Copilot
 }
 
@@ -251,8 +257,10 @@ impl Breakdown {
     fn dimensions(&self) -> Result<Vec<CostDimension>, Problem> {
         self.group_by.as_deref().map_or_else(|| Ok(BY_DEFAULT.to_vec()), dimensions)
     }
+}
 
-    fn filter(&self) -> CostFilter {
+impl Payer {
+    pub(super) fn filter(&self) -> CostFilter {
         CostFilter {
             org: self.org_id.as_ref().map(Id::to_string),
             team: self.team_id.as_ref().map(Id::to_string),
@@ -369,19 +377,20 @@ pub struct Costs {
 /// Break costs down
 ///
 /// Needs the admin rights of the domain that is asked for.
-#[utoipa::path(get, path = "/v1/costs/breakdown", tag = "costs", params(Breakdown, Days, Part),
+#[utoipa::path(get, path = "/v1/costs/breakdown", tag = "costs", params(Payer, Breakdown, Days, Part),
     responses((status = 200, description = "Costs, the largest first, and their sum", body = Costs), Refusals))]
 pub async fn get_cost_breakdown(
     call: Call<Member>,
+    Query(payer): Query<Payer>,
     Query(wanted): Query<Breakdown>,
     Query(days): Query<Days>,
     Query(part): Query<Part>,
 ) -> Outcome {
-    let call = call.domain_admin(wanted.domain)?;
+    let call = call.domain_admin(payer.domain)?;
     let slice = part.slice()?;
     let dimensions = wanted.dimensions()?;
     let mut tx = call.read().await?;
-    let filter = days.read(&mut tx, wanted.filter()).await?;
+    let filter = days.read(&mut tx, payer.filter()).await?;
     let mut rows = tx.costs(&filter, &dimensions, &slice).await?;
     let next_offset = part.cut(&mut rows);
     let totals = CostTotals::from(&tx.cost_total(&filter).await?);

@@ -4,32 +4,16 @@ use serde::Deserialize;
 
 use super::answer::{Answer, Items, Outcome, Refusals};
 use super::call::{Call, Member};
-use super::costs::{Days, copilot};
+use super::costs::{Days, Payer};
 use super::input::{PageParams, Paging, Query};
-use crate::context::Domain;
-use crate::id::Id;
-use crate::model::directory::{Org, Team, User};
 use crate::model::text::Name;
 use crate::model::usage::{EntryKind, UsageEntry};
-use crate::store::usage::{CostFilter, EntryFilter};
+use crate::store::usage::EntryFilter;
 
 /// Which rows are wanted.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct WantedEntries {
-    /// The product domain.
-    #[serde(default = "copilot")]
-    #[param(required = false)]
-    domain: Domain,
-    /// Only this org's.
-    #[param(value_type = Option<String>)]
-    org_id: Option<Id<Org>>,
-    /// Only this team's.
-    #[param(value_type = Option<String>)]
-    team_id: Option<Id<Team>>,
-    /// Only this user's.
-    #[param(value_type = Option<String>)]
-    user_id: Option<Id<User>>,
     /// Only usage, or only corrections of a kind.
     #[param(inline)]
     entry: Option<EntryKind>,
@@ -44,23 +28,18 @@ pub struct WantedEntries {
 /// Each request with what it cost, the newest first, and what corrects them. A row's `id` is the request id that its
 /// caller was told in `x-request-id`; in the copilot domain, `reverses` of an adjustment names it. Needs the admin rights
 /// of the domain that is asked for.
-#[utoipa::path(get, path = "/v1/costs/entries", tag = "costs", params(WantedEntries, Days, PageParams),
+#[utoipa::path(get, path = "/v1/costs/entries", tag = "costs", params(Payer, WantedEntries, Days, PageParams),
     responses((status = 200, description = "A page of the ledger", body = Items<UsageEntry>), Refusals))]
 pub async fn list_ledger_entries(
     call: Call<Member>,
+    Query(payer): Query<Payer>,
     Query(wanted): Query<WantedEntries>,
     Query(days): Query<Days>,
     Paging(slice): Paging<100>,
 ) -> Outcome {
-    let call = call.domain_admin(wanted.domain)?;
+    let call = call.domain_admin(payer.domain)?;
     let mut tx = call.read().await?;
-    let costs = CostFilter {
-        org: wanted.org_id.map(|id| id.to_string()),
-        team: wanted.team_id.map(|id| id.to_string()),
-        user: wanted.user_id.map(|id| id.to_string()),
-        ..CostFilter::of(wanted.domain)
-    };
-    let costs = days.read(&mut tx, costs).await?;
+    let costs = days.read(&mut tx, payer.filter()).await?;
     let filter = EntryFilter { costs, entry: wanted.entry, mark: wanted.mark.map(Name::into_string) };
     Ok(Answer::of(&Items::from(tx.usage_entries(&filter, &slice).await?)))
 }

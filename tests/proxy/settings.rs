@@ -79,6 +79,10 @@ async fn an_account_has_its_own_enforcement() {
             assert_eq!(items.len(), found, "{mark}: {listed}");
             assert!(items.iter().all(|item| item["marks"] == json!([mark]) && item["status"] == 200), "{listed}");
         }
+        // The caller is not told of a trial.
+        let own = stage.ada.get("/v1/me/usage").await.ok();
+        let told: Vec<_> = own["items"].as_array().unwrap().iter().map(|item| item["marks"].clone()).collect();
+        assert_eq!(told, [json!([]), json!([]), json!([]), json!(["over_cap"])], "the newest first");
         assert_eq!(stage.gateway.metric("reservations_over_cap_total").await, 1);
         assert_eq!(stage.gateway.metric("reservations_shadowed_total").await, 1);
         assert_eq!(stage.gateway.verify_books().await.differences, []);

@@ -14,8 +14,8 @@ use crate::allocation::record::Note;
 use crate::clock::Timestamp;
 use crate::context::Granted;
 use crate::credits::Credits;
-use crate::store::StoreError;
-use crate::store::leases::{Holder, Orphan};
+use crate::store::leases::{Holder, LostLease, Orphan};
+use crate::store::{Store, StoreError};
 
 /// How many lost leases are looked up at once.
 const MOST_LOST: u32 = 500;
@@ -146,39 +146,44 @@ impl Leases {
         }
         tx.forget_lost_leases(now.minus(REMEMBERED)).await?;
         tx.commit().await?;
-        loop {
-            let orphans = self.0.store.read(&Granted::system()).await?.orphaned_leases(None, MOST_LOST).await?;
-            let mut ended = 0;
-            for orphan in &orphans {
-                match self.end_lost(orphan).await {
-                    // It stays, and is no reason to leave the others.
-                    Err(error @ StoreError::Unreadable { .. }) => {
-                        tracing::error!(lease = orphan.lease_id, %error, "a lost lease cannot be ended");
-                    }
-                    other => {
-                        other?;
-                        ended += 1;
-                    }
+        end_orphans(&self.0.store, None, self.0.config.lost).await
+    }
+}
+
+/// Ends leases of fenced holders, of one of them or of all, each in a transaction of its own.
+pub(crate) async fn end_orphans(store: &Store, holder: Option<&str>, lost: LostLease) -> Result<(), StoreError> {
+    loop {
+        let orphans = store.read(&Granted::system()).await?.orphaned_leases(holder, MOST_LOST).await?;
+        let mut ended = 0;
+        for orphan in &orphans {
+            match end_lost(store, orphan, lost).await {
+                // It stays, and is no reason to leave the others, or not to start.
+                Err(error @ StoreError::Unreadable { .. }) => {
+                    tracing::error!(lease = orphan.lease_id, %error, "a lost lease cannot be ended");
+                }
+                other => {
+                    other?;
+                    ended += 1;
                 }
             }
-            if ended == 0 || orphans.len() < MOST_LOST as usize {
-                return Ok(());
-            }
+        }
+        if ended == 0 || orphans.len() < MOST_LOST as usize {
+            return Ok(());
         }
     }
+}
 
-    async fn end_lost(&self, orphan: &Orphan) -> Result<(), StoreError> {
-        let mut tx = self.0.store.begin(&Granted::system()).await?;
-        let charged = tx.end_orphan(orphan, self.0.config.lost).await?;
-        tx.commit().await?;
-        if let Some(credits) = charged.filter(|credits| *credits != Credits::ZERO) {
-            tracing::warn!(
-                account = %orphan.account_id, lease = orphan.lease_id, %credits,
-                "a gateway is gone with its lease: what was open in it is charged"
-            );
-        }
-        Ok(())
+async fn end_lost(store: &Store, orphan: &Orphan, lost: LostLease) -> Result<(), StoreError> {
+    let mut tx = store.begin(&Granted::system()).await?;
+    let charged = tx.end_orphan(orphan, lost).await?;
+    tx.commit().await?;
+    if let Some(credits) = charged.filter(|credits| *credits != Credits::ZERO) {
+        tracing::warn!(
+            account = %orphan.account_id, lease = orphan.lease_id, %credits,
+            "a gateway is gone with its lease: what was open in it is charged"
+        );
     }
+    Ok(())
 }
 
 #[cfg(test)]
